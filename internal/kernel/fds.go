@@ -1,0 +1,133 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// SendFDs sends payload, at least one byte, together with copies of up to
+// MaxFDs descriptors. The descriptors stay open and non-blocking here.
+func SendFDs(c *net.UnixConn, payload []byte, fds []int) error {
+	if len(fds) > MaxFDs {
+		return fmt.Errorf("send %d descriptors: %w", len(fds), ErrTooManyFDs)
+	}
+	if len(payload) == 0 {
+		return errors.New("send descriptors: a payload is needed to carry them")
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	n, _, err := c.WriteMsgUnix(payload, rights, nil)
+	if err == nil && n < len(payload) {
+		_, err = c.Write(payload[n:])
+	}
+	if err != nil {
+		return fmt.Errorf("send descriptors: %w", err)
+	}
+	return nil
+}
+
+// RecvFDs receives one message of SendFDs: n bytes of payload and the
+// descriptors, which the caller owns. They are close-on-exec and non-blocking,
+// whatever the sender's runtime did to them. When the sender is gone the error
+// wraps io.EOF. On an error no descriptor stays open.
+func RecvFDs(c *net.UnixConn, payload []byte) (n int, fds []int, err error) {
+	control := make([]byte, unix.CmsgSpace(MaxFDs*4))
+	n, controlLen, flags, _, err := c.ReadMsgUnix(payload, control)
+	if err != nil {
+		return 0, nil, fmt.Errorf("receive descriptors: %w", err)
+	}
+	fds, err = parseRights(control[:controlLen])
+	if err == nil && flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
+		err = ErrTruncated
+	}
+	for _, fd := range fds {
+		if err == nil {
+			err = setReceived(fd)
+		}
+	}
+	if err != nil {
+		CloseFDs(fds)
+		return 0, nil, fmt.Errorf("receive descriptors: %w", err)
+	}
+	return n, fds, nil
+}
+
+// setReceived puts O_NONBLOCK back: it belongs to the file description, which
+// is shared, and File(), Fd() and ExtraFiles on the other side clear it. Files
+// that cannot be non-blocking (O_PATH) are fine as they are.
+func setReceived(fd int) error {
+	unix.CloseOnExec(fd)
+	if err := unix.SetNonblock(fd, true); err != nil && !errors.Is(err, unix.EBADF) {
+		return err
+	}
+	return nil
+}
+
+// parseRights returns the descriptors of all control messages, also when it
+// returns an error, so that the caller can close them.
+func parseRights(control []byte) ([]int, error) {
+	if len(control) == 0 {
+		return nil, nil
+	}
+	msgs, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return nil, fmt.Errorf("parse control message: %w", err)
+	}
+	var fds []int
+	for i := range msgs {
+		if msgs[i].Header.Level != unix.SOL_SOCKET || msgs[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		more, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			return fds, fmt.Errorf("parse control message: %w", err)
+		}
+		fds = append(fds, more...)
+	}
+	return fds, nil
+}
+
+// CloseFDs closes descriptors that nobody wants.
+func CloseFDs(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// DupFD returns a copy of a socket's descriptor for SendFDs. Other than File()
+// it leaves the socket non-blocking. The caller closes the copy.
+func DupFD(c syscall.Conn) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("copy descriptor: %w", err)
+	}
+	fd := -1
+	var dupErr error
+	err = raw.Control(func(s uintptr) { fd, dupErr = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(err, dupErr); err != nil {
+		return -1, fmt.Errorf("copy descriptor: %w", err)
+	}
+	return fd, nil
+}
+
+// PeerUID returns the user that the process at the other end of the socket had
+// when it connected.
+func PeerUID(c *net.UnixConn) (uint32, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("ask for the peer's user: %w", err)
+	}
+	var cred *unix.Ucred
+	var optErr error
+	err = raw.Control(func(s uintptr) { cred, optErr = unix.GetsockoptUcred(int(s), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, optErr); err != nil {
+		return 0, fmt.Errorf("ask for the peer's user: %w", err)
+	}
+	return cred.Uid, nil
+}
