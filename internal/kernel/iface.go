@@ -78,6 +78,9 @@ func (t *TUN) MoveInto(ns *Namespace, cfg Interface) error {
 }
 
 func (t *TUN) moveInto(ns *Namespace, cfg *Interface) error {
+	if ns == nil {
+		return errors.New("no namespace given")
+	}
 	err := ns.Do(func() error { return checkFree(cfg.Name) })
 	if err != nil {
 		return err

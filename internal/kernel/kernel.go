@@ -54,7 +54,7 @@ const (
 
 	tunPath = "/dev/net/tun"
 
-	// pathMax bounds a path in user space messages and /proc reads.
+	// ifNameMax is the longest name of an interface.
 	ifNameMax = unix.IFNAMSIZ - 1
 )
 

@@ -1,8 +1,6 @@
 package kernel
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -57,7 +55,7 @@ func CreateNamespace(path string) (*Namespace, error) {
 	}
 	ns, err := OpenNamespace(path)
 	if err != nil {
-		return nil, errors.Join(err, DeleteNamespace(path))
+		return nil, errors.Join(err, deleteNamespace(path))
 	}
 	return ns, nil
 }
@@ -94,6 +92,19 @@ func isLeftover(path string) bool {
 // namespace or its remains. The namespace itself ends when the last process,
 // descriptor and mount of it do.
 func DeleteNamespace(path string) error {
+	unlock, err := lockDir(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return deleteNamespace(path)
+}
+
+// deleteNamespace is DeleteNamespace with the directory's lock held.
+func deleteNamespace(path string) error {
 	for {
 		var sfs unix.Statfs_t
 		err := unix.Statfs(path, &sfs)
@@ -183,10 +194,15 @@ func mountState(dir string) (mounted, shared bool, err error) {
 	if err != nil {
 		return false, false, fmt.Errorf("read mounts: %w", err)
 	}
-	lines := bufio.NewScanner(bytes.NewReader(info))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
+	mounted, shared = findMount(string(info), dir)
+	return mounted, shared, nil
+}
+
+// findMount looks dir up in the text of a mountinfo file. Of several mounts on
+// one place the last one counts, which is the one on top.
+func findMount(info, dir string) (mounted, shared bool) {
+	for line := range strings.Lines(info) {
+		fields := strings.Fields(line)
 		if len(fields) < 7 || unescapeMount(fields[4]) != dir {
 			continue
 		}
@@ -197,7 +213,7 @@ func mountState(dir string) (mounted, shared bool, err error) {
 		mounted = true
 		shared = slices.ContainsFunc(fields[6:end], func(f string) bool { return strings.HasPrefix(f, "shared:") })
 	}
-	return mounted, shared, lines.Err()
+	return mounted, shared
 }
 
 // unescapeMount undoes the octal escapes of mountinfo.

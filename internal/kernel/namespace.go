@@ -124,7 +124,9 @@ func (n *Namespace) Do(fn func() error) error {
 		return fn()
 	}
 	return onThread(func() error {
-		if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
+		err := unix.Setns(n.FD(), unix.CLONE_NEWNET)
+		runtime.KeepAlive(n)
+		if err != nil {
 			return fmt.Errorf("enter network namespace: %w", err)
 		}
 		return fn()
@@ -164,7 +166,11 @@ func StartIn(ns *Namespace, cmd *exec.Cmd) error {
 
 // ProcessesIn returns the processes whose network namespace this is, without
 // the calling one. Processes that end or may not be looked at are left out.
+// A nil Namespace is an error: the list is there to end processes by.
 func ProcessesIn(ns *Namespace) ([]int, error) {
+	if ns == nil {
+		return nil, errors.New("list processes: no namespace given")
+	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)

@@ -79,7 +79,7 @@ func (p *Poller) Add(fd int, token uint64) error {
 // still be in its caller's hands.
 func (p *Poller) Del(fd int) error {
 	err := p.control(unix.EPOLL_CTL_DEL, fd, nil)
-	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EPERM) {
+	if err == nil || errors.Is(err, ErrClosed) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EPERM) {
 		return nil
 	}
 	return fmt.Errorf("stop watching descriptor %d: %w", fd, err)

@@ -29,7 +29,7 @@ type Route struct {
 	Link    int // interface index
 	MTU     int // 0: the interface's
 	Scope   Scope
-	Own     bool // when read: the route protocol is RouteProtocol
+	Own     bool // read only: the route protocol is RouteProtocol
 }
 
 // ApplyRoutes makes netctl's routes on an interface of the caller's namespace
@@ -51,9 +51,13 @@ func ApplyRoutes(link int, want []Route) error {
 	var errs []error
 	wanted := make(map[netip.Prefix]bool, len(want))
 	for _, r := range want {
-		r.Link = link
+		r.Link, r.Own = link, true
 		if err := r.check(); err != nil {
 			errs = append(errs, err)
+			continue
+		}
+		if wanted[r.Dst] {
+			errs = append(errs, fmt.Errorf("route to %s: wanted twice", r.Dst))
 			continue
 		}
 		wanted[r.Dst] = true
@@ -142,8 +146,11 @@ func deleteRoute(r Route) error {
 
 func (r Route) netlink() *netlink.Route {
 	nr := &netlink.Route{
-		LinkIndex: r.Link, Dst: ipNet(r.Dst), Protocol: RouteProtocol, MTU: r.MTU,
+		LinkIndex: r.Link, Dst: ipNet(r.Dst), Protocol: unix.RTPROT_STATIC, MTU: r.MTU,
 		Table: unix.RT_TABLE_MAIN, Family: familyOf(r.Dst.Addr()),
+	}
+	if r.Own {
+		nr.Protocol = RouteProtocol
 	}
 	if r.Dst.Addr().Is4() {
 		nr.Scope = netlink.Scope(r.Scope)
@@ -160,6 +167,9 @@ func (r Route) netlink() *netlink.Route {
 // RouteGet asks the kernel which way a packet to dst would go from the caller's
 // namespace. The error wraps ErrNoRoute when there is none.
 func RouteGet(dst netip.Addr) (Route, error) {
+	if !dst.IsValid() {
+		return Route{}, fmt.Errorf("route to %s: not an address", dst)
+	}
 	routes, err := netlink.RouteGet(dst.AsSlice())
 	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || err == nil && len(routes) == 0 {
 		return Route{}, fmt.Errorf("route to %s: %w", dst, ErrNoRoute)

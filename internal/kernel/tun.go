@@ -78,6 +78,9 @@ type TUN struct {
 // namespace alive. The error wraps ErrExists when the name is taken.
 func CreateTUN(cfg TUNConfig) (*TUN, error) {
 	t, err := openTUN(cfg.Name, unix.IFF_TUN_EXCL)
+	if errors.Is(err, ErrBusy) {
+		err = ErrExists // what the kernel says of a name that is taken
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create TUN %q: %w", cfg.Name, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -23,7 +24,9 @@ func CreateVeth(nameA string, nsA *Namespace, nameB string, nsB *Namespace) erro
 	return nsA.Do(func() error {
 		veth := netlink.NewVeth(netlink.NewLinkAttrs())
 		veth.Name, veth.PeerName, veth.PeerNamespace = nameA, nameB, netlink.NsFd(nsB.FD())
-		if err := netlink.LinkAdd(veth); err != nil {
+		err := netlink.LinkAdd(veth)
+		runtime.KeepAlive(nsB)
+		if err != nil {
 			return fmt.Errorf("create veth %q - %q: %w", nameA, nameB, existsErr(err))
 		}
 		return nil
@@ -70,11 +73,11 @@ func DeleteAddress(ns *Namespace, name string, p netip.Prefix) error {
 	})
 }
 
-// AddRoute adds or replaces one route over the named interface, marked as ours.
-// Later ApplyRoutes for the interface remove it unless they want it too.
+// AddRoute adds or replaces one route over the named interface, as an
+// administrator would ("proto static"): ApplyRoutes leaves it alone.
 func AddRoute(ns *Namespace, name string, r Route) error {
 	return withLink(ns, name, func(link netlink.Link) error {
-		r.Link = link.Attrs().Index
+		r.Link, r.Own = link.Attrs().Index, false
 		if err := r.check(); err != nil {
 			return err
 		}
