@@ -1,0 +1,229 @@
+// Package flow is the connection table: it remembers, for every tuple that the
+// router has judged, the tuple to leave with, the exit port and the generations
+// of the tables that judged it, so that only the first packet of a connection
+// pays for service choice and policy.
+//
+// # Layout
+//
+// A connection is two slots, one per direction, each found by the tuple that
+// its packets arrive with. A slot is 128 bytes, sixteen atomic 64-bit words and
+// no pointer, so the table costs the garbage collector nothing and can live in
+// a memory-mapped file that outlives the process.
+//
+//	header | stripe locks | owner counts | tags: 8 bytes per bucket | slots: 8 per bucket
+//
+// A tuple's keyed hash names two buckets and a one-byte tag. The tags of a
+// bucket are one word, so a lookup reads one or two words and then only the
+// slot that matches. Entries never move.
+//
+// # Invariants
+//
+//   - Readers take no lock: each slot is a seqlock made of atomics. An odd
+//     sequence number means that a writer is inside.
+//   - A slot, its bucket's tag word and its sequence number are changed only
+//     under the stripe lock of its bucket; activity words (state, last seen,
+//     counters) are changed by anyone, atomically.
+//   - Both slots of a connection appear and disappear in one step under the
+//     locks of both, and each names the other.
+//   - A full neighbourhood evicts what is over, expired or was never answered,
+//     oldest first, and never an established connection: a flood of openings
+//     costs the flooder its own entries.
+//   - No owner holds more than its bound, so no pod can take the table.
+//
+// The hash is NH (as in UMAC, RFC 4418) with a key from the system's random
+// source that is stored in the file: who does not know the key cannot aim at a
+// bucket.
+//
+// # Testing
+//
+// The map-based twin in twin_test.go gives the same answers as the table on
+// random histories with a printed seed; run with -race for the concurrent
+// test and with -fuzz=FuzzOpen for files written by somebody else.
+package flow
+
+import (
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/netctl/netctl/internal/packet"
+)
+
+// Sizes with their reasons.
+const (
+	// DefaultSlots holds 262 144 connections in 64 MiB, of which only touched
+	// pages count: twice what kube-proxy gives the kernel's table on a small node.
+	DefaultSlots = 1 << 19
+	// DefaultPerOwner is above the 10 000 connections that a pod must be able
+	// to hold, and 1/16 of the default table.
+	DefaultPerOwner = 16384
+
+	minSlots  = 2 * bucketSize
+	maxSlots  = 1 << 27 // the two bucket numbers and the tag are disjoint bits of the hash up to here
+	slotWords = 16
+	slotBytes = slotWords * 8
+	// bucketSize is the number of slots whose tags fit one word.
+	bucketSize = 8
+	stripes    = 256
+	// ownerSlots is the number of owner counts; owners with equal low 16 bits
+	// share one.
+	ownerSlots = 1 << 16
+)
+
+// Flags says what a slot is.
+type Flags uint16
+
+// The flags of an Entry. FlagReverse is the table's own: Insert sets it on the
+// slot of the replies and Update keeps it.
+const (
+	FlagReverse    Flags = 1 << iota // the direction of the replies
+	FlagReject                       // packets are answered with a reset or an ICMP error
+	FlagDrop                         // packets are dropped
+	FlagService                      // the destination was a frontend
+	FlagNoFrontend                   // FrontSlot means nothing
+	FlagAffinity                     // the backend came from session affinity
+	FlagHairpin                      // client and backend are the same pod
+	FlagLocal                        // ends in the agent itself
+)
+
+// Entry is a plain copy of one direction of a connection.
+type Entry struct {
+	Rewrite packet.Rewrite // the tuple to leave with
+	Out     uint32         // exit port
+
+	// Generations of what judged it, and the index of its frontend's
+	// generation (meaningless with FlagNoFrontend).
+	InGen, OutGen, FrontGen uint32
+	FrontSlot               uint16
+	Flags                   Flags
+
+	// Owner is who the connection counts against; 0 is nobody and unbounded.
+	Owner uint32
+
+	// The rest is the table's: set by Insert and Seen, ignored by Update.
+	State    State
+	LastSeen uint32 // seconds, the caller's clock
+	Packets  uint64 // of this direction
+	Bytes    uint64
+}
+
+// Ref names a slot in the state in which it was found. It is never zero; a Ref
+// whose slot has changed since is stale and every method ignores it.
+type Ref uint64
+
+func makeRef(slot uint32, seq uint32) Ref { return Ref(uint64(slot)<<32 | uint64(seq)) }
+
+func (r Ref) slot() uint32 { return high(uint64(r)) }
+func (r Ref) seq() uint32  { return low(uint64(r)) }
+
+// Table is the connection table. All methods but Close may be called from any
+// number of goroutines.
+type Table struct {
+	// Immutable after Open.
+	key        [hashWords]uint64
+	slots      []slot
+	nslots     uint32
+	tags       []atomic.Uint64 // one word of eight tags per bucket
+	bucketMask uint32
+	perOwner   uint32
+	timeouts   Timeouts
+	report     Report
+
+	head   []atomic.Uint64
+	locks  []atomic.Uint64 // stripe locks that a joined process shares
+	owners []atomic.Uint64
+	mu     [stripes]stripeLock // stripe locks among the goroutines of this process
+	hand   atomic.Uint32       // the bucket at which Expire goes on
+	stats  counters
+
+	data []byte   // the mapping, nil for an anonymous table
+	file *os.File // holds the file lock
+}
+
+type stripeLock struct {
+	sync.Mutex
+	_ [56]byte // one cache line each
+}
+
+// counters of this process.
+type counters struct {
+	inserted, removed, expired, evicted    atomic.Uint64
+	clash, ownerFull, tableFull, lockTaken atomic.Uint64
+}
+
+// Lookup finds the connection that a packet with tuple k belongs to and copies
+// its entry to e. It takes no lock and does not allocate. When it returns false
+// e holds nothing of use.
+func (t *Table) Lookup(k *packet.Tuple, e *Entry) (Ref, bool) {
+	w := keyWords(k)
+	h := t.hash(&w)
+	tag := tagOf(h)
+	b1 := low(h) & t.bucketMask
+	if r, ok := t.probe(b1, tag, &w, e); ok {
+		return r, true
+	}
+	return t.probe(secondBucket(h, b1, t.bucketMask), tag, &w, e)
+}
+
+// probe looks for key w among the slots of bucket b whose tag is tag.
+func (t *Table) probe(b uint32, tag uint64, w *key, e *Entry) (Ref, bool) {
+	for m := matchTags(t.tags[b].Load(), tag); m != 0; m &= m - 1 {
+		i := b*bucketSize + firstTag(m)
+		if seq, ok := t.slots[i].read(w, e); ok {
+			return makeRef(i, seq), true
+		}
+	}
+	return 0, false
+}
+
+// Seen records one packet of size bytes on the connection that ref names, and
+// moves its TCP state on. It writes the shared activity word at most once per
+// second and direction unless the state changes, and does not allocate.
+func (t *Table) Seen(ref Ref, size int, tcpFlags uint8, now uint32) {
+	i := ref.slot()
+	if i >= t.nslots {
+		return
+	}
+	s := &t.slots[i]
+	if low(s[wordSeq].Load()) != ref.seq() {
+		return
+	}
+	n := s[wordPackets].Add(1)
+	s[wordBytes].Add(uint64(size))
+	a := activity(s[wordActivity].Load())
+	if a.lastSeen() == now && a.state().steady(tcpFlags) {
+		return
+	}
+	t.advance(i, n, tcpFlags, now)
+}
+
+// Len returns the number of connections.
+func (t *Table) Len() int {
+	return int(t.head[headCount].Load())
+}
+
+// Stats is a snapshot of the table's counters. Connections and Slots are the
+// table's, the others count what this process did since Open.
+type Stats struct {
+	Connections, Slots          int
+	Inserted, Removed           uint64
+	Expired, Evicted            uint64
+	Clash, OwnerFull, TableFull uint64
+	LocksTaken                  uint64 // from a process that died while it held them
+}
+
+// Stats returns the counters.
+func (t *Table) Stats() Stats {
+	return Stats{
+		Connections: t.Len(), Slots: len(t.slots),
+		Inserted: t.stats.inserted.Load(), Removed: t.stats.removed.Load(),
+		Expired: t.stats.expired.Load(), Evicted: t.stats.evicted.Load(),
+		Clash: t.stats.clash.Load(), OwnerFull: t.stats.ownerFull.Load(), TableFull: t.stats.tableFull.Load(),
+		LocksTaken: t.stats.lockTaken.Load(),
+	}
+}
+
+// OwnerLen returns how many connections count against owner.
+func (t *Table) OwnerLen(owner uint32) int {
+	return int(t.owners[owner%ownerSlots].Load())
+}
