@@ -1,7 +1,7 @@
 package packet
 
 import (
-	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"strconv"
 )
@@ -58,7 +58,9 @@ func (a Addr) Netip() netip.Addr { return netip.AddrFrom16(a).Unmap() }
 
 // Is4 reports whether a holds an IPv4 address. Parse refuses IPv6 headers with
 // v4-mapped addresses, so the two families can never be taken for each other.
-func (a *Addr) Is4() bool { return bytes.HasPrefix(a[:], mapped[:]) }
+func (a Addr) Is4() bool {
+	return binary.LittleEndian.Uint64(a[:]) == 0 && binary.LittleEndian.Uint32(a[8:]) == 0xffff0000
+}
 
 // String formats the address for people.
 func (a Addr) String() string { return a.Netip().String() }
@@ -166,6 +168,3 @@ func (p *Packet) Fragment() FragKey {
 	}
 	return k
 }
-
-// mapped is the prefix of a v4-mapped address.
-var mapped = [12]byte{10: 0xff, 11: 0xff}
