@@ -155,8 +155,9 @@ type counters struct {
 // its entry to e. It takes no lock and does not allocate. When it returns false
 // e holds nothing of use.
 func (t *Table) Lookup(k *packet.Tuple, e *Entry) (Ref, bool) {
-	w := keyWords(k)
-	h := t.hash(&w)
+	var w key
+	w.set(k)
+	h := hash(&t.key, w[0], w[1], w[2], w[3], w[4])
 	tag := tagOf(h)
 	b1 := low(h) & t.bucketMask
 	if r, ok := t.probe(b1, tag, &w, e); ok {
@@ -188,13 +189,15 @@ func (t *Table) Seen(ref Ref, size int, tcpFlags uint8, now uint32) {
 	if low(s[wordSeq].Load()) != ref.seq() {
 		return
 	}
-	n := s[wordPackets].Add(1)
-	s[wordBytes].Add(uint64(size))
+	n := tally(s[wordTally].Add(uint64(size)<<tallyShift | 1))
+	if n&tallyFull != 0 {
+		s.spill()
+	}
 	a := activity(s[wordActivity].Load())
 	if a.lastSeen() == now && a.state().steady(tcpFlags) {
 		return
 	}
-	t.advance(i, n, tcpFlags, now)
+	t.advance(i, n.packets(), tcpFlags, now)
 }
 
 // Len returns the number of connections.

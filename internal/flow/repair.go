@@ -168,7 +168,6 @@ func (t *Table) restore(ref Ref, e, re *Entry) {
 		e *Entry
 	}{{&t.slots[i], e}, {&t.slots[p], re}} {
 		x.s[wordActivity].Store(uint64(makeActivity(x.e.LastSeen, x.e.State, x.e.FrontSlot)))
-		x.s[wordPackets].Store(x.e.Packets)
-		x.s[wordBytes].Store(x.e.Bytes)
+		x.s.setTally(x.e.Packets, x.e.Bytes)
 	}
 }

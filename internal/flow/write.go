@@ -45,8 +45,9 @@ type home struct {
 }
 
 func (t *Table) homeOf(k *packet.Tuple) home {
-	h := home{w: keyWords(k)}
-	v := t.hash(&h.w)
+	var h home
+	h.w.set(k)
+	v := hash(&t.key, h.w[0], h.w[1], h.w[2], h.w[3], h.w[4])
 	h.tag = tagOf(v)
 	h.b1 = low(v) & t.bucketMask
 	h.b2 = secondBucket(v, h.b1, t.bucketMask)
