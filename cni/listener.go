@@ -1,0 +1,195 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netctl/netctl/cni/wire"
+)
+
+// tempSuffix names the socket until it is ready to take its place.
+const tempSuffix = ".new"
+
+// listener is a unix socket that takes the place of another atomically and
+// removes on close only what is its own: during an upgrade two agents share
+// the path for a moment.
+type listener struct {
+	*net.UnixListener
+	path string
+	self os.FileInfo // of the socket file
+}
+
+func listen(path string) (*listener, error) {
+	if err := ownDirectory(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	temp := path + tempSuffix
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove leftover cni socket: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen on cni socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	self, err := place(temp, path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("place cni socket: %w", err), l.Close(), os.Remove(temp))
+	}
+	return &listener{UnixListener: l, path: path, self: self}, nil
+}
+
+func place(temp, path string) (os.FileInfo, error) {
+	if err := os.Chmod(temp, 0o600); err != nil {
+		return nil, err
+	}
+	self, err := os.Lstat(temp)
+	if err != nil {
+		return nil, err
+	}
+	if old, err := os.Lstat(path); err == nil && old.Mode().Type() != fs.ModeSocket {
+		return nil, fmt.Errorf("%s exists and is no socket", path)
+	}
+	return self, os.Rename(temp, path)
+}
+
+// ownDirectory makes the socket's directory ours: absent, it is created;
+// present, it must belong to our user and becomes 0700. A directory that is
+// obviously shared is refused rather than closed to others.
+func ownDirectory(dir string) error {
+	shared := []string{"/", "/var/run", "/var/tmp", "/var/lib", "/usr/lib"}
+	if filepath.Dir(dir) == "/" || slices.Contains(shared, dir) {
+		return fmt.Errorf("cni socket directory %s is shared with others: use one of its own, such as %s", dir, filepath.Dir(wire.DefaultSocket))
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create cni socket directory: %w", err)
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("cni socket directory: %w", err)
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Uid != ownUser() || info.Mode()&fs.ModeSticky != 0 {
+		return fmt.Errorf("cni socket directory %s belongs to another user or is shared: use one of its own", dir)
+	}
+	if info.Mode().Perm() != 0o700 {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return fmt.Errorf("protect cni socket directory: %w", err)
+		}
+	}
+	return nil
+}
+
+func (l *listener) accept() (*net.UnixConn, error) { return l.AcceptUnix() }
+
+// interrupt ends a pending accept.
+func (l *listener) interrupt() { _ = l.SetDeadline(time.Unix(1, 0)) }
+
+func (l *listener) close() {
+	_ = l.Close()
+	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.self) {
+		_ = os.Remove(l.path)
+	}
+}
+
+// peerUser returns the user of the process at the other end, as the kernel
+// noted it at connect.
+func peerUser(c *net.UnixConn) (uint32, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("peer of cni connection: %w", err)
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, fmt.Errorf("peer of cni connection: %w", err)
+	}
+	if cerr != nil {
+		return 0, fmt.Errorf("peer of cni connection: %w", cerr)
+	}
+	return cred.Uid, nil
+}
+
+// receive reads a request's frame and the descriptor that came with it, nil
+// when none did. Every descriptor beyond the first is closed.
+func receive(c *net.UnixConn) (body []byte, netns *os.File, err error) {
+	var head [4]byte
+	oob := make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := c.ReadMsgUnix(head[:], oob)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read request: %w", err)
+	}
+	netns, err = firstFile(oob[:oobn])
+	if err != nil {
+		return nil, nil, err
+	}
+	for err == nil && n < len(head) {
+		var more int
+		more, err = c.Read(head[n:])
+		n += more
+	}
+	if err == nil {
+		body, err = wire.ReadBody(c, head)
+	}
+	if err != nil && netns != nil {
+		_ = netns.Close()
+		netns = nil
+	}
+	return body, netns, err
+}
+
+func firstFile(oob []byte) (*os.File, error) {
+	if len(oob) == 0 {
+		return nil, nil //nolint:nilnil // no descriptor is an ordinary case
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("read control message: %w", err)
+	}
+	var first *os.File
+	for i := range msgs {
+		fds, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			continue // another kind of message
+		}
+		for _, fd := range fds {
+			if first != nil {
+				_ = unix.Close(fd)
+				continue
+			}
+			first = os.NewFile(uintptr(fd), "netns")
+		}
+	}
+	return first, nil
+}
+
+// checkNetns makes sure that f is a network namespace and not the agent's own,
+// into which a pod's interface must never go.
+func checkNetns(f *os.File, path string) *Error {
+	if f == nil {
+		return wire.Errorf(wire.CodeNotNetns, "the plugin sent no network namespace: let the agent install its own plugin binary")
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return wire.Errorf(wire.CodeNotNetns, "CNI_NETNS %.200q is not a network namespace: it must be a file of /proc/PID/ns/net or a bind mount of one", path)
+	}
+	var own, given unix.Stat_t
+	if err := errors.Join(unix.Stat("/proc/self/ns/net", &own), unix.Fstat(int(f.Fd()), &given)); err != nil {
+		return wire.Errorf(wire.CodeInternal, "compare network namespaces: %v", err)
+	}
+	if own.Dev == given.Dev && own.Ino == given.Ino {
+		return wire.Errorf(wire.CodeNetns, "CNI_NETNS %.200q is the node's own network namespace: a pod needs one of its own", path)
+	}
+	return nil
+}
