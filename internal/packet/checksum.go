@@ -78,11 +78,12 @@ func diff64(o, n uint64) uint64 {
 // pseudo sums the pseudo-header of a transport packet of n bytes (RFC 9293
 // §3.1, RFC 8200 §8.1), big endian, not complemented.
 func pseudo(ip []byte, proto uint8, n int) uint16 {
-	addrs := ip[8:ip6Len]
+	var sum uint16
 	if ip[0]>>4 == 4 {
-		addrs = ip[12:ip4Len]
+		sum = checksum.Checksum(ip[12:ip4Len], 0)
+	} else {
+		sum = checksum.Checksum(ip[8:ip6Len], 0)
 	}
-	sum := checksum.Checksum(addrs, 0)
 	sum = checksum.Combine(sum, uint16(proto))
 	sum = checksum.Combine(sum, uint16(n>>16))
 	return checksum.Combine(sum, uint16(n))

@@ -74,7 +74,10 @@ func (c *Coalescer) Add(ip []byte) {
 	}
 	p := &c.p
 	n, f := p.parseIP(ip)
-	if f != FaultNone || p.Kind != KindWhole || n != len(ip) {
+	if f == FaultNone {
+		ip = ip[:n] // a tunnel's padding
+	}
+	if f != FaultNone || p.Kind == KindFirstFragment || p.Kind == KindLaterFragment {
 		clear(c.last[:])
 		c.start(ip, false)
 		return
