@@ -1,0 +1,141 @@
+// Package dns answers the names of the cluster and forwards all other names.
+//
+// What. Compile turns Services, EndpointSlices and Pods into an immutable
+// Zone; a Server answers questions from the Zone that was published last,
+// message in, message out, without knowing whether the bytes came out of a
+// packet, a socket or a stream. The answers follow the Kubernetes DNS
+// specification 1.1.0 and, where that says nothing, what clients know from
+// CoreDNS with the kubernetes plugin as kubeadm configures it.
+//
+//	        query bytes
+//	             |
+//	          Answer --------- Drop      a response, or no header at all
+//	         /      \
+//	  Answered      Forward              the name is not ours, not in the cache
+//	names of the        |
+//	cluster, errors,    v
+//	cached names     Forward(query, reply)  collapses identical questions,
+//	                    |                   asks upstream, fills the cache
+//	                  reply(bytes)
+//
+// Why here. The agent calls Answer inside the packet walk, on the pod's own
+// node, so a name of the cluster costs no hop, no socket and no connection
+// tracking. That is why the common answers (A, AAAA, name error, no data) are
+// written as wire bytes without allocation, and why Forward calls back and
+// never blocks. All other answers are built with github.com/miekg/dns.
+//
+// Names are compared as lower-cased wire labels, never as text: the one label
+// "a.svc" and the two labels "a", "svc" are different names. The owner names
+// of an answer keep the spelling of the question (safe for resolvers that
+// randomise case); targets keep the question's spelling of the zone.
+//
+// Invariants. A Zone never changes after Compile. A response is never
+// answered. A reply over UDP is no longer than the client's EDNS size and 1232
+// bytes, 512 without EDNS; a longer one is cut at a record and has TC set. An
+// error reply is no longer than its question. No queue, cache or goroutine
+// count is without a bound. SERVFAIL for a name of the cluster is given only
+// before the first complete list of the cluster's objects.
+//
+// Known differences to CoreDNS, all wanted: the SOA minimum (how long a
+// missing name is remembered) is 5 s and not the TTL; a name that does not
+// exist is a name error for every type, TXT included; dns-version has no data
+// for other types instead of a name error; PTR questions inside the cluster's
+// own ranges are answered here and never leave the node; answers are shuffled
+// by rotation; TC is not set when only additional records had to go; a CNAME
+// whose target upstream says does not exist keeps that response code; "_" is
+// not a wildcard for a port or protocol.
+//
+// How to test. Tables of question and answer per rule of the specification
+// (spec_test.go), a slow twin written with miekg/dns over the model values and
+// compared on random clusters (twin_test.go), fuzzing of parser and responder
+// (fuzz_test.go), and fake upstreams on the loopback address.
+package dns
+
+import "time"
+
+// Status says what became of a query.
+type Status uint8
+
+// What Answer can say.
+const (
+	// Drop means that nothing may be sent: the bytes are no query.
+	Drop Status = iota
+	// Answered means that the reply is complete.
+	Answered
+	// Forward means that the caller shall pass the query to Server.Forward.
+	Forward
+)
+
+// String returns the status in lower case.
+func (s Status) String() string {
+	switch s {
+	case Drop:
+		return "drop"
+	case Answered:
+		return "answered"
+	case Forward:
+		return "forward"
+	default:
+		return "unknown"
+	}
+}
+
+// PodMode says how names like 10-1-2-3.default.pod.cluster.local are answered.
+type PodMode uint8
+
+// The modes of the kubernetes plugin of CoreDNS.
+const (
+	// PodsInsecure echoes the address in the name; kubeadm's default.
+	PodsInsecure PodMode = iota
+	// PodsVerified answers when a living pod of the namespace has the address.
+	PodsVerified
+	// PodsDisabled answers none.
+	PodsDisabled
+)
+
+// Sizes and times, with the reason for each.
+const (
+	// MaxUDP is the longest reply over UDP: what passes every path without
+	// fragments (DNS flag day 2020, RFC 9715).
+	MaxUDP = 1232
+	// plainUDP is the longest reply to a client without EDNS (RFC 1035 §4.2.1).
+	plainUDP = 512
+	// maxMessage is the longest message of a stream (its length has 16 bits).
+	maxMessage = 65535
+
+	defaultDomain      = "cluster.local"
+	defaultTTL         = 30 // kubeadm's Corefile
+	defaultNegativeTTL = 5  // a new service is found soon after it was missed
+	versionTTL         = 28800
+	anyTTL             = 8482 // harmless: clients do not ask again soon
+	// maxChain bounds CNAME after CNAME, as CoreDNS does.
+	maxChain = 8
+
+	// maxInFlight is kubeadm's max_concurrent of the forward plugin.
+	maxInFlight = 1000
+	// maxAskers bounds the clients that wait for upstream, all together.
+	maxAskers = 8192
+	// attemptTimeout and totalTimeout leave room for three upstreams before a
+	// resolver's usual 5 s are over.
+	attemptTimeout = 1500 * time.Millisecond
+	totalTimeout   = 4500 * time.Millisecond
+	// downTime is how long an upstream that failed twice is asked last.
+	downTime = 5 * time.Second
+	// maxWrong is how many wrong answers (id, question) one exchange reads.
+	maxWrong = 64
+
+	cacheEntries   = 10000
+	cacheMaxBytes  = 8 << 20
+	maxPositiveTTL = 3600
+	maxNegativeTTL = 30 // kubeadm's cache 30
+	failureTTL     = 1  // RFC 9520 §3.2 asks for at least a second
+
+	// idleTimeout ends a stream without a complete question (RFC 7766 §6.2.3).
+	idleTimeout = 10 * time.Second
+	// writeTimeout ends a stream whose client does not read.
+	writeTimeout = 5 * time.Second
+	// maxPipeline bounds the unanswered questions of a stream.
+	maxPipeline = 64
+	// maxStreams bounds the streams served at a time.
+	maxStreams = 1024
+)

@@ -1,0 +1,323 @@
+package dns
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mdns "github.com/miekg/dns"
+)
+
+// forwarder asks upstream what is not a name of the cluster. Identical
+// questions that are on their way at the same time are one question with
+// several askers; a query of ours that some upstream sends back to us joins
+// the very question that made it, so a loop ends there by construction.
+type forwarder struct {
+	*exchanger
+	cache       cache
+	now         func() time.Time
+	maxInFlight int
+	total       time.Duration
+	// queue hands calls to Run. It never blocks: it holds as many as calls.
+	queue chan *call
+
+	mu      sync.Mutex
+	calls   map[string]*call // guarded by mu
+	askers  int              // guarded by mu
+	stopped bool             // guarded by mu
+
+	forwarded, collapsed, refused, loops atomic.Uint64
+}
+
+// call is one question on its way.
+type call struct {
+	key    string
+	ask    ask
+	id     atomic.Uint32 // of the query that is out, 0 when there is none
+	askers []asker       // guarded by forwarder.mu
+}
+
+// ask is what upstream is asked.
+type ask struct {
+	wire  string // name, lower-cased
+	qtype uint16
+	flags keyFlags
+}
+
+// asker is a client that waits.
+type asker struct {
+	client
+	head  []byte // header and question of the query, a copy
+	qtype uint16
+	chain []string // CNAMEs before the name that is asked
+	ttl   uint32   // of the chain
+	reply func([]byte)
+}
+
+func newForwarder(cfg Config) *forwarder {
+	f := &forwarder{
+		exchanger: newExchanger(cfg), now: cfg.Now, maxInFlight: cfg.MaxInFlight, total: cfg.TotalTimeout,
+		calls: map[string]*call{},
+	}
+	if f.now == nil {
+		f.now = time.Now
+	}
+	if f.maxInFlight <= 0 {
+		f.maxInFlight = maxInFlight
+	}
+	if f.total <= 0 {
+		f.total = totalTimeout
+	}
+	f.queue = make(chan *call, f.maxInFlight)
+	return f
+}
+
+// Run sends questions upstream until ctx ends, and returns when all of them
+// are done. Clients that still wait then get SERVFAIL. One Run at a time.
+func (s *Server) Run(ctx context.Context) error {
+	f := s.forward
+	f.setStopped(false)
+	var wg sync.WaitGroup
+	for {
+		select {
+		case c := <-f.queue:
+			// One goroutine per question that is out, maxInFlight at most: each
+			// owns a socket of its own, because its port must be fresh.
+			wg.Go(func() { f.serve(ctx, c, s.zone.Load()) })
+			continue
+		case <-ctx.Done():
+		}
+		f.setStopped(true)
+		wg.Wait()
+		for {
+			select {
+			case c := <-f.queue:
+				f.done(c, nil)
+				continue
+			default:
+			}
+			return ctx.Err()
+		}
+	}
+}
+
+func (f *forwarder) setStopped(stopped bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stopped = stopped
+}
+
+// Forward asks upstream for a query that Answer did not answer. It copies what
+// it needs of query and does not block. reply is called exactly once, from a
+// goroutine of Run or, when the answer is known (cache, refusal), before
+// Forward returns; the bytes are borrowed until reply returns, and reply must
+// not block.
+func (s *Server) Forward(query []byte, udp bool, reply func(msg []byte)) {
+	var q question
+	if fault := q.parse(query, udp); fault != faultNone {
+		if fault != faultDrop {
+			reply(s.count(q.fail(nil, query, fault.rcode())))
+			return
+		}
+		reply(nil)
+		return
+	}
+	a := asker{client: q.client, head: append([]byte(nil), query[:q.end]...), qtype: q.qtype}
+	a.reply = func(msg []byte) { reply(s.count(msg)) }
+	target := ask{wire: string(q.name.wire[:q.name.len]), qtype: q.qtype}
+	z := s.zone.Load()
+	if f := z.find(&q.name); f.kind == kindExternal {
+		chain, last := z.chase(f.svc)
+		if last == nil || last.kind != kindOutside {
+			// The zone changed since Answer looked: it answers now.
+			if msg, st := z.answer(&q, query, nil); st == Answered {
+				a.reply(msg)
+				return
+			}
+		}
+		a.chain, a.ttl = chain, z.ttl
+		if t, ok := parseTarget(chain[len(chain)-1]); ok {
+			target.wire = t.wire
+		}
+	}
+	s.forward.submit(a, target)
+}
+
+// keyOf appends the identity of a question: name, type and the flags that make
+// the answer another one.
+func keyOf[T string | []byte](buf []byte, wire T, qtype uint16, k keyFlags) []byte {
+	return append(append(buf, wire...), byte(qtype>>8), byte(qtype), byte(k))
+}
+
+// keyFlags are the flags of a query that upstream must see.
+type keyFlags uint8
+
+const (
+	keyRD keyFlags = 1 << iota
+	keyCD
+	keyDO
+)
+
+func (c *client) keyFlags() keyFlags {
+	var k keyFlags
+	if c.flags&flagRD != 0 {
+		k |= keyRD
+	}
+	if c.flags&flagCD != 0 {
+		k |= keyCD
+	}
+	if c.do {
+		k |= keyDO
+	}
+	return k
+}
+
+// cached answers from the cache; nil when it cannot. It does not allocate when
+// out is long enough.
+func (f *forwarder) cached(q *question, query, out []byte) []byte {
+	var buf [maxName + 3]byte
+	key := keyOf(buf[:0], q.name.wire[:q.name.len], q.qtype, q.keyFlags())
+	now := f.now()
+	e := f.cache.get(key, now)
+	if e == nil {
+		return nil
+	}
+	return e.relay(&q.client, out, query, now)
+}
+
+// submit answers an asker from the cache, lets it join a question that is on
+// its way, or starts one.
+func (f *forwarder) submit(a asker, target ask) {
+	target.flags = a.keyFlags()
+	key := string(keyOf(nil, target.wire, target.qtype, target.flags))
+	if e := f.cache.get([]byte(key), f.now()); e != nil {
+		a.deliver(e, f.now())
+		return
+	}
+	if rcode := f.enqueue(key, a, target); rcode != rcodeSuccess {
+		a.reply(a.fail(nil, a.head, rcode))
+	}
+}
+
+// enqueue returns the code to refuse the asker with, or success.
+func (f *forwarder) enqueue(key string, a asker, target ask) uint16 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.calls[key]
+	switch {
+	case f.stopped:
+		return rcodeServer
+	case f.askers >= maxAskers, c == nil && len(f.calls) >= f.maxInFlight:
+		f.refused.Add(1)
+		return rcodeRefused
+	case c != nil:
+		f.collapsed.Add(1)
+		if f.isOwn(c, &a) {
+			f.loops.Add(1)
+		}
+	default:
+		c = &call{key: key, ask: target}
+		f.calls[key] = c
+		f.queue <- c // has room for every call there may be
+	}
+	f.askers++
+	c.askers = append(c.askers, a)
+	return rcodeSuccess
+}
+
+// isOwn reports whether an asker's query is the one that is out for the call:
+// the same id and the flags that only our queries have together. By accident
+// that happens once in 65536 times, and then it counts wrong and no more.
+func (f *forwarder) isOwn(c *call, a *asker) bool {
+	id := c.id.Load()
+	return id != 0 && id == uint32(binary.BigEndian.Uint16(a.head))|ownID && a.opt && a.flags&flagAD != 0
+}
+
+// serve asks upstream and answers everybody who waits.
+func (f *forwarder) serve(ctx context.Context, c *call, z *Zone) {
+	f.forwarded.Add(1)
+	ctx, cancel := context.WithTimeout(ctx, f.total)
+	defer cancel()
+	r := f.exchange(ctx, c, z)
+	now := f.now()
+	if r == nil {
+		r = failure(&c.ask)
+	}
+	r.stored = now
+	if ttl := r.lifetime(c.ask.qtype); ttl > 0 && ctx.Err() != context.Canceled {
+		r.expires = now.Add(time.Duration(ttl) * time.Second)
+		f.cache.put(c.key, r, now)
+	}
+	f.done(c, r)
+}
+
+// failure is the SERVFAIL that stands for no usable answer; it is remembered
+// for a second, so that a dead upstream is not asked by every client.
+func failure(a *ask) *reply {
+	msg := make([]byte, headerLen, headerLen+len(a.wire)+4)
+	msg[2], msg[3], msg[5] = flagQR>>8, 0x80|rcodeServer, 1
+	msg = append(msg, a.wire...)
+	msg = append(msg, byte(a.qtype>>8), byte(a.qtype), 0, classIN)
+	return &reply{msg: msg, end: len(msg)}
+}
+
+// done ends a call: r is what came, nil for SERVFAIL.
+func (f *forwarder) done(c *call, r *reply) {
+	f.mu.Lock()
+	delete(f.calls, c.key)
+	askers := c.askers
+	c.askers = nil
+	f.askers -= len(askers)
+	f.mu.Unlock()
+	now := f.now()
+	for i := range askers {
+		if r == nil {
+			askers[i].reply(askers[i].fail(nil, askers[i].head, rcodeServer))
+			continue
+		}
+		askers[i].deliver(r, now)
+	}
+}
+
+// deliver gives an asker its answer.
+func (a *asker) deliver(r *reply, now time.Time) {
+	if len(a.chain) == 0 {
+		a.reply(r.relay(&a.client, nil, a.head, now))
+		return
+	}
+	a.reply(a.compose(r, now))
+}
+
+// compose puts the CNAMEs of ExternalName services before what upstream says
+// of the last target. Its response code is kept (RFC 6604 §2.1).
+func (a *asker) compose(r *reply, now time.Time) []byte {
+	inner := client{end: r.end, limit: maxMessage, flags: flagRD}
+	var m mdns.Msg
+	if err := m.Unpack(r.relay(&inner, nil, r.msg, now)); err != nil {
+		return a.fail(nil, a.head, rcodeServer)
+	}
+	owner, _, err := mdns.UnpackDomainName(a.head, headerLen)
+	if err != nil {
+		return a.fail(nil, a.head, rcodeServer)
+	}
+	out := &mdns.Msg{Answer: append(cnames(owner, a.chain, a.ttl), m.Answer...), Ns: m.Ns}
+	out.Authoritative, out.Truncated, out.Rcode = true, m.Truncated, m.Rcode
+	return a.pack(nil, a.head, out)
+}
+
+// statistics returns the forwarder's part of Stats.
+func (f *forwarder) statistics() Stats {
+	st := Stats{
+		Forwarded: f.forwarded.Load(), Collapsed: f.collapsed.Load(), Refused: f.refused.Load(),
+		Loops: f.loops.Load(), UpstreamFailures: f.failures.Load(),
+	}
+	f.mu.Lock()
+	st.InFlight = len(f.calls)
+	f.mu.Unlock()
+	f.cache.mu.Lock()
+	defer f.cache.mu.Unlock()
+	st.CacheHits, st.CacheMisses, st.CacheEntries = f.cache.hits, f.cache.misses, len(f.cache.entries)
+	return st
+}

@@ -1,0 +1,447 @@
+package dns
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/netctl/netctl/internal/model"
+)
+
+// Input is what Compile makes a Zone of. Only Domain has no useful zero value
+// besides its default.
+type Input struct {
+	// Domain is the cluster domain; "" is "cluster.local".
+	Domain string
+	// TTL of the answers in seconds; 0 is 30, as with kubeadm.
+	TTL uint32
+	// NegativeTTL is how many seconds a client may remember that a name is
+	// missing (the SOA minimum); 0 is 5.
+	NegativeTTL uint32
+	// Serial of the SOA record, usually the revision of the State.
+	Serial uint32
+	// Synced reports that the lists below are complete. Until then a missing
+	// name is SERVFAIL, not a name error.
+	Synced bool
+	// PodMode says how pod records are answered.
+	PodMode PodMode
+
+	Namespaces []*model.Namespace
+	Services   []*model.Service
+	Slices     []*model.EndpointSlice
+	Pods       []*model.Pod // read in PodsVerified only
+
+	// Server is the Service that stands for this server, usually
+	// kube-system/kube-dns: the name server of the zone is its name.
+	Server model.Name
+	// Addresses are where this server is reached: ns.dns.DOMAIN when there
+	// is no such Service, and never an upstream.
+	Addresses []netip.Addr
+	// Ranges are the pod and service ranges: PTR questions inside them are
+	// answered with a name error when there is no name, and not forwarded.
+	Ranges []netip.Prefix
+
+	// Previous may be a Zone that was compiled before: what the same objects
+	// (by pointer) made is shared with it. The result is equal without it.
+	Previous *Zone
+}
+
+// InputOf fills an Input from a State; the caller adds the configuration.
+func InputOf(s *model.State) Input {
+	return Input{
+		Serial: uint32(s.Revision), Synced: s.Synced, Ranges: s.ServiceCIDRs,
+		Namespaces: s.Namespaces, Services: s.Services, Slices: s.EndpointSlices, Pods: s.Pods,
+	}
+}
+
+// Problem is an object whose name or target cannot be served.
+type Problem struct {
+	Object model.Name
+	Text   string
+}
+
+// String returns "namespace/name: text".
+func (p Problem) String() string { return p.Object.String() + ": " + p.Text }
+
+// Zone is the cluster's names at one revision. It is immutable and safe for
+// concurrent use; make one with Compile.
+type Zone struct {
+	domain     string // without the final dot
+	wire       string // domain on the wire, lower-cased
+	labels     int
+	ttl        uint32
+	synced     bool
+	podMode    PodMode
+	soa        [soaLen]byte
+	namespaces map[string]*namespace
+	vips       map[netip.Addr]*service   // by ClusterIP
+	endpoints  map[netip.Addr]*service   // by address of a ready endpoint: the first service
+	more       map[netip.Addr][]*service // and the others
+	server     *service
+	addresses  []netip.Addr
+	ranges     []netip.Prefix
+	problems   []Problem
+}
+
+// Problems returns the objects that Compile had to leave out, sorted.
+func (z *Zone) Problems() []Problem { return slices.Clone(z.problems) }
+
+// Synced reports whether the zone was made of complete lists.
+func (z *Zone) Synced() bool { return z.synced }
+
+// Domain returns the cluster domain without the final dot.
+func (z *Zone) Domain() string { return z.domain }
+
+type namespace struct {
+	services map[string]*service
+	pods     map[netip.Addr]struct{} // PodsVerified only
+}
+
+// addrs are the bytes of sorted addresses, 4 or 16 for each: a quarter of the
+// memory of record bytes, which are cheap to write from them.
+type addrs struct {
+	v4, v6 string
+}
+
+func (a addrs) empty() bool { return a.v4 == "" && a.v6 == "" }
+
+// service is a Service with its slices, or slices without a Service (object is
+// nil), which have PTR records only. SRV, PTR and port names are read from the
+// objects when they are asked; what is hot is precomputed.
+type service struct {
+	name   model.Name
+	object *model.Service
+	slices []*model.EndpointSlice
+
+	all    addrs            // of the service's own name
+	dashed addrs            // endpoints that are named after their address
+	hosts  map[string]addrs // endpoints with a hostname, by it in lower case
+	target *target          // ExternalName only
+}
+
+// target is a valid external name.
+type target struct {
+	text string // with the final dot
+	wire string // lower-cased
+}
+
+// Compile makes a Zone. It is pure: equal input makes a deeply equal Zone.
+func Compile(in Input) *Zone {
+	z := &Zone{
+		domain: strings.TrimSuffix(cmp.Or(in.Domain, defaultDomain), "."),
+		ttl:    cmp.Or(in.TTL, defaultTTL), synced: in.Synced, podMode: in.PodMode,
+		namespaces: make(map[string]*namespace, len(in.Namespaces)),
+		vips:       make(map[netip.Addr]*service, len(in.Services)),
+		endpoints:  make(map[netip.Addr]*service),
+		more:       make(map[netip.Addr][]*service),
+		addresses:  unmapped(in.Addresses), ranges: slices.Clone(in.Ranges),
+	}
+	t, ok := parseTarget(z.domain)
+	if !ok || len(t.wire) > maxName-64 {
+		z.problems = append(z.problems, Problem{Text: fmt.Sprintf("domain %q is not a domain name, %s is served", z.domain, defaultDomain)})
+		z.domain = defaultDomain
+		t, _ = parseTarget(z.domain)
+	}
+	z.wire, z.labels = t.wire, mdns.CountLabel(t.text)
+	z.soa = makeSOA(in)
+
+	for _, n := range in.Namespaces {
+		z.namespace(n.Name)
+	}
+	z.addServices(in)
+	if z.podMode == PodsVerified {
+		z.addPods(in.Pods)
+	}
+	slices.SortFunc(z.problems, func(a, b Problem) int {
+		return cmp.Or(a.Object.Compare(b.Object), cmp.Compare(a.Text, b.Text))
+	})
+	return z
+}
+
+// namespace returns the namespace of that name and makes it when it is new.
+func (z *Zone) namespace(s string) *namespace {
+	key := strings.ToLower(s)
+	n := z.namespaces[key]
+	if n == nil {
+		n = &namespace{services: map[string]*service{}}
+		z.namespaces[key] = n
+	}
+	return n
+}
+
+func (z *Zone) addServices(in Input) {
+	bySlice := make(map[model.Name][]*model.EndpointSlice, len(in.Services))
+	for _, s := range in.Slices {
+		if s.Service != "" {
+			key := model.Name{Namespace: s.Name.Namespace, Name: s.Service}
+			bySlice[key] = append(bySlice[key], s)
+		}
+	}
+	for _, o := range in.Services {
+		s := z.reuse(in.Previous, o, bySlice[o.Name])
+		delete(bySlice, o.Name)
+		if !z.fits(s) {
+			continue
+		}
+		z.namespace(o.Name.Namespace).services[strings.ToLower(o.Name.Name)] = s
+		for _, a := range o.ClusterIPs {
+			if a.IsValid() {
+				z.vips[a.Unmap()] = s
+			}
+		}
+		if o.Name == in.Server && o.Type != model.ExternalName {
+			z.server = s
+		}
+		z.addReverse(s)
+	}
+	// Slices whose Service is gone or not known yet have PTR records only.
+	orphans := make([]model.Name, 0, len(bySlice))
+	for key := range bySlice {
+		orphans = append(orphans, key)
+	}
+	slices.SortFunc(orphans, model.Name.Compare)
+	for _, key := range orphans {
+		if s := (&service{name: key, slices: bySlice[key]}); z.fits(s) {
+			z.addReverse(s)
+		}
+	}
+}
+
+// reuse returns the previous zone's service when it was made of the same
+// objects.
+func (z *Zone) reuse(prev *Zone, o *model.Service, eps []*model.EndpointSlice) *service {
+	if prev != nil {
+		if n := prev.namespaces[strings.ToLower(o.Name.Namespace)]; n != nil {
+			s := n.services[strings.ToLower(o.Name.Name)]
+			if s != nil && s.object == o && slices.Equal(s.slices, eps) {
+				return s
+			}
+		}
+	}
+	return makeService(o, eps)
+}
+
+// fits records the problems of a service and reports whether its names can be
+// written on the wire.
+func (z *Zone) fits(s *service) bool {
+	problem := func(format string, args ...any) {
+		z.problems = append(z.problems, Problem{Object: s.name, Text: fmt.Sprintf(format, args...)})
+	}
+	longest := 3 + 1 + len(s.name.Namespace) + 1 + len(s.name.Name) + 1 + len(z.wire) + 1 + maxLabel
+	if !validLabel(s.name.Name) || !validLabel(s.name.Namespace) || longest > maxName {
+		problem("the name is not served: it does not fit into %s", z.domain)
+		return false
+	}
+	if s.object != nil && s.object.Type == model.ExternalName && s.target == nil {
+		problem("externalName %q is not a domain name", s.object.ExternalName)
+	}
+	for _, sl := range s.slices {
+		for i := range sl.Endpoints {
+			if h := sl.Endpoints[i].Hostname; h != "" && !validLabel(h) {
+				problem("endpoint %s is named after its address: hostname %q is not a label", sl.Endpoints[i].Address, h)
+			}
+		}
+	}
+	return true
+}
+
+// addReverse files the endpoints of a service for PTR questions.
+func (z *Zone) addReverse(s *service) {
+	for _, sl := range s.slices {
+		for i := range sl.Endpoints {
+			e := &sl.Endpoints[i]
+			if !e.Ready || !e.Address.IsValid() {
+				continue
+			}
+			a := e.Address.Unmap()
+			switch first := z.endpoints[a]; {
+			case first == nil:
+				z.endpoints[a] = s
+			case first != s && !slices.Contains(z.more[a], s):
+				z.more[a] = append(z.more[a], s)
+			}
+		}
+	}
+}
+
+func (z *Zone) addPods(pods []*model.Pod) {
+	for _, p := range pods {
+		if p.Terminating || p.Finished {
+			continue
+		}
+		n := z.namespace(p.Name.Namespace)
+		if n.pods == nil {
+			n.pods = map[netip.Addr]struct{}{}
+		}
+		for _, a := range p.Addresses {
+			n.pods[a.Unmap()] = struct{}{}
+		}
+	}
+}
+
+// makeService precomputes what is asked most. It depends on nothing but the
+// objects, so that it can be shared between zones.
+func makeService(o *model.Service, eps []*model.EndpointSlice) *service {
+	s := &service{name: o.Name, object: o, slices: eps}
+	if o.Type == model.ExternalName {
+		if t, ok := parseTarget(o.ExternalName); ok {
+			s.target = &t
+		}
+		return s
+	}
+	var all, dashed gather
+	hosts := map[string]*gather{}
+	for _, sl := range eps {
+		for i := range sl.Endpoints {
+			e := &sl.Endpoints[i]
+			if !e.Ready {
+				continue
+			}
+			all.add(e.Address)
+			if !validLabel(e.Hostname) {
+				dashed.add(e.Address)
+				continue
+			}
+			key := strings.ToLower(e.Hostname)
+			if hosts[key] == nil {
+				hosts[key] = &gather{}
+			}
+			hosts[key].add(e.Address)
+		}
+	}
+	s.dashed = dashed.addrs()
+	if o.Headless {
+		if s.all = all.addrs(); s.all == s.dashed {
+			s.all = s.dashed // one copy of the bytes
+		}
+	} else {
+		var ips gather
+		for _, a := range o.ClusterIPs {
+			ips.add(a)
+		}
+		s.all = ips.addrs()
+	}
+	for h, g := range hosts {
+		if s.hosts == nil {
+			s.hosts = make(map[string]addrs, len(hosts))
+		}
+		s.hosts[h] = g.addrs()
+	}
+	return s
+}
+
+// gather collects addresses of both families.
+type gather struct {
+	v4, v6 []netip.Addr
+}
+
+func (g *gather) add(a netip.Addr) {
+	switch a = a.Unmap(); {
+	case a.Is4():
+		g.v4 = append(g.v4, a)
+	case a.Is6():
+		g.v6 = append(g.v6, a.WithZone(""))
+	}
+}
+
+// addrs sorts what was collected and drops what is there twice.
+func (g *gather) addrs() addrs {
+	return addrs{v4: packed(g.v4), v6: packed(g.v6)}
+}
+
+func packed(list []netip.Addr) string {
+	slices.SortFunc(list, netip.Addr.Compare)
+	var b strings.Builder
+	for _, a := range slices.Compact(list) {
+		b.Write(a.AsSlice())
+	}
+	return b.String()
+}
+
+// unpacked returns the addresses of the bytes that packed made.
+func unpacked(s string, size int) []netip.Addr {
+	out := make([]netip.Addr, 0, len(s)/size)
+	for i := 0; i+size <= len(s); i += size {
+		if a, ok := netip.AddrFromSlice([]byte(s[i : i+size])); ok {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func unmapped(list []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range list {
+		if a.IsValid() {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// parseTarget reads a domain name from text. An IP address is none: CoreDNS
+// answers an ExternalName service that holds one with a name error.
+func parseTarget(s string) (target, bool) {
+	if _, err := netip.ParseAddr(s); err == nil || s == "" || s == "." {
+		return target{}, false
+	}
+	t := target{text: mdns.Fqdn(s)}
+	var buf [maxName + 1]byte
+	end, err := mdns.PackDomainName(t.text, buf[:], 0, nil, false)
+	if err != nil {
+		return target{}, false
+	}
+	var n name
+	if n.parse(buf[:end]) != end {
+		return target{}, false
+	}
+	t.wire = string(n.wire[:n.len])
+	return t, true
+}
+
+// validLabel reports whether s can be one label of an answer's target.
+func validLabel(s string) bool {
+	if s == "" || len(s) > maxLabel {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if c-'0' >= 10 && c|0x20-'a' >= 26 && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// A SOA record without pointers: owner, name server and mailbox end in a
+// pointer to the zone's name in the question, which is filled in per answer.
+//
+//	ptr type class TTL len | 2 ns 3 dns ptr | 10 hostmaster ptr | 5 numbers
+const (
+	soaLen     = 54
+	soaData    = 12
+	soaServer  = soaData + 7    // pointer behind "ns.dns"
+	soaMailbox = soaData + 20   // pointer behind "hostmaster"
+	soaNumbers = soaMailbox + 2 // serial, refresh, retry, expire, minimum
+)
+
+func makeSOA(in Input) [soaLen]byte {
+	var b [soaLen]byte
+	minimum := cmp.Or(in.NegativeTTL, defaultNegativeTTL)
+	put16, put32 := binary.BigEndian.PutUint16, binary.BigEndian.PutUint32
+	put16(b[2:], typeSOA)
+	put16(b[4:], classIN)
+	put32(b[6:], min(minimum, 300))
+	put16(b[10:], soaLen-soaData)
+	copy(b[soaData:], "\x02ns\x03dns")
+	copy(b[soaServer+2:], "\x0ahostmaster")
+	for i, v := range [5]uint32{in.Serial, 7200, 1800, 86400, minimum} {
+		put32(b[soaNumbers+4*i:], v)
+	}
+	return b
+}
