@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -77,7 +78,11 @@ func (c *Capture) Read(buf []byte) (Frame, error) {
 		}
 		return true
 	})
-	if err == nil {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+	case err != nil: // only the poller's own, unexported error remains
+		err = os.ErrClosed
+	default:
 		err = recvErr
 	}
 	if err != nil {

@@ -133,25 +133,28 @@ func (n *Namespace) Do(fn func() error) error {
 	})
 }
 
-// onThread runs fn on a locked thread and puts the thread back into its own
-// network namespace afterwards.
+// onThread runs fn on a locked thread other than the caller's and puts that
+// thread back into its own network namespace afterwards. Its own is not the
+// caller's when the caller is inside a Do.
 func onThread(fn func() error) error {
-	home, err := openThreadNS()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(home)
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread()
-		// Not deferred: a goroutine that ends while locked takes its
-		// thread along, which is what a thread that is lost deserves.
 		result := errors.New("function left its thread")
+		defer func() { done <- result }() // also after runtime.Goexit
+		runtime.LockOSThread()
+		home, err := openThreadNS()
+		if err != nil {
+			runtime.UnlockOSThread()
+			result = err
+			return
+		}
 		defer func() {
+			// A goroutine that ends while locked takes its thread along,
+			// which is what a thread that cannot come back deserves.
 			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
 				runtime.UnlockOSThread()
 			}
-			done <- result
+			unix.Close(home)
 		}()
 		result = fn()
 	}()

@@ -99,6 +99,39 @@ func TestDoLeavesNoThreadBehindInside(t *testing.T) {
 	}
 }
 
+// A Do inside a Do must not leave the inner thread in the outer namespace.
+func TestDoNests(t *testing.T) {
+	t.Parallel()
+	outer, inner := newNS(t), newNS(t)
+	before := current(t)
+	for range 30 {
+		err := outer.Do(func() error {
+			err := inner.Do(func() error {
+				if got := current(t); got != inode(t, inner) {
+					t.Errorf("inner function in %v", got)
+				}
+				return nil
+			})
+			if got := current(t); got != inode(t, outer) {
+				t.Errorf("outer function came back to %v", got)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if got := current(t); got != before {
+					t.Errorf("goroutine in %v, want %v", got, before)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
 func TestCreateNamespaceIsAllOrNothing(t *testing.T) {
 	t.Parallel()
 	_, path := newNamedNS(t)

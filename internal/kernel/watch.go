@@ -14,8 +14,9 @@ import (
 const watchBuffer = 4096
 
 // WatchAddresses reports that addresses of the caller's namespace changed, and
-// with them possibly routes: the kernel removes routes whose source address
-// goes. Reports are merged: one may stand for many changes, and one comes at
+// with them possibly routes: when a source address goes, the kernel removes the
+// IPv4 routes that prefer it and takes the preference off the IPv6 ones.
+// Reports are merged: one may stand for many changes, and one comes at
 // the start so that nothing is missed before it. The channel is closed when the
 // context ends.
 func WatchAddresses(ctx context.Context) (<-chan struct{}, error) {
