@@ -106,42 +106,45 @@ const ownerScan = 16
 // makeRoom evicts one connection after an Insert that found no room for h, and
 // reports whether to try again.
 func (t *Table) makeRoom(res Result, h *home, owner, now uint32) bool {
-	var worst candidate
+	s := search{now: now}
 	switch res {
 	case TableFull:
-		t.scan(h.b1, 1, now, func(c *candidate) { worst.take(c, false) })
-		t.scan(h.b2, 1, now, func(c *candidate) { worst.take(c, false) })
+		s.buckets(t, h.b1, 1)
+		s.buckets(t, h.b2, 1)
 	case OwnerFull:
-		t.scan(h.b1, ownerScan, now, func(c *candidate) {
-			if c.owner == owner {
-				worst.take(c, true)
-			}
-		})
+		s.own, s.owner = true, owner
+		s.buckets(t, h.b1, ownerScan)
 	default:
 		return false
 	}
-	if worst.ref == 0 {
+	if s.worst.ref == 0 {
 		return false
 	}
-	if t.remove(worst.ref) {
+	if t.remove(s.worst.ref) {
 		t.stats.evicted.Add(1)
 	}
 	return true // if it was gone already there is room as well
 }
 
-func (c *candidate) take(o *candidate, own bool) {
-	if o.rank(own) > 0 && (c.ref == 0 || o.worse(c, own)) {
-		*c = *o
-	}
+// search looks for what is least worth keeping, with own only among owner's.
+type search struct {
+	now, owner uint32
+	own        bool
+	worst      candidate
 }
 
-// scan calls f for every used slot of n buckets from b on.
-func (t *Table) scan(b, n, now uint32, f func(*candidate)) {
+// buckets looks at every used slot of n buckets from b on.
+func (s *search) buckets(t *Table, b, n uint32) {
 	for k := range min(n, t.bucketMask+1) {
 		at := (b + k) & t.bucketMask
 		for m := usedTags(t.tags[at].Load()); m != 0; m &= m - 1 {
-			if c, ok := t.inspect(at*bucketSize+firstTag(m), now); ok {
-				f(&c)
+			i := at*bucketSize + firstTag(m)
+			if s.own && high(t.slots[i][wordSeq].Load()) != s.owner {
+				continue
+			}
+			c, ok := t.inspect(i, s.now)
+			if ok && c.rank(s.own) > 0 && (s.worst.ref == 0 || c.worse(&s.worst, s.own)) {
+				s.worst = c
 			}
 		}
 	}

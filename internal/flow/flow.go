@@ -76,14 +76,9 @@ type Flags uint16
 // The flags of an Entry. FlagReverse is the table's own: Insert sets it on the
 // slot of the replies and Update keeps it.
 const (
-	FlagReverse    Flags = 1 << iota // the direction of the replies
-	FlagReject                       // packets are answered with a reset or an ICMP error
-	FlagDrop                         // packets are dropped
-	FlagService                      // the destination was a frontend
-	FlagNoFrontend                   // FrontSlot means nothing
-	FlagAffinity                     // the backend came from session affinity
-	FlagHairpin                      // client and backend are the same pod
-	FlagLocal                        // ends in the agent itself
+	FlagReverse Flags = 1 << iota // the direction of the replies
+	FlagNAT                       // Rewrite differs from the tuple
+	FlagService                   // the destination was a frontend: FrontSlot and FrontGen mean something
 )
 
 // Entry is a plain copy of one direction of a connection.
@@ -92,7 +87,7 @@ type Entry struct {
 	Out     uint32         // exit port
 
 	// Generations of what judged it, and the index of its frontend's
-	// generation (meaningless with FlagNoFrontend).
+	// generation (meaningless without FlagService).
 	InGen, OutGen, FrontGen uint32
 	FrontSlot               uint16
 	Flags                   Flags

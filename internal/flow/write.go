@@ -221,7 +221,7 @@ func (t *Table) Update(ref Ref, e *Entry) (Ref, bool) {
 	t.lock(&set)
 	defer t.unlock(&set)
 	s := &t.slots[i]
-	if low(s[wordSeq].Load()) != ref.seq() {
+	if low(s[wordSeq].Load()) != ref.seq() || s[wordPorts].Load()&usedMark == 0 {
 		return 0, false
 	}
 	owner := high(s[wordSeq].Load())
