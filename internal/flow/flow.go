@@ -77,8 +77,8 @@ type Flags uint16
 // slot of the replies and Update keeps it.
 const (
 	FlagReverse Flags = 1 << iota // the direction of the replies
-	FlagNAT                       // Rewrite differs from the tuple
-	FlagService                   // the destination was a frontend: FrontSlot and FrontGen mean something
+	FlagNAT                       // Rewrite differs from the tuple that the packet came with
+	FlagService                   // the destination was a frontend: FrontSlot and FrontGen have a meaning
 )
 
 // Entry is a plain copy of one direction of a connection.
