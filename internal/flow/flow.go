@@ -65,9 +65,9 @@ const (
 	// bucketSize is the number of slots whose tags fit one word.
 	bucketSize = 8
 	stripes    = 256
-	// ownerSlots is the number of owner counts; owners with equal low 16 bits
-	// share one.
-	ownerSlots = 1 << 16
+	// ownerSlots is the number of owner counts; owners with equal low 14 bits
+	// share one. Owners are a node's ports, counted from one.
+	ownerSlots = 1 << 14
 )
 
 // Flags says what a slot is.

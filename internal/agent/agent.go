@@ -1,0 +1,404 @@
+// Package agent is the node's daemon: it holds every pod's port, compiles the
+// cluster's state into what this node does, and keeps the node that way.
+//
+//	cluster.Source ──State──▶ ┌──────┐ Compile ┌────────┐ Publish ──▶ router, dns
+//	cni.Server ──attach.go──▶ │ loop │ ───────▶│ Output │
+//	kernel addresses ───────▶ └──────┘         └────────┘ Apply ────▶ engine, netctl0
+//
+// compile.go is pure; loop.go turns it; attach.go is what a CNI call does;
+// record.go is what is remembered of it. The Agent only owns the parts and their
+// lives. Everything it makes in the kernel outlives it on purpose: pods keep
+// their eth0, the node its netctl0, and the next agent takes them over.
+//
+// Tests: compile.go and record.go on plain values, the rest in the lab.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/flow"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/netstack"
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/ipam"
+	"github.com/netctl/netctl/overlay"
+	"github.com/netctl/netctl/proxy"
+)
+
+// Claims is where the agent says what the others need to know of its node.
+type Claims interface {
+	PublishNode(ctx context.Context, c cluster.NodeClaim) error
+}
+
+// Config says what an agent needs to know before it can ask.
+type Config struct {
+	Node       string
+	StateDir   string   // records, keys and the socket; must outlive the process, not the machine
+	Domain     string   // of the cluster's names
+	ResolvConf []string // files that name where names outside are asked; none: the usual ones
+	ListenPort uint16   // of WireGuard
+	MTU        int      // of pods; 0: what the underlay leaves
+	Workers    int      // threads that read TUNs; 0: half the processors
+	// ClusterCIDRs hold every pod range; what no node owns in them is nobody's.
+	// Block ranges are claimed from them when the Node object has none.
+	ClusterCIDRs []netip.Prefix
+	Source       cluster.Source
+	Claims       Claims
+	Blocks       ipam.BlockStore // nil: pod ranges come on Node objects only
+	Log          *slog.Logger
+}
+
+// The agent's sizes and times.
+const (
+	DefaultListenPort = 51820
+	// tunnelOverhead is what WireGuard adds to a packet over IPv6 (40+8+32).
+	tunnelOverhead    = 80
+	defaultUnderlay   = 1500
+	hostInterface     = "netctl0"
+	txQueueLen        = 1000 // semantics of drops: a full queue loses packets in silence
+	reconcileInterval = 30 * time.Second
+	// netstackMTU lets super-packets pass whole to sockets.
+	netstackMTU = 65535
+)
+
+// Validate checks a Config and names what is missing.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Node == "" {
+		errs = append(errs, errors.New("the node's name is missing: set --node, or NODE_NAME in the environment"))
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		errs = append(errs, fmt.Errorf("state directory %q: use an absolute path", c.StateDir))
+	}
+	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
+		errs = append(errs, fmt.Errorf("MTU %d: IPv6 needs at least 1280, and 65535 is the most", c.MTU))
+	}
+	return errors.Join(errs...)
+}
+
+// Agent is one node's daemon.
+type Agent struct {
+	cfg Config
+	log *slog.Logger
+	mtu int
+
+	flows    *flow.Table
+	pool     *ipam.Pool
+	claimer  *ipam.Claimer
+	records  *records
+	router   *datapath.Router
+	workers  *datapath.Workers
+	engine   overlay.Engine
+	key      overlay.Key
+	resolver *dns.Server
+	stack    *netstack.Stack
+	host     *kernel.TUN
+	cni      *cni.Server
+	loop     *loop
+
+	state atomic.Pointer[model.State]
+
+	mu     sync.Mutex
+	fixed  []LocalPort              // immutable after open
+	pods   map[cni.ID]*pod          // guarded by mu
+	ids    map[datapath.PortID]bool // guarded by mu: in use
+	adding map[cni.ID]struct{}      // guarded by mu
+	zone   *dns.Zone                // guarded by the loop: what was compiled last
+}
+
+// Run is the life of an agent: it takes over what a former one left, serves
+// until the context ends, and lets go of everything.
+func Run(ctx context.Context, cfg Config) (err error) {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Log, pods: make(map[cni.ID]*pod),
+		ids: make(map[datapath.PortID]bool), adding: make(map[cni.ID]struct{}),
+	}
+	defer func() { err = errors.Join(err, a.close()) }()
+	if err := a.open(); err != nil {
+		return err
+	}
+	if err := a.restore(); err != nil {
+		return err
+	}
+	a.loop = newLoop(a.log)
+	a.loop.compile, a.loop.publish, a.loop.apply = a.compile, a.publish, a.apply
+	return a.serve(ctx)
+}
+
+// open makes or takes over what the agent works with, in the order in which one
+// thing needs another.
+func (a *Agent) open() error {
+	if err := os.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("create the state directory: %w", err)
+	}
+	a.mtu = a.cfg.MTU
+	if a.mtu == 0 {
+		a.mtu = underlayMTU() - tunnelOverhead
+	}
+	var err error
+	// The pool's record is locked first: a second agent on this node ends here.
+	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(a.cfg.StateDir, "ipam"), Logger: a.log}); err != nil {
+		return fmt.Errorf("open the address record: %w", err)
+	}
+	if a.records, err = openRecords(filepath.Join(a.cfg.StateDir, "ports")); err != nil {
+		return err
+	}
+	epoch, err := kernel.BootID()
+	if err != nil {
+		return err
+	}
+	if a.flows, err = flow.Open(flow.Config{Path: filepath.Join(a.cfg.StateDir, "flows"), Epoch: epoch}); err != nil {
+		return fmt.Errorf("open the flow table: %w", err)
+	}
+	if r := a.flows.Report(); r.Refusal != flow.NotRefused || r.Adopted > 0 {
+		a.log.Info("flow table opened", "adopted", r.Adopted, "dropped", r.Dropped, "refused", r.Refusal.String())
+	}
+	a.router = datapath.New(datapath.Config{Flows: a.flows, Affinity: proxy.NewAffinity(proxy.AffinityConfig{}), Clock: kernel.BootClock})
+	workers := a.cfg.Workers
+	if workers == 0 {
+		workers = max(1, runtime.NumCPU()/2)
+	}
+	if a.workers, err = datapath.NewWorkers(a.router, workers); err != nil {
+		return err
+	}
+	return a.openPorts()
+}
+
+// openPorts makes the ports that every node has.
+func (a *Agent) openPorts() error {
+	if err := a.openHost(); err != nil {
+		return fmt.Errorf("open %s: %w", hostInterface, err)
+	}
+	key, err := overlay.LoadOrCreateKey(filepath.Join(a.cfg.StateDir, "wireguard.key"))
+	if err != nil {
+		return fmt.Errorf("read the node's key: %w", err)
+	}
+	a.key = key.Public()
+	peers := a.router.NewInputs(overlayPort)
+	a.engine, err = overlay.NewWireGuard(overlay.WireGuardConfig{
+		Key: key, ListenPort: a.cfg.ListenPort, MTU: a.mtu, Logger: a.log,
+		Sink: func(packets [][]byte) { peers.Deliver(packets...) },
+	})
+	if err != nil {
+		return fmt.Errorf("start the overlay: %w", err)
+	}
+	upstreams := dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
+	a.resolver = dns.New(dns.Config{Upstreams: upstreams.Upstreams, Logger: a.log})
+	outside := a.router.NewInputs(netstackPort)
+	guard := new(netstack.HostGuard)
+	a.stack, err = netstack.New(netstack.Config{
+		Out: func(buf []byte) { outside.Deliver(buf) }, MTU: a.mtu, Logger: a.log,
+		Serve: a.serveTCP, Refuse: guard.Refuse,
+	})
+	if err != nil {
+		return fmt.Errorf("start the network stack for sockets: %w", err)
+	}
+	answers := newResolverPort(a.resolver, a.router.NewInputs(dnsPort))
+	a.fixed = []LocalPort{
+		{ID: hostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: hostInterface, MTU: a.mtu},
+		{ID: overlayPort, Kind: datapath.KindOverlay, Port: enginePort{a.engine}, Name: "overlay", MTU: a.mtu},
+		{ID: netstackPort, Kind: datapath.KindNetstack, Port: a.stack, Name: "netstack", MTU: netstackMTU},
+		{ID: dnsPort, Kind: datapath.KindDNS, Port: answers, Name: "dns", MTU: netstackMTU},
+	}
+	a.cni, err = cni.NewServer(cni.Config{Socket: filepath.Join(a.cfg.StateDir, "cni.sock"), Backend: a, Logger: a.log})
+	return err
+}
+
+// openHost takes netctl0 over, or makes it. It is persistent: without it, pod
+// traffic of the node would follow the default route.
+func (a *Agent) openHost() error {
+	found, err := kernel.Describe(nil, hostInterface)
+	switch {
+	case errors.Is(err, kernel.ErrNotFound):
+		a.host, err = kernel.CreateTUN(kernel.TUNConfig{
+			Name: hostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu),
+			Offloads: kernel.AllOffloads(), Persist: true,
+		})
+		return err
+	case err != nil:
+		return err
+	default:
+		a.host, err = kernel.AttachTUN(nil, hostInterface, found.Index)
+		return err
+	}
+}
+
+// serveTCP is what runs behind the name server's virtual addresses.
+func (a *Agent) serveTCP(dst netip.AddrPort) func(net.Conn) {
+	t := a.router.Tables()
+	addr := packet.AddrFrom(dst.Addr())
+	if dst.Port() == 53 && (addr == t.DNS[0] || addr == t.DNS[1]) {
+		return a.resolver.ServeTCP
+	}
+	return nil
+}
+
+// refuseUpstream keeps questions from coming back to us.
+func (a *Agent) refuseUpstream(addr netip.Addr) error {
+	rt, ok := a.router.Tables().Routes.Lookup(addr)
+	if ok && rt.Port != netstackPort && !rt.HostAddress {
+		return fmt.Errorf("%s is inside the cluster", addr)
+	}
+	if t := a.router.Tables(); t.DNS[family(addr)] == packet.AddrFrom(addr) {
+		return fmt.Errorf("%s is this name server itself", addr)
+	}
+	return nil
+}
+
+// serve runs the parts until the context ends or one of them fails.
+func (a *Agent) serve(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	changes, err := kernel.WatchAddresses(ctx)
+	if err != nil {
+		return fmt.Errorf("watch the node's addresses: %w", err)
+	}
+	first := make(chan struct{})
+	var once sync.Once
+	run := func(name string, f func(context.Context) error) {
+		g.Go(func() error {
+			if err := f(ctx); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	run("workers", a.workers.Run)
+	run("network stack", a.stack.Run)
+	run("name server", a.resolver.Run)
+	run("cni", a.cni.Run)
+	run("cluster source", func(ctx context.Context) error {
+		return a.cfg.Source.Run(ctx, func(s *model.State) {
+			a.state.Store(s)
+			once.Do(func() { close(first) })
+			a.loop.Kick()
+		})
+	})
+	run("loop", func(ctx context.Context) error {
+		select {
+		case <-first: // before the first State there is nothing to compile
+		case <-ctx.Done():
+			return nil
+		}
+		return a.loop.Run(ctx)
+	})
+	run("start", func(ctx context.Context) error {
+		if err := a.loop.Publish(ctx); err != nil {
+			return ignoreDone(ctx, fmt.Errorf("publish the first tables: %w", err))
+		}
+		a.log.Info("agent serves", "node", a.cfg.Node, "mtu", a.mtu, "ports", len(a.pods))
+		a.cni.Restored()
+		return nil
+	})
+	run("housekeeping", func(ctx context.Context) error { return a.keepHouse(ctx, changes) })
+	return ignoreDone(ctx, g.Wait())
+}
+
+// ignoreDone turns errors that only say that we were told to end into none.
+func ignoreDone(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// keepHouse ages flows, repairs what others changed and collects what is left
+// of pods that went without a word.
+func (a *Agent) keepHouse(ctx context.Context, changes <-chan struct{}) error {
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
+	gc := time.NewTicker(reconcileInterval)
+	defer gc.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-second.C:
+			a.flows.Expire(a.router.Now())
+		case _, ok := <-changes:
+			if !ok {
+				changes = nil
+			}
+			a.loop.Kick() // routes go when the address they prefer goes
+		case <-gc.C:
+			if err := a.collect(ctx); err != nil {
+				a.log.Warn("left-overs of pods could not be removed, trying again", "error", err)
+			}
+		}
+	}
+}
+
+// close lets go of everything in the opposite order; what is in the kernel
+// stays for the next agent.
+func (a *Agent) close() error {
+	var errs []error
+	if a.stack != nil {
+		errs = append(errs, a.stack.Close())
+	}
+	if a.engine != nil {
+		errs = append(errs, a.engine.Close())
+	}
+	a.mu.Lock()
+	for _, p := range a.pods {
+		errs = append(errs, p.tun.Close())
+	}
+	a.mu.Unlock()
+	if a.host != nil {
+		errs = append(errs, a.host.Close())
+	}
+	if a.flows != nil {
+		errs = append(errs, a.flows.Close())
+	}
+	if a.pool != nil {
+		errs = append(errs, a.pool.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// underlayMTU is the MTU of the link that the default route leads to.
+func underlayMTU() int {
+	for _, far := range []string{"192.88.99.1", "2001:db8:ffff::1"} {
+		rt, err := kernel.RouteGet(netip.MustParseAddr(far))
+		if err != nil {
+			continue
+		}
+		links, err := kernel.Interfaces(nil)
+		if err != nil {
+			continue
+		}
+		for _, l := range links {
+			if l.Index == rt.Link {
+				return l.MTU
+			}
+		}
+	}
+	return defaultUnderlay
+}
+
+// gsoMaxSize bounds super-packets so that one of them becomes one UDP send of
+// the tunnel: 65507 bytes hold so many encrypted segments.
+func gsoMaxSize(mtu int) int {
+	const udpPayload, wireGuard, padding, headers = 65507, 32, 16, 52
+	sealed := (mtu+padding-1)/padding*padding + wireGuard
+	return min(65536, udpPayload/sealed*(mtu-headers))
+}

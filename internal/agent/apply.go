@@ -1,0 +1,95 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
+)
+
+// claimTimeout bounds a write to the cluster.
+const claimTimeout = 10 * time.Second
+
+// compile is the loop's: what is true now, as values.
+func (a *Agent) compile() Output {
+	state := a.state.Load()
+	if err := a.setBlocks(state); err != nil {
+		a.log.Warn("the node's pod ranges cannot be used", "error", err)
+	}
+	return Compile(Input{
+		State: state, Node: a.cfg.Node, Domain: a.cfg.Domain,
+		ClusterCIDRs: a.cfg.ClusterCIDRs, Ports: a.localPorts(), Zone: a.zone,
+	})
+}
+
+// setBlocks tells the address pool which ranges are this node's.
+func (a *Agent) setBlocks(s *model.State) error {
+	return a.pool.SetBlocks(s.NodePrefixes(a.cfg.Node))
+}
+
+// localPorts returns the ports that exist, by ID.
+func (a *Agent) localPorts() []LocalPort {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := slices.Clone(a.fixed)
+	for _, p := range a.pods {
+		out = append(out, p.port)
+	}
+	slices.SortFunc(out, func(x, y LocalPort) int { return int(x.ID) - int(y.ID) })
+	return out
+}
+
+// publish is the loop's: it puts what was compiled in force.
+func (a *Agent) publish(out Output) error {
+	a.zone = out.Zone
+	a.resolver.Publish(out.Zone)
+	return a.workers.Publish(out.Tables)
+}
+
+// apply is the loop's: it makes the engine, the kernel and the cluster match.
+// All is tried, whatever fails.
+func (a *Agent) apply(out Output) error {
+	var errs []error
+	if err := a.engine.Apply(out.Peers); err != nil {
+		errs = append(errs, fmt.Errorf("set the overlay's peers: %w", err))
+	}
+	if err := a.host.Configure(kernel.Interface{
+		Name: hostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu), Addresses: out.HostAddrs,
+		OnOptional: func(err error) { a.log.Debug("optional setting of netctl0 not made", "error", err) },
+	}); err != nil {
+		errs = append(errs, fmt.Errorf("configure %s: %w", hostInterface, err))
+	}
+	if err := kernel.ApplyRoutes(a.host.Index(), out.HostRoutes); err != nil {
+		errs = append(errs, fmt.Errorf("route pods and services to %s: %w", hostInterface, err))
+	}
+	return errors.Join(append(errs, a.claim())...)
+}
+
+// claim publishes what other nodes need to know of this one, and claims a block
+// of pod addresses where the Node object brings none.
+func (a *Agent) claim() error {
+	ctx, cancel := context.WithTimeout(context.Background(), claimTimeout)
+	defer cancel()
+	state := a.state.Load()
+	self := state.Node(a.cfg.Node)
+	if self == nil {
+		return fmt.Errorf("node %q is not in the cluster's state yet: is --node right?", a.cfg.Node)
+	}
+	var endpoints []netip.AddrPort
+	for _, addr := range self.Addresses {
+		endpoints = append(endpoints, netip.AddrPortFrom(addr, a.cfg.ListenPort))
+	}
+	if self.PublicKey != a.key.String() || !slices.Equal(self.Endpoints, endpoints) {
+		if err := a.cfg.Claims.PublishNode(ctx, cluster.NodeClaim{Node: a.cfg.Node, PublicKey: a.key.String(), Endpoints: endpoints}); err != nil {
+			return fmt.Errorf("publish the node's key: %w", err)
+		}
+		a.log.Info("node published", "public_key", a.key.String(), "endpoints", fmt.Sprint(endpoints))
+	}
+	return nil
+}

@@ -1,0 +1,319 @@
+package agent
+
+import (
+	"encoding/binary"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/policy"
+	"github.com/netctl/netctl/ipam"
+	"github.com/netctl/netctl/overlay"
+	"github.com/netctl/netctl/proxy"
+)
+
+// The ports that every node has. Pods' ports follow.
+const (
+	hostPort datapath.PortID = 1 + iota
+	overlayPort
+	netstackPort
+	dnsPort
+	firstPodPort
+)
+
+// dnsService is the Service whose virtual addresses the node's own name server
+// answers on: kubelets are told the address that it bears.
+var dnsService = model.Name{Namespace: "kube-system", Name: "kube-dns"}
+
+// LocalPort is a port that exists on this node.
+type LocalPort struct {
+	ID    datapath.PortID
+	Kind  datapath.Kind
+	Port  datapath.Port
+	Name  string
+	MTU   int
+	Addrs []netip.Addr // a pod's own
+	// Incarnation tells two owners of one ID or address apart: the container ID.
+	Incarnation string
+}
+
+// Input is everything that Compile looks at.
+type Input struct {
+	State  *model.State
+	Node   string
+	Domain string // the cluster's DNS domain, "cluster.local"
+	Ports  []LocalPort
+	// ClusterCIDRs are ranges whose addresses are never "outside", besides what
+	// the State says of nodes and services.
+	ClusterCIDRs []netip.Prefix
+	// Zone is the one that was compiled before, which saves work and changes
+	// nothing; nil is fine.
+	Zone *dns.Zone
+}
+
+// Output is what the node should be, as values.
+type Output struct {
+	Tables     *datapath.Tables
+	Peers      []overlay.Peer
+	Zone       *dns.Zone
+	HostRoutes []kernel.Route // towards netctl0
+	HostAddrs  []netip.Prefix // on netctl0
+	Problems   []string
+}
+
+// Compile turns what the cluster says into what this node does. It is pure: an
+// equal Input gives a deep-equal Output, whatever was compiled before.
+func Compile(in Input) Output {
+	c := compiler{in: in, tables: &datapath.Tables{Revision: in.State.Revision, Routes: new(bart.Table[datapath.Route])}}
+	c.features()
+	c.routes()
+	c.ports()
+	c.host()
+	return Output{
+		Tables: c.tables, Peers: c.peers, Zone: c.zone,
+		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Problems: c.problems,
+	}
+}
+
+type compiler struct {
+	in         Input
+	tables     *datapath.Tables
+	peers      []overlay.Peer
+	zone       *dns.Zone
+	hostRoutes []kernel.Route
+	hostAddrs  []netip.Prefix
+	problems   []string
+}
+
+func (c *compiler) problem(text string) { c.problems = append(c.problems, text) }
+
+// self returns this node's object, or an empty one while it is unknown.
+func (c *compiler) self() *model.Node {
+	if n := c.in.State.Node(c.in.Node); n != nil {
+		return n
+	}
+	return &model.Node{Name: c.in.Node}
+}
+
+// features compiles what the parts make of the State.
+func (c *compiler) features() {
+	s := c.in.State
+	var problems []overlay.Problem
+	c.peers, problems = overlay.Compile(overlay.Input{Self: c.in.Node, Nodes: s.Nodes, Blocks: s.Blocks, Reserved: s.ServiceCIDRs})
+	for _, p := range problems {
+		c.problem(p.String())
+	}
+	services, serviceProblems := proxy.Compile(proxy.Input{
+		Node: c.in.Node, Zone: c.self().Zone, Services: s.Services, Slices: s.EndpointSlices, ServiceCIDRs: s.ServiceCIDRs,
+	})
+	for _, p := range serviceProblems {
+		c.problem(p.String())
+	}
+	c.tables.Services = services
+	policies, policyProblems := policy.Compile(s.NetworkPolicies)
+	for _, p := range policyProblems {
+		c.problem("network policy " + p.Policy.String() + ": " + p.Reason)
+	}
+	c.tables.Policy = policies
+	c.names()
+	if svc := s.Service(dnsService); svc != nil {
+		c.tables.DNSPort = dnsPort
+		for _, a := range svc.ClusterIPs {
+			c.tables.DNS[family(a)] = packet.AddrFrom(a)
+		}
+	}
+}
+
+// names compiles the zone of the cluster's names.
+func (c *compiler) names() {
+	in := dns.InputOf(c.in.State)
+	in.Domain, in.Server, in.Previous = c.in.Domain, dnsService, c.in.Zone
+	in.Ranges = slices.Concat(c.in.ClusterCIDRs, c.in.State.ServiceCIDRs)
+	if svc := c.in.State.Service(dnsService); svc != nil {
+		in.Addresses = svc.ClusterIPs
+	}
+	c.zone = dns.Compile(in)
+	for _, p := range c.zone.Problems() {
+		c.problem("name " + p.String())
+	}
+}
+
+// routes fills the routing table from the widest range to the single address,
+// later entries standing above earlier ones of the same prefix.
+func (c *compiler) routes() {
+	s := c.in.State
+	c.route(netip.MustParsePrefix("0.0.0.0/0"), datapath.Route{Port: netstackPort})
+	c.route(netip.MustParsePrefix("::/0"), datapath.Route{Port: netstackPort})
+	for _, p := range c.in.ClusterCIDRs {
+		c.route(p, datapath.Route{Reason: datapath.DropUnownedAddress})
+	}
+	for _, p := range s.ServiceCIDRs {
+		c.route(p, datapath.Route{Reason: datapath.DropUnallocated})
+	}
+	for _, n := range s.Nodes {
+		if n.Name == c.in.Node {
+			continue
+		}
+		unready := datapath.Route{Reason: datapath.DropPeerUnready}
+		for _, p := range s.NodePrefixes(n.Name) {
+			c.route(p, unready)
+		}
+		for _, a := range n.Addresses {
+			c.route(host(a), unready)
+		}
+	}
+	for _, p := range c.peers {
+		for _, allowed := range p.AllowedIPs {
+			c.route(allowed, datapath.Route{Port: overlayPort, HostAddress: allowed.IsSingleIP() && isNodeAddress(s.Node(p.Node), allowed.Addr())})
+		}
+	}
+	for _, p := range s.NodePrefixes(c.in.Node) {
+		c.route(p, datapath.Route{Reason: datapath.DropUnownedAddress})
+		if own := &c.tables.RouterAddrs[family(p.Addr())]; *own == (packet.Addr{}) {
+			*own = packet.AddrFrom(ipam.RouterAddr(p))
+		}
+		c.hostAddrs = append(c.hostAddrs, host(ipam.HostAddr(p)))
+	}
+	for _, a := range c.hostAddrs {
+		c.route(a, datapath.Route{Port: hostPort, HostAddress: true})
+	}
+	for _, a := range c.self().Addresses {
+		c.route(host(a), datapath.Route{Port: hostPort, HostAddress: true})
+	}
+	for _, a := range c.tables.DNS {
+		if a != (packet.Addr{}) {
+			c.route(host(a.Netip()), datapath.Route{Port: netstackPort})
+		}
+	}
+	for _, p := range c.in.Ports {
+		for _, a := range p.Addrs {
+			c.route(host(a), datapath.Route{Port: p.ID})
+		}
+	}
+}
+
+func (c *compiler) route(p netip.Prefix, r datapath.Route) { c.tables.Routes.Insert(p.Masked(), r) }
+
+// ports fills the table of ports with the generations of what stands behind
+// them.
+func (c *compiler) ports() {
+	size := firstPodPort
+	for _, p := range c.in.Ports {
+		size = max(size, p.ID+1)
+	}
+	c.tables.Ports = make([]datapath.PortEntry, size)
+	c.tables.Netstack = netstackPort
+	for _, p := range c.in.Ports {
+		e := datapath.PortEntry{Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name}
+		gen := fnv.New32a()
+		write := func(parts ...[]byte) {
+			for _, b := range parts {
+				_, _ = gen.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b)))) // a Hash never fails
+				_, _ = gen.Write(b)
+			}
+		}
+		write([]byte(p.Name), []byte(p.Incarnation), []byte{byte(p.Kind)})
+		switch p.Kind {
+		case datapath.KindPod:
+			for _, a := range p.Addrs {
+				addr := packet.AddrFrom(a)
+				e.Addrs = append(e.Addrs, addr)
+				write(addr[:], binary.BigEndian.AppendUint32(nil, c.tables.Policy.Generation(addr)))
+			}
+		case datapath.KindHost:
+			for _, a := range c.hostSources() {
+				addr := packet.AddrFrom(a)
+				e.Addrs = append(e.Addrs, addr)
+				write(addr[:])
+			}
+		case datapath.KindOverlay:
+			// Flows of peers depend on who owns which range: a node that comes or goes
+			// has them judged again.
+			for _, p := range c.peers {
+				for _, a := range p.AllowedIPs {
+					write([]byte(p.Node), []byte(a.String()))
+				}
+			}
+		case datapath.KindNetstack:
+			for _, n := range c.in.State.Nodes {
+				for _, a := range n.Addresses {
+					write(a.AsSlice())
+				}
+			}
+			for _, p := range slices.Concat(c.in.ClusterCIDRs, c.in.State.ServiceCIDRs) {
+				write([]byte(p.String()))
+			}
+		}
+		e.Gen = gen.Sum32()
+		c.tables.Ports[p.ID] = e
+	}
+}
+
+// hostSources are the addresses that the node's own processes may speak from
+// through netctl0.
+func (c *compiler) hostSources() []netip.Addr {
+	out := slices.Clone(c.self().Addresses)
+	for _, p := range c.hostAddrs {
+		out = append(out, p.Addr())
+	}
+	return out
+}
+
+// host says what the node's kernel is told: pods and services lie behind
+// netctl0, and the node speaks to them with its own address (any other source
+// would have UDP servers answer from the wrong one).
+func (c *compiler) host() {
+	var ranges []netip.Prefix
+	ranges = append(ranges, c.in.ClusterCIDRs...)
+	ranges = append(ranges, c.in.State.ServiceCIDRs...)
+	for _, n := range c.in.State.Nodes {
+		ranges = append(ranges, c.in.State.NodePrefixes(n.Name)...)
+	}
+	source := map[int]netip.Addr{}
+	for _, a := range slices.Backward(c.self().Addresses) {
+		source[family(a)] = a
+	}
+	seen := map[netip.Prefix]bool{}
+	for _, p := range ranges {
+		src, ok := source[family(p.Addr())]
+		if !ok {
+			c.problem("no route to " + p.String() + " for the node's processes: node " + c.in.Node + " has no address of that family")
+			continue
+		}
+		if seen[p] || p.Contains(src) {
+			continue
+		}
+		seen[p] = true
+		c.hostRoutes = append(c.hostRoutes, kernel.Route{Dst: p, Src: src})
+	}
+	slices.SortFunc(c.hostRoutes, func(a, b kernel.Route) int { return comparePrefixes(a.Dst, b.Dst) })
+}
+
+func comparePrefixes(a, b netip.Prefix) int {
+	if d := a.Addr().Compare(b.Addr()); d != 0 {
+		return d
+	}
+	return a.Bits() - b.Bits()
+}
+
+// family is 0 for IPv4, 1 for IPv6: the index of two-family arrays.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// host returns the prefix that holds a alone.
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func isNodeAddress(n *model.Node, a netip.Addr) bool {
+	return n != nil && slices.Contains(n.Addresses, a)
+}

@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"errors"
+	"net/netip"
+
+	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/overlay"
+)
+
+// tunPort is a TUN as the router sees it.
+type tunPort struct{ *kernel.TUN }
+
+// Write implements datapath.Port.
+func (p tunPort) Write(buf []byte) error {
+	_, err := p.TUN.Write(buf)
+	return err
+}
+
+// enginePort is the overlay as the router sees it.
+type enginePort struct{ engine overlay.Engine }
+
+// Write implements datapath.Port.
+func (p enginePort) Write(buf []byte) error {
+	err := p.engine.Send(buf)
+	if errors.Is(err, overlay.ErrFull) {
+		return datapath.ErrFull
+	}
+	return err
+}
+
+const (
+	dnsHeaders = packet.VNetLen + 40 + 8 // room for IPv6 and UDP
+	// dnsAnswers is how many questions are answered at the same moment at most;
+	// workers and the resolver's own goroutines are fewer than that.
+	dnsAnswers = 64
+)
+
+// resolverPort is the name server as the router sees it: a question that is
+// written to it is answered at once, in the caller's goroutine, or handed to the
+// resolver, which answers later.
+type resolverPort struct {
+	server *dns.Server
+	inputs *datapath.Inputs
+	free   chan *answerBuffers
+}
+
+type answerBuffers struct {
+	question packet.Packet
+	message  []byte
+	frame    []byte
+}
+
+func newResolverPort(server *dns.Server, inputs *datapath.Inputs) *resolverPort {
+	return &resolverPort{server: server, inputs: inputs, free: make(chan *answerBuffers, dnsAnswers)}
+}
+
+func (p *resolverPort) buffers() *answerBuffers {
+	select {
+	case b := <-p.free:
+		return b
+	default:
+		return &answerBuffers{message: make([]byte, dns.MaxUDP), frame: make([]byte, dnsHeaders+dns.MaxUDP)}
+	}
+}
+
+func (p *resolverPort) release(b *answerBuffers) {
+	b.question = packet.Packet{}
+	select {
+	case p.free <- b:
+	default:
+	}
+}
+
+// Write implements datapath.Port.
+func (p *resolverPort) Write(buf []byte) error {
+	b := p.buffers()
+	defer p.release(b)
+	q := &b.question
+	q.Buf = buf
+	if packet.Parse(q) != packet.FaultNone || q.Kind != packet.KindWhole {
+		return datapath.ErrFull // fragments of questions: nobody sends them
+	}
+	client := netip.AddrPortFrom(q.Tuple.Src.Netip(), q.Tuple.SrcPort)
+	server := netip.AddrPortFrom(q.Tuple.Dst.Netip(), q.Tuple.DstPort)
+	reply, status := p.server.Answer(q.Data(), true, b.message)
+	switch status {
+	case dns.Answered:
+		p.inputs.Deliver(packet.UDP(b.frame, server, client, reply))
+	case dns.Forward:
+		p.server.Forward(q.Data(), true, func(msg []byte) { p.send(server, client, msg) })
+	case dns.Drop:
+	}
+	return nil
+}
+
+// send sends an answer that came later.
+func (p *resolverPort) send(server, client netip.AddrPort, msg []byte) {
+	b := p.buffers()
+	defer p.release(b)
+	if len(msg) > dns.MaxUDP {
+		return // Forward keeps to the client's limit, which is at most this
+	}
+	p.inputs.Deliver(packet.UDP(b.frame, server, client, msg))
+}

@@ -1,0 +1,139 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/renameio/v2"
+)
+
+// record is what is remembered on disk of one pod interface, from before its
+// first resource exists until its last one is given back. With the address pool
+// it is all that a restarted agent needs to take its pods over again.
+type record struct {
+	ContainerID string       `json:"containerID"`
+	IfName      string       `json:"ifName"`
+	Namespace   string       `json:"podNamespace,omitempty"`
+	Pod         string       `json:"podName,omitempty"`
+	UID         string       `json:"podUID,omitempty"`
+	Netns       string       `json:"netns"`
+	NetnsInode  uint64       `json:"netnsInode"`
+	Addresses   []netip.Addr `json:"addresses"`
+	IfIndex     int          `json:"ifIndex,omitempty"` // in Netns
+	Ready       bool         `json:"ready"`             // ADD was completed
+}
+
+// name is what the port is called: the pod, or the container where the runtime
+// told no pod.
+func (r *record) name() string {
+	if r.Pod == "" {
+		return r.ContainerID + "/" + r.IfName
+	}
+	return r.Namespace + "/" + r.Pod
+}
+
+// records is a directory of records, one file each, replaced whole.
+type records struct{ dir string }
+
+const recordSuffix = ".json"
+
+func openRecords(dir string) (*records, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create the directory of port records: %w", err)
+	}
+	return &records{dir: dir}, nil
+}
+
+func (s *records) path(containerID, ifName string) (string, error) {
+	file := containerID + "@" + ifName + recordSuffix
+	if strings.ContainsAny(file, "/\x00") || !filepath.IsLocal(file) {
+		return "", fmt.Errorf("container %q, interface %q: not a file name", containerID, ifName)
+	}
+	return filepath.Join(s.dir, file), nil
+}
+
+// Put writes r durably, in place of what was recorded of its interface.
+func (s *records) Put(r *record) error {
+	path, err := s.path(r.ContainerID, r.IfName)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode the record of %s: %w", r.name(), err)
+	}
+	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(s.dir)); err != nil {
+		return fmt.Errorf("record port %s: %w", r.name(), err)
+	}
+	return nil
+}
+
+// Delete forgets an interface; one that is not known is forgotten already.
+func (s *records) Delete(containerID, ifName string) error {
+	path, err := s.path(containerID, ifName)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget port %s/%s: %w", containerID, ifName, err)
+	}
+	return nil
+}
+
+// Get returns the record of an interface, nil when there is none.
+func (s *records) Get(containerID, ifName string) (*record, error) {
+	path, err := s.path(containerID, ifName)
+	if err != nil {
+		return nil, err
+	}
+	r, err := readRecord(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // the absent record is an answer
+	}
+	return r, err
+}
+
+// All returns every record. Files that cannot be read are reported, set aside
+// under another name and left out: one of them must not keep an agent down.
+func (s *records) All() ([]*record, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list port records: %w", err)
+	}
+	var out []*record
+	var errs []error
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), recordSuffix) || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		path := filepath.Join(s.dir, e.Name())
+		r, err := readRecord(path)
+		if err != nil {
+			errs = append(errs, err, os.Rename(path, path+".bad"))
+			continue
+		}
+		out = append(out, r)
+	}
+	return out, errors.Join(errs...)
+}
+
+func readRecord(path string) (*record, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read port record: %w", err)
+	}
+	r := new(record)
+	if err := json.Unmarshal(data, r); err != nil {
+		return nil, fmt.Errorf("port record %s is damaged: %w", path, err)
+	}
+	if r.ContainerID == "" || r.IfName == "" {
+		return nil, fmt.Errorf("port record %s is damaged: no container or interface in it", path)
+	}
+	return r, nil
+}

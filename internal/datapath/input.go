@@ -1,0 +1,195 @@
+package datapath
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+
+	"github.com/netctl/netctl/internal/flow"
+	"github.com/netctl/netctl/internal/packet"
+)
+
+// answersPerSecond bounds the ICMP errors and resets that one input sends, so
+// that a flood is not answered by a flood (RFC 1812 §4.3.2.8).
+const answersPerSecond = 1000
+
+// Input is one caller's way into the router. It belongs to one goroutine at a
+// time; Deliver does the whole walk in that goroutine.
+type Input struct {
+	router *Router
+	id     PortID
+
+	// active are the Tables that a running batch works with, nil between
+	// batches: Publish waits on it.
+	active atomic.Pointer[Tables]
+
+	// The rest is the running batch's own.
+	tables  *Tables
+	now     uint32
+	pkt     packet.Packet
+	entry   flow.Entry
+	rng     *rand.Rand
+	scratch []byte // for answers
+	budget  int    // answers left in this second
+	second  uint32
+
+	packets, bytes atomic.Uint64
+	drops          [dropCount]atomic.Uint64
+}
+
+// NewInput returns a way in for packets that come from the port id. Inputs are
+// few and long-lived; Close gives one back.
+func (r *Router) NewInput(id PortID) *Input {
+	in := &Input{
+		router:  r,
+		id:      id,
+		rng:     rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		scratch: make([]byte, packet.MaxError),
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inputs = append(r.inputs, in)
+	return in
+}
+
+// Close takes the input out of the router and keeps its counts.
+func (in *Input) Close() {
+	r := in.router
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i := slices.Index(r.inputs, in); i >= 0 {
+		r.inputs = slices.Delete(r.inputs, i, i+1)
+		c := in.counters()
+		r.retired.add(&c)
+	}
+}
+
+// Deliver walks a batch of packets through the router. The buffers are borrowed
+// until it returns and may be changed in place.
+func (in *Input) Deliver(bufs ...[]byte) {
+	in.begin()
+	defer in.end()
+	for _, b := range bufs {
+		in.packet(b)
+	}
+}
+
+// begin starts a batch under the newest Tables. The second load makes sure that
+// a Publish that did not see active yet is seen by us.
+func (in *Input) begin() {
+	for {
+		t := in.router.tables.Load()
+		in.active.Store(t)
+		if in.router.tables.Load() == t {
+			in.tables = t
+			break
+		}
+	}
+	in.now = in.router.clock()
+	if in.now != in.second {
+		in.second, in.budget = in.now, answersPerSecond
+	}
+}
+
+func (in *Input) end() {
+	in.tables = nil
+	in.active.Store(nil)
+}
+
+// packet walks one packet of a begun batch. A panic costs that packet and
+// nothing else: pods choose what is parsed here, and a node must outlive them.
+func (in *Input) packet(buf []byte) {
+	defer in.recover()
+	if d := in.walk(buf); d != DropNone {
+		in.drops[d].Add(1)
+		in.answer(answerTo(d))
+	}
+}
+
+func (in *Input) recover() {
+	if recover() != nil {
+		in.drops[DropPanic].Add(1)
+	}
+}
+
+// answer tells the sender of the packet in in.pkt what became of it, if that is
+// allowed and the budget permits.
+func (in *Input) answer(a answer) {
+	if a == answerNone || in.budget == 0 || !packet.AnswersError(&in.pkt) {
+		return
+	}
+	p := &in.pkt
+	from := in.errorSource(p)
+	var reply []byte
+	switch {
+	case a == answerPort && p.Tuple.Proto == packet.ProtoTCP:
+		reply = packet.Reset(in.scratch, p)
+	case a == answerPort:
+		reply = packet.Unreachable(in.scratch, p, p.Tuple.Dst, packet.UnreachPort)
+	case a == answerAdmin:
+		reply = packet.Unreachable(in.scratch, p, from, packet.UnreachAdmin)
+	default:
+		reply = packet.Unreachable(in.scratch, p, from, packet.UnreachHost)
+	}
+	in.reply(reply)
+}
+
+// errorSource is the address that our own ICMP errors come from: the router's,
+// or the packet's destination where the router has none of that family.
+func (in *Input) errorSource(p *packet.Packet) packet.Addr {
+	if a := in.tables.routerAddr(p.Tuple.Src); a != (packet.Addr{}) {
+		return a
+	}
+	return p.Tuple.Dst
+}
+
+// reply sends a packet of our own back to where the current one came from.
+func (in *Input) reply(buf []byte) {
+	if len(buf) == 0 {
+		return
+	}
+	in.budget--
+	if port := in.tables.port(in.id).Port; port != nil {
+		_ = port.Write(buf) // an answer that does not fit is not owed
+	}
+}
+
+func (in *Input) counters() Counters {
+	c := Counters{Packets: in.packets.Load(), Bytes: in.bytes.Load()}
+	for i := range in.drops {
+		c.Drops[i] = in.drops[i].Load()
+	}
+	return c
+}
+
+// Inputs are ways in for one port that any number of goroutines use at once.
+type Inputs struct {
+	router *Router
+	id     PortID
+	free   chan *Input
+}
+
+// idleInputs is how many inputs wait for the next packet; more than that are
+// made when they are needed and closed again.
+const idleInputs = 32
+
+// NewInputs returns the ways in for packets that come from the port id.
+func (r *Router) NewInputs(id PortID) *Inputs {
+	return &Inputs{router: r, id: id, free: make(chan *Input, idleInputs)}
+}
+
+// Deliver is Input.Deliver, for concurrent use.
+func (s *Inputs) Deliver(bufs ...[]byte) {
+	var in *Input
+	select {
+	case in = <-s.free:
+	default:
+		in = s.router.NewInput(s.id)
+	}
+	in.Deliver(bufs...)
+	select {
+	case s.free <- in:
+	default:
+		in.Close()
+	}
+}

@@ -1,0 +1,471 @@
+package datapath
+
+import (
+	"errors"
+
+	"github.com/netctl/netctl/internal/flow"
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/policy"
+	"github.com/netctl/netctl/proxy"
+)
+
+// The walk. The functions below stand in the order in which a packet meets
+// them:
+//
+//	1 parse     headers only; lengths are never trusted
+//	2 guard     may this port send from this source?
+//	3 flow      known, and judged under what still holds? -> 8
+//	4 service   virtual address -> backend, once per flow
+//	5 egress    policy of the sending pod, on the translated tuple
+//	6 route     destination -> port
+//	7 ingress   policy of the receiving pod; insert both directions at once
+//	8 rewrite   hop limit, size, NAT with incremental checksums
+//	9 emit      write to the exit
+//
+// Steps 5 to 7 are judge: they are taken again, with the backend kept, when a
+// flow's generations have moved.
+const (
+	dnsPort = 53
+	// sourcePortTries bounds the search for a free source port when two flows of
+	// one client meet at one backend tuple (§4 of docs/packet-walk.md).
+	sourcePortTries = 64
+	ipv4TCPHeaders  = 40
+	ipv6TCPHeaders  = 60
+)
+
+// walk takes one packet from its input to its exit. It returns why the packet
+// was dropped, DropNone if it went on.
+func (in *Input) walk(buf []byte) Drop {
+	// 1 parse
+	p := &in.pkt
+	p.Buf = buf
+	if packet.Parse(p) != packet.FaultNone {
+		p.Buf = nil
+		return DropMalformed
+	}
+
+	// 2 guard
+	from := in.tables.port(in.id)
+	if !from.admits(p.Tuple.Src) {
+		return DropSpoofedSource
+	}
+	if p.Kind != packet.KindWhole {
+		if p.Kind == packet.KindICMPError {
+			return in.icmpError(from)
+		}
+		if !in.fragment() {
+			return DropFragment
+		}
+	}
+
+	// 3 flow
+	e := &in.entry
+	ref, known := in.router.flows.Lookup(&p.Tuple, e)
+	if known && e.Reopens(p.TCPFlags) {
+		in.router.flows.Remove(ref)
+		known = false
+	}
+	if known && in.fresh(from, e) {
+		in.router.flows.Seen(ref, len(buf), p.TCPFlags, in.now)
+		return in.forward(PortID(e.Out), e.Flags&flow.FlagNAT != 0)
+	}
+	return in.unjudged(from, ref, known)
+}
+
+// admits is the cheap half of the guard: pods and the host may send from their
+// own addresses only. For the other kinds the route to the source decides, which
+// a known flow has passed before (its InGen says so); see guarded.
+func (e *PortEntry) admits(src packet.Addr) bool {
+	switch e.Kind {
+	case KindPod, KindHost:
+		for i := range e.Addrs {
+			if e.Addrs[i] == src {
+				return true
+			}
+		}
+		return false
+	case KindOverlay, KindNetstack, KindDNS:
+		return true
+	default:
+		return false
+	}
+}
+
+// guarded is the full guard, for packets of flows that are not known: what comes
+// from peers must come from where peers' packets go, and what comes from
+// sockets from the outside.
+func (in *Input) guarded(from *PortEntry, src packet.Addr) bool {
+	switch from.Kind {
+	case KindOverlay, KindNetstack:
+		return in.tables.route(src).Port == in.id
+	case KindDNS:
+		return in.tables.isDNS(src)
+	default:
+		return true
+	}
+}
+
+// fragment gives a later fragment the ports of its first one. It reports false
+// when there is no telling.
+func (in *Input) fragment() bool {
+	p := &in.pkt
+	k := fragmentKey{datagram: p.Fragment(), in: in.id}
+	if p.Kind == packet.KindFirstFragment {
+		in.router.frags.learn(k, p.Tuple.SrcPort, p.Tuple.DstPort, in.now)
+		return true
+	}
+	var ok bool
+	p.Tuple.SrcPort, p.Tuple.DstPort, ok = in.router.frags.ports(k, in.now)
+	return ok
+}
+
+// fresh reports whether everything that the flow was judged by still holds.
+func (in *Input) fresh(from *PortEntry, e *flow.Entry) bool {
+	return e.InGen == from.Gen &&
+		e.OutGen == in.tables.port(PortID(e.Out)).Gen &&
+		(e.Flags&flow.FlagService == 0 || e.FrontGen == in.tables.Services.Generation(e.FrontSlot))
+}
+
+// unjudged decides on a packet whose flow is unknown or was judged by what no
+// longer holds.
+func (in *Input) unjudged(from *PortEntry, ref flow.Ref, known bool) Drop {
+	p := &in.pkt
+	if !in.guarded(from, p.Tuple.Src) {
+		return DropSpoofedSource
+	}
+	if from.Kind == KindDNS {
+		return in.forward(in.tables.route(p.Tuple.Dst).Port, false)
+	}
+	if known {
+		if d, settled := in.rejudge(ref); settled {
+			return d
+		}
+	}
+	if from.Kind == KindNetstack {
+		return DropUnknownReply // sockets only ever answer
+	}
+	if in.tables.isDNS(p.Tuple.Dst) && p.Tuple.DstPort == dnsPort && p.Tuple.Proto == packet.ProtoUDP {
+		return in.question(from)
+	}
+	return in.open(from)
+}
+
+// question hands a DNS question to the node's own name server. It needs no
+// flow: the answer finds its way by its destination.
+func (in *Input) question(from *PortEntry) Drop {
+	if from.Kind == KindOverlay {
+		return DropTransit // every node answers its own
+	}
+	if from.Kind == KindPod && in.tables.Policy.Egress(&in.pkt.Tuple) != policy.Allow {
+		return DropEgressPolicy
+	}
+	return in.forward(in.tables.DNSPort, false)
+}
+
+// conn is a connection as judge and open see it: the tuple that the client
+// sends, the one that the backend gets, and what chose the difference.
+type conn struct {
+	orig, wire packet.Tuple
+	client     PortID
+	flags      flow.Flags
+	frontSlot  uint16
+	frontGen   uint32
+}
+
+// open makes a flow of the first packet of a connection.
+func (in *Input) open(from *PortEntry) Drop {
+	p := &in.pkt
+	c := conn{orig: p.Tuple, wire: p.Tuple, client: in.id}
+	if d := in.service(from, &c); d != DropNone { // 4
+		return d
+	}
+	out, d := in.judge(&c) // 5 6 7
+	if d != DropNone {
+		return d
+	}
+	if d := in.insert(&c, out); d != DropNone {
+		return d
+	}
+	return in.forward(out, c.flags&flow.FlagNAT != 0) // 8 9
+}
+
+// service is step 4: it replaces a virtual address by a backend.
+func (in *Input) service(from *PortEntry, c *conn) Drop {
+	if from.Kind == KindOverlay {
+		return DropNone // translated on the node that it came from
+	}
+	t := in.tables
+	if t.isDNS(c.orig.Dst) {
+		if c.orig.DstPort == dnsPort && c.orig.Proto == packet.ProtoTCP {
+			return DropNone // a route leads it to netstack
+		}
+		return DropNoEndpoints
+	}
+	f, kind := t.Services.Frontend(c.orig.Dst, c.orig.DstPort, c.orig.Proto)
+	var b proxy.Backend
+	if kind == proxy.KindBackends {
+		b, kind = t.Services.Pick(f, c.orig.Src, in.rng.Uint32(), in.router.affinity, in.now)
+	}
+	switch kind {
+	case proxy.KindNone:
+		return DropNone
+	case proxy.KindBackends:
+	case proxy.KindDrop:
+		return DropServiceLocal
+	case proxy.KindUnallocated:
+		return DropUnallocated
+	default:
+		return DropNoEndpoints
+	}
+	c.wire.Dst, c.wire.DstPort = b.Addr, b.Port
+	c.flags |= flow.FlagNAT | flow.FlagService
+	c.frontSlot = f.Slot()
+	c.frontGen = t.Services.Generation(c.frontSlot)
+	switch {
+	case b.Addr == c.orig.Src:
+		// Hairpin: with its own address as the source the pod would answer itself,
+		// untranslated. It sees the virtual address instead.
+		c.wire.Src = c.orig.Dst
+	case from.Kind == KindHost && t.route(b.Addr).HostAddress:
+		// The kernel would short-circuit or refuse the reply of a host address to
+		// the node's own address: it answers the router instead.
+		c.wire.Src = t.routerAddr(b.Addr)
+		if c.wire.Src == (packet.Addr{}) {
+			return DropNoRoute
+		}
+	}
+	return DropNone
+}
+
+// judge is steps 5 to 7: may the connection be, and by which port does it leave?
+func (in *Input) judge(c *conn) (PortID, Drop) {
+	t := in.tables
+	client := t.port(c.client)
+	if client.Kind == KindPod && t.Policy.Egress(&c.wire) != policy.Allow { // 5
+		return NoPort, DropEgressPolicy
+	}
+	rt := t.route(c.wire.Dst) // 6
+	if rt.Port == NoPort {
+		return NoPort, rt.Reason
+	}
+	out := t.port(rt.Port)
+	switch {
+	case client.Kind == KindOverlay && (out.Kind == KindOverlay || out.Kind == KindNetstack):
+		return NoPort, DropTransit
+	case client.Kind == KindHost && out.Kind == KindNetstack && !t.isDNS(c.wire.Dst):
+		return NoPort, DropTransit // the node's own way out is its kernel
+	case out.Kind == KindDNS:
+		return NoPort, DropNotAnswered
+	}
+	if out.Kind == KindPod && t.Policy.Ingress(&c.wire) != policy.Allow { // 7
+		return NoPort, DropIngressPolicy
+	}
+	return rt.Port, DropNone
+}
+
+// insert is the end of step 7: it remembers both directions. When the reply's
+// tuple is taken, because two virtual addresses led one client port to one
+// backend, the source port towards the backend gives way.
+func (in *Input) insert(c *conn, out PortID) Drop {
+	t := in.tables
+	if t.port(c.client).Kind == KindHost && out == c.client && c.flags&flow.FlagNAT == 0 {
+		return DropNotAnswered // a host packet that would go round in circles
+	}
+	for range sourcePortTries {
+		fwd, rev := in.entries(c, out)
+		reply := c.wire.Reverse()
+		switch ref, result := in.router.flows.Insert(&c.orig, &reply, &fwd, &rev, in.now); result {
+		case flow.Inserted:
+			in.entry = fwd
+			in.router.flows.Seen(ref, len(in.pkt.Buf), in.pkt.TCPFlags, in.now)
+			return DropNone
+		case flow.Exists:
+			// Another worker opened it meanwhile, perhaps with another backend.
+			if _, ok := in.router.flows.Lookup(&c.orig, &in.entry); ok {
+				c.flags = in.entry.Flags
+				return DropNone
+			}
+		case flow.OwnerFull:
+			return DropFlowOwnerFull
+		case flow.TableFull:
+			return DropFlowTableFull
+		case flow.Clash:
+			c.flags |= flow.FlagNAT
+			port := uint16(1024 + in.rng.Uint32N(65536-1024))
+			if c.wire.SrcPort != 0 {
+				c.wire.SrcPort = port
+			} else {
+				c.wire.DstPort = port // ICMP echo replies keep their identifier there
+			}
+		}
+	}
+	return DropSourcePorts
+}
+
+// entries makes the two directions' flow entries of a connection.
+func (in *Input) entries(c *conn, out PortID) (fwd, rev flow.Entry) {
+	t := in.tables
+	clientGen, outGen := t.port(c.client).Gen, t.port(out).Gen
+	back := c.orig.Reverse()
+	fwd = flow.Entry{
+		Rewrite: rewriteTo(&c.wire), Out: uint32(out), InGen: clientGen, OutGen: outGen,
+		FrontGen: c.frontGen, FrontSlot: c.frontSlot, Flags: c.flags, Owner: uint32(c.client),
+	}
+	rev = flow.Entry{
+		Rewrite: rewriteTo(&back), Out: uint32(c.client), InGen: outGen, OutGen: clientGen,
+		FrontGen: c.frontGen, FrontSlot: c.frontSlot, Flags: c.flags, Owner: uint32(c.client),
+	}
+	return fwd, rev
+}
+
+func rewriteTo(t *packet.Tuple) packet.Rewrite {
+	return packet.Rewrite{Src: t.Src, Dst: t.Dst, SrcPort: t.SrcPort, DstPort: t.DstPort}
+}
+
+// rejudge takes steps 5 to 7 again for the known flow in in.entry, with its
+// backend kept. It is not settled when the flow must be opened anew: the packet
+// then continues as the first of a connection.
+func (in *Input) rejudge(ref flow.Ref) (d Drop, settled bool) {
+	p, e, t := &in.pkt, in.entry, in.tables
+	sent := packet.Tuple{Src: e.Rewrite.Src, Dst: e.Rewrite.Dst, SrcPort: e.Rewrite.SrcPort, DstPort: e.Rewrite.DstPort, Proto: p.Tuple.Proto}
+	c := conn{orig: p.Tuple, wire: sent, flags: e.Flags &^ flow.FlagReverse, frontSlot: e.FrontSlot}
+	reverse := e.Flags&flow.FlagReverse != 0
+	if reverse {
+		c.orig, c.wire = sent.Reverse(), p.Tuple.Reverse()
+	}
+	c.client = t.route(c.orig.Src).Port
+	if c.flags&flow.FlagService != 0 {
+		c.frontGen = t.Services.Generation(c.frontSlot)
+		if !in.keeps(&c) {
+			in.router.flows.Remove(ref)
+			return DropNoEndpoints, reverse
+		}
+	}
+	out, d := in.judge(&c)
+	if d == DropNone && (reverse && out != in.id || !reverse && c.client != in.id) {
+		d = DropSpoofedSource // the ends moved: this is not their flow any more
+	}
+	if d != DropNone {
+		in.router.flows.Remove(ref)
+		return d, true
+	}
+	this, other := in.entries(&c, out)
+	if reverse {
+		this, other = other, this
+	}
+	var pairKey packet.Tuple
+	if pair, ok := in.router.flows.Pair(ref, &pairKey, &e); ok {
+		in.router.flows.Update(pair, &other)
+	}
+	if newer, ok := in.router.flows.Update(ref, &this); ok {
+		in.router.flows.Seen(newer, len(p.Buf), p.TCPFlags, in.now)
+	}
+	in.entry = this
+	return in.forward(PortID(in.entry.Out), c.flags&flow.FlagNAT != 0), true
+}
+
+// keeps reports whether a connection through a frontend that has changed stays
+// with its backend. TCP connections end when they end; a datagram flow has no
+// end, so it moves on when its backend or frontend is gone (proxy.md §1.13).
+func (in *Input) keeps(c *conn) bool {
+	if c.orig.Proto == packet.ProtoTCP {
+		return true
+	}
+	f, kind := in.tables.Services.Frontend(c.orig.Dst, c.orig.DstPort, c.orig.Proto)
+	return kind == proxy.KindBackends && f.Has(c.wire.Dst, c.wire.DstPort)
+}
+
+// icmpError carries an ICMP error to the sender of the packet that it quotes,
+// translated as that packet's replies are (RFC 5508 §4.2).
+func (in *Input) icmpError(from *PortEntry) Drop {
+	p, t := &in.pkt, in.tables
+	if !in.guarded(from, p.Tuple.Src) {
+		return DropSpoofedSource
+	}
+	reply := p.Inner.Reverse()
+	e := &in.entry
+	if _, ok := in.router.flows.Lookup(&reply, e); !ok {
+		return DropICMPUnmatched
+	}
+	if e.OutGen != t.port(PortID(e.Out)).Gen {
+		return DropICMPUnmatched
+	}
+	inner := packet.Rewrite{Src: e.Rewrite.Dst, Dst: e.Rewrite.Src, SrcPort: e.Rewrite.DstPort, DstPort: e.Rewrite.SrcPort}
+	src := p.Tuple.Src
+	if src == p.Inner.Dst {
+		src = inner.Dst // the backend itself speaks: as the address the client knows
+	}
+	p.ApplyICMPError(src, inner.Src, &inner)
+	return in.forward(PortID(e.Out), false)
+}
+
+// forward is step 8 and 9: it makes the packet fit for its exit and writes it.
+func (in *Input) forward(id PortID, nat bool) Drop {
+	p := &in.pkt
+	out := in.tables.port(id)
+	if out.Port == nil {
+		return DropNoRoute
+	}
+	if out.Kind != KindDNS && out.Kind != KindNetstack && in.tables.port(in.id).Kind != KindDNS {
+		if !p.DecrementTTL() {
+			if in.budget > 0 && packet.AnswersError(p) {
+				in.reply(packet.TimeExceeded(in.scratch, p, in.errorSource(p)))
+			}
+			return DropTTL
+		}
+	}
+	if p.TCPFlags&packet.TCPSyn != 0 {
+		p.ClampMSS(segmentLimit(&p.Tuple, out.MTU))
+	}
+	if fit := p.LimitSegment(out.MTU); fit != packet.FitOK {
+		return in.tooBig(out, fit, nat)
+	}
+	if nat {
+		p.Apply(&in.entry.Rewrite)
+	}
+	return in.emit(out, p.Buf)
+}
+
+// segmentLimit is the largest TCP segment that fits an MTU without options.
+func segmentLimit(t *packet.Tuple, mtu int) uint16 {
+	headers := ipv6TCPHeaders
+	if t.Src.Is4() {
+		headers = ipv4TCPHeaders
+	}
+	return uint16(min(max(mtu-headers, 0), 65535))
+}
+
+// tooBig deals with a packet that its exit cannot carry whole: cut where IPv4
+// allows it, refused with the MTU otherwise (RFC 1191, RFC 8201).
+func (in *Input) tooBig(out *PortEntry, fit packet.Fit, nat bool) Drop {
+	p := &in.pkt
+	if fit == packet.FitFragment {
+		if nat {
+			p.Apply(&in.entry.Rewrite)
+		}
+		d := DropNone
+		packet.Fragment4(p, out.MTU, func(buf []byte) {
+			if one := in.emit(out, buf); one != DropNone {
+				d = one
+			}
+		})
+		return d
+	}
+	if in.budget > 0 && packet.AnswersError(p) {
+		in.reply(packet.TooBig(in.scratch, p, in.errorSource(p), out.MTU))
+	}
+	return DropTooBig
+}
+
+// emit is step 9.
+func (in *Input) emit(out *PortEntry, buf []byte) Drop {
+	if err := out.Port.Write(buf); err != nil {
+		if errors.Is(err, ErrFull) {
+			return DropPortFull
+		}
+		return DropPortGone
+	}
+	in.packets.Add(1)
+	in.bytes.Add(uint64(len(buf) - packet.VNetLen))
+	return DropNone
+}

@@ -1,0 +1,267 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
+)
+
+const (
+	clusterDomain = "cluster.local"
+	// agentWait is how long an agent may take to serve.
+	agentWait = 20 * time.Second
+	agentPoll = 20 * time.Millisecond
+)
+
+// Up builds the lab and returns when every agent serves. A lab of the same name
+// that is there already is an error; what a crashed one left is removed first.
+// When Up fails it leaves nothing.
+func (l *Lab) Up(ctx context.Context) (err error) {
+	if l.running() {
+		return fmt.Errorf("lab %q is up already; use it, or remove it with 'netctl lab down --name %s'", l.cfg.Name, l.cfg.Name)
+	}
+	for _, need := range []error{kernel.HaveNamespaces(), kernel.HaveTUN()} {
+		if need != nil {
+			return need
+		}
+	}
+	if err := l.destroy(); err != nil {
+		return fmt.Errorf("clean up after an earlier lab %q: %w", l.cfg.Name, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.destroy())
+		}
+	}()
+	for _, d := range []string{"cluster", "pods", "bin", "cni/bin"} {
+		if err := os.MkdirAll(l.path(d), 0o755); err != nil {
+			return fmt.Errorf("create the lab's directory: %w", err)
+		}
+	}
+	if err := os.Symlink(l.exe, l.path("bin", "netctl")); err != nil {
+		return fmt.Errorf("put this program on the lab's PATH: %w", err)
+	}
+	if err := l.underlayUp(); err != nil {
+		return err
+	}
+	if err := l.writeCluster(); err != nil {
+		return err
+	}
+	if err := l.startOutside(); err != nil {
+		return err
+	}
+	for _, node := range l.NodeNames() {
+		if err := l.installNode(node); err != nil {
+			return fmt.Errorf("%s: %w", node, err)
+		}
+		if err := l.StartAgent(node); err != nil {
+			return fmt.Errorf("%s: %w", node, err)
+		}
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for _, node := range l.NodeNames() {
+		g.Go(func() error { return l.AwaitAgent(gctx, node) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return l.save() // from here on the lab is up
+}
+
+// Down ends the lab and everything in it. A lab that is not there is down.
+func (l *Lab) Down() error { return l.destroy() }
+
+// running reports whether a lab of this name was brought up and still lives.
+func (l *Lab) running() bool {
+	return exists(l.path("lab.json")) && len(processesIn(l.netnsPath(nodeName(0)))) > 0
+}
+
+// writeCluster writes the objects that a cluster has from its first moment.
+func (l *Lab) writeCluster() error {
+	var errs []error
+	for _, ns := range []string{"default", "kube-system"} {
+		errs = append(errs, l.write(cluster.NamespaceObject(&model.Namespace{
+			Name: ns, Labels: map[string]string{"kubernetes.io/metadata.name": ns},
+		})))
+	}
+	for i, name := range l.NodeNames() {
+		n := &model.Node{Name: name}
+		for _, p := range l.plan.nodeAddresses(i) {
+			if l.cfg.Families.has(p.Addr()) {
+				n.Addresses = append(n.Addresses, p.Addr())
+			}
+		}
+		if !l.cfg.ClaimBlocks {
+			n.PodCIDRs = l.plan.nodeBlocks[i]
+		}
+		errs = append(errs, l.write(cluster.NodeObject(n)))
+	}
+	errs = append(errs, l.write(cluster.ServiceCIDRObject("kubernetes", l.plan.serviceCIDRs)))
+	errs = append(errs, l.write(cluster.ServiceObject(&cluster.Service{Service: model.Service{
+		Name: model.Name{Namespace: "kube-system", Name: "kube-dns"}, Type: model.ClusterIP,
+		ClusterIPs: l.plan.dnsAddresses(),
+		Ports: []model.ServicePort{
+			{Name: "dns", Protocol: model.UDP, Port: 53},
+			{Name: "dns-tcp", Protocol: model.TCP, Port: 53},
+		},
+	}})))
+	return errors.Join(errs...)
+}
+
+// dnsAddresses are the virtual addresses of cluster DNS: the tenth of each
+// service range, as kubeadm has it.
+func (p plan) dnsAddresses() []netip.Addr {
+	var out []netip.Addr
+	for _, s := range p.serviceCIDRs {
+		a := s.Masked().Addr()
+		for range 10 {
+			a = a.Next()
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// startOutside runs a server with a few protocols, and a name server, on the
+// host beyond the nodes.
+func (l *Lab) startOutside() error {
+	var answers []string
+	for _, a := range l.plan.outside {
+		answers = append(answers, "--dns-answer=outside.example="+a.String())
+	}
+	args := append([]string{"netctl", "lab", "serve", "--http=:80", "--tcp=:7", "--udp=:7", "--dns=:53"}, answers...)
+	cmd, err := l.hostCommand(outsideNS, args)
+	if err != nil {
+		return err
+	}
+	return l.startLogged(outsideNS, cmd, l.path("outside.log"))
+}
+
+func (l *Lab) startLogged(part string, cmd *exec.Cmd, path string) error {
+	logFile, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) //nolint:gosec // logs are for everyone on the machine
+	if err != nil {
+		return fmt.Errorf("open the log of %s: %w", part, err)
+	}
+	defer logFile.Close()
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.SysProcAttr.Setsid = true
+	if err := l.start(part, cmd); err != nil {
+		return fmt.Errorf("start %s: %w", part, err)
+	}
+	go func() { _ = cmd.Wait() }() // reap it while we are here; later init does
+	return nil
+}
+
+// installNode writes what a node has on its disk: CNI plugin and configuration
+// and the resolv.conf of its network.
+func (l *Lab) installNode(node string) error {
+	if err := os.MkdirAll(l.path("nodes", node, "cni"), 0o755); err != nil {
+		return fmt.Errorf("create the node's directory: %w", err)
+	}
+	var resolv strings.Builder
+	for _, a := range l.plan.outside {
+		if l.cfg.Families.has(a) {
+			fmt.Fprintf(&resolv, "nameserver %s\n", a)
+		}
+	}
+	if err := os.WriteFile(l.path("nodes", node, "resolv.conf"), []byte(resolv.String()), 0o644); err != nil { //nolint:gosec // every process of the node reads it
+		return fmt.Errorf("write the node's resolv.conf: %w", err)
+	}
+	return cni.Install(cni.InstallConfig{
+		BinDir: l.path("cni", "bin"), ConfDir: l.path("nodes", node, "cni"), Socket: l.socket(node),
+	})
+}
+
+// stateDir is where a node's agent keeps its state and its socket.
+func (l *Lab) stateDir(node string) string { return l.path("nodes", node, "run") }
+
+func (l *Lab) socket(node string) string { return l.stateDir(node) + "/cni.sock" }
+
+// StartAgent starts a node's agent process.
+func (l *Lab) StartAgent(node string) error {
+	args := []string{
+		"netctl", "agent", "--node=" + node, "--cluster-dir=" + l.clusterDir(), "--state-dir=" + l.stateDir(node),
+		"--resolv-conf=" + l.path("nodes", node, "resolv.conf"), "--log-level=debug",
+	}
+	for _, p := range l.plan.podCIDRs {
+		args = append(args, "--cluster-cidr="+p.String())
+	}
+	cmd, err := l.hostCommand(node, args)
+	if err != nil {
+		return err
+	}
+	return l.startLogged(node, cmd, l.path("nodes", node, "agent.log"))
+}
+
+// AwaitAgent returns when a node's agent answers STATUS through the plugin.
+func (l *Lab) AwaitAgent(ctx context.Context, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, agentWait)
+	defer cancel()
+	conf, err := l.conflist(node)
+	if err != nil {
+		return err
+	}
+	for {
+		err := fmt.Errorf("%s: %w", l.socket(node), fs.ErrNotExist)
+		if exists(l.socket(node)) {
+			err = l.libcni().GetStatusNetworkList(ctx, conf)
+		}
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("agent of %s does not serve: %w; see 'netctl lab logs %s'", node, err, node)
+		case <-time.After(agentPoll):
+		}
+	}
+}
+
+// AgentPID returns the process of a node's agent.
+func (l *Lab) AgentPID(node string) (int, bool) {
+	for _, pid := range processesIn(l.netnsPath(node)) {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && strings.HasPrefix(string(cmdline), "netctl\x00agent\x00") {
+			return pid, true
+		}
+	}
+	return 0, false
+}
+
+// KillAgent ends a node's agent the hard way.
+func (l *Lab) KillAgent(node string) error {
+	pid, ok := l.AgentPID(node)
+	if !ok {
+		return fmt.Errorf("no agent runs on %s", node)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("kill the agent of %s: %w", node, err)
+	}
+	for startTime(pid) != "gone" && !zombie(pid) {
+		pause(time.Millisecond)
+	}
+	return nil
+}
+
+func zombie(pid int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(data), ") ")
+	return strings.HasPrefix(rest, "Z")
+}
