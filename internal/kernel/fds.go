@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -69,8 +70,7 @@ func setReceived(fd int) error {
 	return nil
 }
 
-// parseRights returns the descriptors of all control messages, also when it
-// returns an error, so that the caller can close them.
+// parseRights returns the descriptors of all control messages.
 func parseRights(control []byte) ([]int, error) {
 	if len(control) == 0 {
 		return nil, nil
@@ -84,11 +84,11 @@ func parseRights(control []byte) ([]int, error) {
 		if msgs[i].Header.Level != unix.SOL_SOCKET || msgs[i].Header.Type != unix.SCM_RIGHTS {
 			continue
 		}
-		more, err := unix.ParseUnixRights(&msgs[i])
-		if err != nil {
-			return fds, fmt.Errorf("parse control message: %w", err)
+		// Not unix.ParseUnixRights: it panics on a length that is no
+		// multiple of four.
+		for data := msgs[i].Data; len(data) >= 4; data = data[4:] {
+			fds = append(fds, int(int32(binary.NativeEndian.Uint32(data))))
 		}
-		fds = append(fds, more...)
 	}
 	return fds, nil
 }

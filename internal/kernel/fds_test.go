@@ -230,6 +230,9 @@ func TestHandOverOfATUN(t *testing.T) {
 	if next.Name() != "eth0" || next.Index() != old.Index() || next.Offloads() != old.Offloads() {
 		t.Errorf("successor has %q %d %+v", next.Name(), next.Index(), next.Offloads())
 	}
+	if next.PinsNamespace() {
+		t.Error("successor's copy keeps the pod's namespace alive, although it was opened outside")
+	}
 	if link, err := kernel.Describe(pod, "eth0"); err != nil || !link.Carrier {
 		t.Errorf("carrier is lost: %+v, %v", link, err)
 	}

@@ -99,6 +99,9 @@ func (t *TUN) moveInto(ns *Namespace, cfg *Interface) error {
 			return fmt.Errorf("rename: %w", existsErr(err))
 		}
 		t.name, t.index = cfg.Name, index
+		if err := t.findPin(ns); err != nil {
+			return err
+		}
 		return t.configure(cfg)
 	})
 }

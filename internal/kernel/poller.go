@@ -31,6 +31,8 @@ const pollBatch = 256
 type Poller struct {
 	epoll int
 	raw   [pollBatch]unix.EpollEvent // used by Wait only
+	count [8]byte                    // used by Wait only
+	one   [8]byte                    // the number 1, immutable after NewPoller
 
 	mu     sync.RWMutex
 	event  int // guarded by mu against use after Close
@@ -49,6 +51,7 @@ func NewPoller() (*Poller, error) {
 		return nil, fmt.Errorf("create eventfd: %w", err)
 	}
 	p := &Poller{epoll: epoll, event: event}
+	binary.NativeEndian.PutUint64(p.one[:], 1)
 	if err := p.Add(event, wakeToken); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -129,16 +132,13 @@ func (p *Poller) Wake() {
 	if p.closed {
 		return
 	}
-	var one [8]byte
-	binary.NativeEndian.PutUint64(one[:], 1)
 	// Full means that a wake is pending, which is all that is wanted.
-	_, _ = unix.Write(p.event, one[:])
+	_, _ = unix.Write(p.event, p.one[:])
 }
 
 // drain takes a pending wake.
 func (p *Poller) drain() {
-	var b [8]byte
-	_, _ = unix.Read(p.event, b[:])
+	_, _ = unix.Read(p.event, p.count[:])
 }
 
 // Close ends the Poller. No Wait may be in progress.

@@ -89,7 +89,7 @@ func setSysctl(key, value string) error {
 // sysctlPath keeps a key inside the sysctl tree, whatever an interface is
 // called.
 func sysctlPath(key string) (string, error) {
-	if !filepath.IsLocal(key) || filepath.Clean(key) != key {
+	if !filepath.IsLocal(key) || filepath.Clean(key) != key || key == "." {
 		return "", fmt.Errorf("bad sysctl %q", key)
 	}
 	return filepath.Join(sysctlRoot, key), nil

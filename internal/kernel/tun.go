@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -94,21 +93,9 @@ func (t *TUN) setUp(cfg TUNConfig) error {
 	if _, err := t.SetOffloads(cfg.Offloads); err != nil {
 		return err
 	}
-	link := linkByIndex(t.index)
-	if cfg.MTU > 0 {
-		if err := netlink.LinkSetMTU(link, cfg.MTU); err != nil {
-			return fmt.Errorf("set MTU %d: %w", cfg.MTU, err)
-		}
-	}
-	if cfg.TxQueueLen > 0 {
-		if err := netlink.LinkSetTxQLen(link, cfg.TxQueueLen); err != nil {
-			return fmt.Errorf("set queue length %d: %w", cfg.TxQueueLen, err)
-		}
-	}
-	if cfg.GSOMaxSize > 0 {
-		if err := netlink.LinkSetGSOMaxSize(link, cfg.GSOMaxSize); err != nil {
-			return fmt.Errorf("set GSO size %d: %w", cfg.GSOMaxSize, err)
-		}
+	limits := &Interface{MTU: cfg.MTU, TxQueueLen: cfg.TxQueueLen, GSOMaxSize: cfg.GSOMaxSize}
+	if err := setLimits(linkByIndex(t.index), limits); err != nil {
+		return err
 	}
 	if cfg.Persist {
 		return t.SetPersist()
@@ -135,7 +122,7 @@ func AttachTUN(ns *Namespace, name string, index int) (*TUN, error) {
 			// kernel made a new one. It ends with its descriptor.
 			return errors.Join(ErrChanged, t.Close())
 		}
-		t.persist, t.pins = true, ns != nil
+		t.persist = true
 		t.offloads, err = activeOffloads(name)
 		if err != nil {
 			return errors.Join(err, t.Close())
@@ -191,6 +178,9 @@ func TUNFromFD(fd int) (*TUN, error) {
 		t.offloads, err = activeOffloads(t.name)
 		return err
 	})
+	if err == nil {
+		err = t.findPin(ns)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("adopt TUN %q: %w", t.name, err)
 	}
@@ -219,7 +209,7 @@ func openTUN(name string, extra uint16) (*TUN, error) {
 		unix.Close(fd)
 		return nil, tunErr(err)
 	}
-	t := &TUN{fd: fd, name: ifr.Name(), index: index}
+	t := &TUN{fd: fd, name: ifr.Name(), index: index, pins: true}
 	t.reserve()
 	return t, nil
 }
@@ -259,9 +249,27 @@ func (t *TUN) Index() int { return t.index }
 func (t *TUN) Offloads() Offloads { return t.offloads }
 
 // PinsNamespace reports whether the open descriptor keeps the device's
-// namespace alive, as it does after AttachTUN with a namespace. Such a TUN must
-// be closed when its pod is gone, for nothing else will end it.
+// namespace alive, because it was opened in that namespace: so it is after
+// AttachTUN, and of a device that never moved, such as netctl0. A pod's TUN
+// that pins must be closed when the pod is gone, for nothing else will end it.
 func (t *TUN) PinsNamespace() bool { return t.pins }
+
+// findPin compares the namespace in which the descriptor was opened with the
+// one that the device is in.
+func (t *TUN) findPin(device *Namespace) error {
+	fd, err := unix.IoctlRetInt(t.fd, unix.SIOCGSKNS)
+	if err != nil {
+		return fmt.Errorf("find the descriptor's namespace: %w", tunErr(err))
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	unix.Close(fd)
+	if err != nil {
+		return fmt.Errorf("find the descriptor's namespace: %w", err)
+	}
+	t.pins = st.Dev == device.dev && st.Ino == device.ino
+	return nil
+}
 
 // Namespace opens the namespace that the device is in.
 func (t *TUN) Namespace() (*Namespace, error) {

@@ -5,13 +5,15 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/netctl/netctl/internal/kernel"
-	"golang.org/x/sys/unix"
 )
 
 func TestMoveIntoMakesThePodsInterface(t *testing.T) {
@@ -33,6 +35,9 @@ func TestMoveIntoMakesThePodsInterface(t *testing.T) {
 	got, err := kernel.Describe(pod, "eth0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if tun.PinsNamespace() {
+		t.Error("the descriptor keeps the pod's namespace alive")
 	}
 	if got.Index != tun.Index() || tun.Name() != "eth0" {
 		t.Errorf("TUN says %q %d, kernel says %q %d", tun.Name(), tun.Index(), got.Name, got.Index)
@@ -216,6 +221,46 @@ func TestMoveIntoFailsWithoutTrace(t *testing.T) {
 	}
 }
 
+// An ADD that is killed in the middle closes its descriptors; until the very
+// last step that takes the device along.
+func TestKilledAddLeavesNothing(t *testing.T) {
+	t.Parallel()
+	needTUN(t)
+	if path := os.Getenv("KERNEL_TEST_ADD"); path != "" {
+		pod, err := kernel.OpenNamespace(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tun, err := kernel.CreateTUN(kernel.TUNConfig{Name: "nctl%d"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := podInterface()
+		if err := tun.MoveInto(pod, cfg); err != nil {
+			t.Fatal(err)
+		}
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+	pod, path := newNamedNS(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestKilledAddLeavesNothing$")
+	cmd.Env = append(os.Environ(), "KERNEL_TEST_ADD="+path)
+	out, err := cmd.CombinedOutput()
+	if state := cmd.ProcessState; state == nil || state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		links, err := kernel.Interfaces(pod)
+		if err == nil && len(links) == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("left behind: %+v, %v", links, err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func TestPacketsPassBothWays(t *testing.T) {
 	t.Parallel()
 	needTUN(t)
@@ -347,183 +392,6 @@ func TestDeletedDeviceIsGone(t *testing.T) {
 				t.Errorf("destroy of the gone: %v", err)
 			}
 		})
-	}
-}
-
-func TestAttachTUN(t *testing.T) {
-	t.Parallel()
-	needTUN(t)
-	home, pod := newNS(t), newNS(t)
-	offloads := kernel.Offloads{Checksum: true, TSO: true} // USO off by its switch
-	tun := newTUN(t, home, kernel.TUNConfig{Name: "nctl%d", Offloads: offloads})
-	cfg := podInterface()
-	cfg.Persist = true
-	moveIn(t, home, tun, pod, cfg)
-	index := tun.Index()
-
-	if _, err := kernel.AttachTUN(pod, "eth0", index); !errors.Is(err, kernel.ErrBusy) {
-		t.Errorf("while held: got %v, want ErrBusy", err)
-	}
-	before, err := kernel.Describe(pod, "eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tun.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if alone, err := kernel.Describe(pod, "eth0"); err != nil || alone.Carrier || len(alone.Addresses) != len(before.Addresses) {
-		t.Errorf("without holder: %+v, %v", alone, err)
-	}
-	for name, try := range map[string]func() (*kernel.TUN, error){
-		"elsewhere":   func() (*kernel.TUN, error) { return kernel.AttachTUN(home, "eth0", index) },
-		"other index": func() (*kernel.TUN, error) { return kernel.AttachTUN(pod, "eth0", index+1) },
-		"not a TUN":   func() (*kernel.TUN, error) { return kernel.AttachTUN(pod, "lo", 1) },
-		"bad name":    func() (*kernel.TUN, error) { return kernel.AttachTUN(pod, "eth%d", index) },
-	} {
-		if _, err := try(); !errors.Is(err, kernel.ErrNotFound) && !errors.Is(err, kernel.ErrChanged) {
-			t.Errorf("%s: got %v", name, err)
-		}
-	}
-	if links, err := kernel.Interfaces(home); err != nil || len(links) != 1 {
-		t.Errorf("created by accident: %+v, %v", links, err)
-	}
-	again, err := kernel.AttachTUN(pod, "eth0", index)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Destroy()
-	if again.Offloads() != offloads {
-		t.Errorf("offloads are %+v, want %+v", again.Offloads(), offloads)
-	}
-	if !again.PinsNamespace() || again.Index() != index || again.Name() != "eth0" {
-		t.Errorf("attached %+v", again)
-	}
-	after, err := kernel.Describe(pod, "eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(before, after, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-		t.Errorf("changed by the restart: %s", diff)
-	}
-	err = pod.Do(func() error { return again.Configure(cfg) })
-	if err != nil {
-		t.Errorf("configure again: %v", err)
-	}
-}
-
-func TestConfigureIsIdempotentAndRemoves(t *testing.T) {
-	t.Parallel()
-	needTUN(t)
-	home := newNS(t)
-	tun := newTUN(t, home, kernel.TUNConfig{Name: "netctl0"})
-	steps := []struct {
-		name  string
-		addrs []netip.Prefix
-	}{
-		{"first", prefixes("10.7.0.1/32", "fd00:7::1/128")},
-		{"same", prefixes("10.7.0.1/32", "fd00:7::1/128")},
-		{"other block", prefixes("10.9.0.1/32", "fd00:7::1/128")},
-		{"one family", prefixes("10.9.0.1/32")},
-		{"none", nil},
-	}
-	for _, s := range steps {
-		err := home.Do(func() error { return tun.Configure(kernel.Interface{Name: "netctl0", MTU: 1420, Addresses: s.addrs}) })
-		if err != nil {
-			t.Fatalf("%s: %v", s.name, err)
-		}
-		link, err := kernel.Describe(home, "netctl0")
-		if err != nil || !slices.Equal(link.Addresses, s.addrs) || !link.Up {
-			t.Errorf("%s: got %+v, %v, want %v", s.name, link, err, s.addrs)
-		}
-	}
-	if err := home.Do(func() error { return tun.Configure(kernel.Interface{Name: "other"}) }); err == nil {
-		t.Error("renamed in passing")
-	}
-}
-
-func TestCreateTUNRefusesTakenNames(t *testing.T) {
-	t.Parallel()
-	needTUN(t)
-	home := newNS(t)
-	newTUN(t, home, kernel.TUNConfig{Name: "netctl0"})
-	for _, name := range []string{"netctl0", "lo"} {
-		err := home.Do(func() error {
-			tun, err := kernel.CreateTUN(kernel.TUNConfig{Name: name})
-			if err == nil {
-				tun.Destroy()
-			}
-			return err
-		})
-		if !errors.Is(err, kernel.ErrExists) {
-			t.Errorf("%s: got %v, want ErrExists", name, err)
-		}
-	}
-}
-
-func TestOffloadsHaveSwitches(t *testing.T) {
-	t.Parallel()
-	needTUN(t)
-	home := newNS(t)
-	for _, want := range []kernel.Offloads{{}, {Checksum: true}, {Checksum: true, TSO: true}, {TSO: true, USO: true}} {
-		tun := newTUN(t, home, kernel.TUNConfig{Offloads: want, Persist: true})
-		granted, name, index := tun.Offloads(), tun.Name(), tun.Index()
-		if !want.Checksum {
-			want = kernel.Offloads{} // nothing works without checksums left to us
-		}
-		if granted != want {
-			t.Errorf("wanted %+v, granted %+v", want, granted)
-		}
-		if err := tun.Close(); err != nil {
-			t.Fatal(err)
-		}
-		again, err := kernel.AttachTUN(home, name, index)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if again.Offloads() != want {
-			t.Errorf("kernel has %+v, want %+v", again.Offloads(), want)
-		}
-		if err := again.Destroy(); err != nil {
-			t.Error(err)
-		}
-	}
-	links, err := kernel.Interfaces(home)
-	if err != nil || len(links) != 1 {
-		t.Errorf("left behind: %+v, %v", links, err)
-	}
-}
-
-func TestClosedTUNNeverHitsAnotherFile(t *testing.T) {
-	t.Parallel()
-	needTUN(t)
-	home := newNS(t)
-	tun := newTUN(t, home, kernel.TUNConfig{})
-	fd := tun.FD()
-	if err := tun.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for range 100 { // whoever opens files now must not get the number
-		other, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(other)
-		if other == fd {
-			t.Fatal("the descriptor's number was given away")
-		}
-	}
-	buf := make([]byte, 100)
-	_, errRead := tun.Read(buf)
-	_, errWrite := tun.Write(buf)
-	if !errors.Is(errRead, kernel.ErrClosed) || !errors.Is(errWrite, kernel.ErrClosed) {
-		t.Errorf("read: %v, write: %v, want ErrClosed", errRead, errWrite)
-	}
-	if err := errors.Join(tun.Close(), tun.Destroy()); err != nil {
-		t.Errorf("closing twice: %v", err)
-	}
-	links, err := kernel.Interfaces(home)
-	if err != nil || len(links) != 1 {
-		t.Errorf("device stayed: %+v, %v", links, err)
 	}
 }
 
