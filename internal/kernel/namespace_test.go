@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -314,5 +315,72 @@ func TestShareMountIsIdempotentAndUndone(t *testing.T) {
 	}
 	if n := sharedLines(); n != 0 {
 		t.Errorf("%d mounts stayed", n)
+	}
+}
+
+// Below RuntimeDir a namespace must reach containers that received the
+// directory, also when nothing there is a shared mount yet. The test runs
+// itself again where /run is its own.
+func TestCreateNamespaceInRuntimeDir(t *testing.T) {
+	t.Parallel()
+	if err := kernel.HaveNamespaces(); err != nil {
+		t.Skipf("needs network namespaces: %v", err)
+	}
+	if os.Getenv("KERNEL_TEST_RUN") == "" {
+		unshare, err := exec.LookPath("unshare")
+		if err != nil {
+			t.Skip("needs unshare of util-linux")
+		}
+		cmd := exec.Command(unshare, "--mount", "--propagation", "private", "sh", "-c",
+			`mount -t tmpfs tmpfs /run && exec "$0" -test.run='^TestCreateNamespaceInRuntimeDir$' -test.v`, os.Args[0])
+		cmd.Env = append(os.Environ(), "KERNEL_TEST_RUN=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	// The receiver copies the mounts before the namespace is made and looks
+	// for it afterwards.
+	first, err := kernel.CreateNamespace(kernel.RuntimeDir + "/first")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	receiver := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c",
+		`echo ready && read go && stat -f -c %t /run/netns/first /run/netns/second`)
+	stdin, err := receiver.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := receiver.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := receiver.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ready := make([]byte, len("ready\n"))
+	if _, err := io.ReadFull(stdout, ready); err != nil {
+		t.Fatal(err)
+	}
+	second, err := kernel.CreateNamespace(kernel.RuntimeDir + "/second")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	if _, err := io.WriteString(stdin, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(stdout)
+	if err := errors.Join(err, receiver.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	if want := "6e736673\n6e736673\n"; string(got) != want { // NSFS_MAGIC
+		t.Errorf("the receiver sees file systems %q, want %q", got, want)
+	}
+	for _, name := range []string{"first", "second"} {
+		if err := kernel.DeleteNamespace(kernel.RuntimeDir + "/" + name); err != nil {
+			t.Error(err)
+		}
 	}
 }
