@@ -79,13 +79,13 @@ func (p *Packet) parseVNet() Fault {
 		return FaultVNet
 	}
 	if typ == GSONone {
-		return p.parseOffload(v)
+		return p.parseOffload(&v)
 	}
-	return p.parseGSO(v)
+	return p.parseGSO(&v)
 }
 
 // parseOffload handles NEEDS_CSUM of an ordinary packet.
-func (p *Packet) parseOffload(v VNet) Fault {
+func (p *Packet) parseOffload(v *VNet) Fault {
 	ip := p.Buf[VNetLen:]
 	start, field := int(v.ChecksumStart), int(v.ChecksumStart)+int(v.ChecksumField)
 	if p.Kind != KindWhole || start < p.L4 || field+2 > len(ip) {
@@ -93,9 +93,7 @@ func (p *Packet) parseOffload(v VNet) Fault {
 	}
 	if p.ownChecksum(v) {
 		p.Partial = true
-		VNet{
-			Flags: v.Flags, ChecksumStart: v.ChecksumStart, ChecksumField: v.ChecksumField,
-		}.Put(p.Buf)
+		binary.LittleEndian.PutUint32(p.Buf[2:], 0) // no hdr_len, no gso_size
 		return FaultNone
 	}
 	// Somebody else's checksum (ICMPv6, a tunnel's payload): finish it here, so
@@ -110,7 +108,7 @@ func (p *Packet) parseOffload(v VNet) Fault {
 }
 
 // parseGSO handles a super-packet.
-func (p *Packet) parseGSO(v VNet) Fault {
+func (p *Packet) parseGSO(v *VNet) Fault {
 	proto, is4 := uint8(ProtoTCP), p.Is4()
 	switch v.GSOType {
 	case GSOTCPv4, GSOTCPv4 | GSOECN:
@@ -136,23 +134,23 @@ func (p *Packet) parseGSO(v VNet) Fault {
 		return FaultGSO
 	}
 	n, size := len(p.Buf)-VNetLen-p.Payload, int(v.GSOSize)
-	if n == 0 || (n+size-1)/size > MaxSegments {
+	if n == 0 || n > size*MaxSegments {
 		return FaultGSO
 	}
 	p.Partial = true
 	if n <= size { // the kernel does not take this for a super-packet either
-		VNet{Flags: v.Flags, ChecksumStart: v.ChecksumStart, ChecksumField: v.ChecksumField}.Put(p.Buf)
+		p.Buf[1] = GSONone
+		binary.LittleEndian.PutUint32(p.Buf[2:], 0)
 		return FaultNone
 	}
 	p.GSOSize = size
-	v.HdrLen = uint16(p.Payload)
-	v.Put(p.Buf)
+	binary.LittleEndian.PutUint16(p.Buf[2:], uint16(p.Payload))
 	return FaultNone
 }
 
 // ownChecksum reports whether NEEDS_CSUM means the checksum of the TCP or UDP
 // header that was parsed, and nothing but the packet's own bytes are summed.
-func (p *Packet) ownChecksum(v VNet) bool {
+func (p *Packet) ownChecksum(v *VNet) bool {
 	if int(v.ChecksumStart) != p.L4 {
 		return false
 	}
