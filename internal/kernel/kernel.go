@@ -69,7 +69,7 @@ func HaveTUN() error {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("no %s: load the tun module or give the container the device: %w", tunPath, err)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("not allowed to make TUN devices: CAP_NET_ADMIN is needed: %w", err)
+		return fmt.Errorf("not allowed to make TUN devices: needs CAP_NET_ADMIN and write permission on %s: %w", tunPath, err)
 	default:
 		return err
 	}
