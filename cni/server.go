@@ -22,8 +22,9 @@ const (
 	maxConnections = 1024
 	// maxOperations bounds the ADD, DEL, CHECK and GC in the Backend at once.
 	maxOperations = 64
-	// requestWait is how long a connected plugin may take to send its request.
-	requestWait = 2 * time.Second
+	// requestWait is how long a connected plugin may take to send its request:
+	// as long as it lives itself, for a node may be that slow.
+	requestWait = 10 * time.Second
 	// replyWait is how long it may take to read a reply.
 	replyWait = 5 * time.Second
 	// ackSlack is added to a plugin's own time limit before its silence means

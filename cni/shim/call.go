@@ -69,12 +69,14 @@ func (c *call) exchange(s *socket, netns int) (*wire.Response, error) {
 	if err != nil {
 		return nil, wire.Errorf(wire.CodeDecode, "the request cannot be encoded: %v", err)
 	}
-	if err := s.send(frame, netns); err != nil {
-		return nil, fmt.Errorf("send request: %w", err)
+	// An agent that refuses us answers without reading and closes.
+	sent := s.send(frame, netns)
+	if sent != nil && !errors.Is(sent, syscall.EPIPE) {
+		return nil, fmt.Errorf("send request: %w", sent)
 	}
 	body, err := wire.ReadFrame(s)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, sent)
 	}
 	return wire.DecodeResponse(body)
 }
