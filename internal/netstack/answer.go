@@ -134,8 +134,8 @@ func (s *Stack) answerNetwork(orig []byte, e networkError) {
 	if e.kind == kindNone || packet.Parse(&p) != packet.FaultNone {
 		return
 	}
-	from := s.router(&p, e.code)
-	if e.from.IsValid() && e.from.Is4() == p.Is4() {
+	from := s.router(&p, e.code) // who said so, if it was not the destination
+	if !(e.kind == kindUnreachable && e.code == packet.UnreachPort) && e.from.IsValid() && e.from.Is4() == p.Is4() {
 		from = packet.AddrFrom(e.from)
 	}
 	dst := make([]byte, packet.MaxError)

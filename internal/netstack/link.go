@@ -101,6 +101,11 @@ func (s *Stack) injectTCP(p *packet.Packet) {
 		s.counters.drop(DropChecksum)
 		return
 	}
+	if p.Tuple.Dst.Netip().IsLoopback() || p.Tuple.Src.Netip().IsLoopback() {
+		s.counters.drop(DropRefused) // gVisor would drop it without an answer
+		s.enqueue(answer{buf: packet.Reset(make([]byte, packet.MaxError), p)})
+		return
+	}
 	segment := p.IP()[p.L4:]
 	if p.Is4() {
 		view := buffer.NewViewSize(header.IPv4MinimumSize + len(segment))
@@ -139,9 +144,11 @@ func verified(p *packet.Packet) bool {
 		return true
 	}
 	ip := p.IP()
-	src, dst := ip[8:24], ip[24:40]
+	var src, dst []byte
 	if p.Is4() {
 		src, dst = ip[12:16], ip[16:20]
+	} else {
+		src, dst = ip[8:24], ip[24:40]
 	}
 	l4 := ip[p.L4:]
 	if p.Tuple.Proto == packet.ProtoUDP && len(l4) >= 8 && l4[6] == 0 && l4[7] == 0 {
