@@ -2,12 +2,12 @@ package ipam
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"net/netip"
-	"strconv"
 	"unicode/utf8"
 )
 
@@ -57,6 +57,13 @@ const maxLine = 4096
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
+// checksum returns the eight digits that a line begins with.
+func checksum(text []byte) string {
+	var sum [4]byte
+	binary.BigEndian.PutUint32(sum[:], crc32.Checksum(text, crcTable))
+	return hex.EncodeToString(sum[:])
+}
+
 // appendLine appends a line's text to b.
 func appendLine(b []byte, l line) ([]byte, error) {
 	text, err := json.Marshal(l)
@@ -66,7 +73,8 @@ func appendLine(b []byte, l line) ([]byte, error) {
 	if len(text)+10 > maxLine {
 		return b, errors.New("line too long")
 	}
-	b = fmt.Appendf(b, "%08x ", crc32.Checksum(text, crcTable))
+	b = append(b, checksum(text)...)
+	b = append(b, ' ')
 	b = append(b, text...)
 	return append(b, '\n'), nil
 }
@@ -80,8 +88,7 @@ func parseLine(b []byte) (line, error) {
 	if len(b) < 10 || len(b) > maxLine || b[8] != ' ' {
 		return l, errLine
 	}
-	sum, err := strconv.ParseUint(string(b[:8]), 16, 32)
-	if err != nil || uint32(sum) != crc32.Checksum(b[9:], crcTable) || !utf8.Valid(b) {
+	if string(b[:8]) != checksum(b[9:]) || !utf8.Valid(b) {
 		return l, errLine
 	}
 	if err := json.Unmarshal(b[9:], &l); err != nil {
