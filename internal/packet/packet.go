@@ -160,7 +160,8 @@ func (p *Packet) IP() []byte { return p.Buf[VNetLen:] }
 // Is4 reports whether the packet is IPv4. Only after a successful Parse.
 func (p *Packet) Is4() bool { return p.Buf[VNetLen]>>4 == 4 }
 
-// Fragment returns the key of the datagram this fragment belongs to.
+// Fragment returns the key of the datagram this fragment belongs to, made of
+// the addresses it has now: call it before Apply.
 func (p *Packet) Fragment() FragKey {
 	k := FragKey{Src: p.Tuple.Src, Dst: p.Tuple.Dst, ID: p.FragID}
 	if p.Is4() {

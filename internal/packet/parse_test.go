@@ -102,36 +102,62 @@ func reseal(b []byte) {
 	binary.BigEndian.PutUint16(h[10:], ^packettest.Sum(h, 0))
 }
 
+// faultTest is a packet, a change that breaks it, and what Parse says then.
+type faultTest struct {
+	name   string
+	spec   packettest.Spec
+	change func([]byte) []byte
+	want   packet.Fault
+}
+
+func runFaults(t *testing.T, tests []faultTest) {
+	t.Helper()
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			buf := tt.spec.Build()
+			if tt.change != nil {
+				buf = tt.change(buf)
+			}
+			if f := packet.Parse(&packet.Packet{Buf: buf}); f != tt.want {
+				t.Errorf("got %v, want %v", f, tt.want)
+			}
+		})
+	}
+}
+
+// ip overwrites bytes of the IP packet and makes the header checksum right.
+func ip(off int, v ...byte) func([]byte) []byte {
+	return func(b []byte) []byte {
+		copy(b[packet.VNetLen+off:], v)
+		if b[packet.VNetLen]>>4 == 4 && b[packet.VNetLen]&15 >= 5 {
+			reseal(b)
+		}
+		return b
+	}
+}
+
+// vnet overwrites bytes of the virtio-net header and what follows it.
+func vnet(off int, v ...byte) func([]byte) []byte {
+	return func(b []byte) []byte { copy(b[off:], v); return b }
+}
+
+func cut(n int) func([]byte) []byte { return func(b []byte) []byte { return b[:n] } }
+
 func TestParseFaults(t *testing.T) {
 	t.Parallel()
 	tcp := packettest.Spec{Src: a4, Dst: b4, Proto: 6, Payload: make([]byte, 3000), Flags: 0x10}
-	gso, tcp6, udp := tcp, tcp, tcp
-	gso.GSOSize = 1000
+	tcp6, udp := tcp, tcp
 	tcp6.Src, tcp6.Dst = a6, b6
 	udp.Proto = 17
 	ext := func(first uint8, ext ...byte) packettest.Spec {
 		return packettest.Spec{Src: a6, Dst: b6, ExtFirst: first, Ext: ext}
 	}
-	ip := func(off int, v ...byte) func([]byte) []byte {
-		return func(b []byte) []byte {
-			copy(b[packet.VNetLen+off:], v)
-			if b[packet.VNetLen]>>4 == 4 && b[packet.VNetLen]&15 >= 5 {
-				reseal(b)
-			}
-			return b
-		}
-	}
-	vnet := func(off int, v ...byte) func([]byte) []byte {
-		return func(b []byte) []byte { copy(b[off:], v); return b }
-	}
-	cut := func(n int) func([]byte) []byte { return func(b []byte) []byte { return b[:n] } }
 	opt := func(o ...byte) packettest.Spec { s := tcp; s.IPOptions = o; return s }
-	tests := []struct {
-		name   string
-		spec   packettest.Spec
-		change func([]byte) []byte
-		want   packet.Fault
-	}{
+	unreach := func(quote []byte) packettest.Spec {
+		return packettest.Spec{Src: a4, Dst: b4, Proto: 1, ICMPType: 3, Payload: quote}
+	}
+	runFaults(t, []faultTest{
 		{"nothing", tcp, cut(0), packet.FaultShort},
 		{"only a virtio header", tcp, cut(10), packet.FaultShort},
 		{"half an IPv4 header", tcp, cut(29), packet.FaultShort},
@@ -162,13 +188,22 @@ func TestParseFaults(t *testing.T) {
 		{"UDP length behind the end", udp, ip(24, 0xff, 0), packet.FaultTransport},
 		{"ICMP header cut", packettest.Spec{Src: a4, Dst: b4, Proto: 1, ICMPType: 8}, ip(2, 0, 27), packet.FaultTransport},
 		{"SCTP header cut", packettest.Spec{Src: a4, Dst: b4, Proto: 132}, ip(2, 0, 31), packet.FaultTransport},
-		{"quote too short", packettest.Spec{Src: a4, Dst: b4, Proto: 1, ICMPType: 3, Payload: make([]byte, 19)}, nil, packet.FaultQuote},
-		{"quote of the other family", packettest.Spec{Src: a4, Dst: b4, Proto: 1, ICMPType: 3, Payload: tcp6.Build()[10:80]}, nil, packet.FaultQuote},
-		{"quote of seven bytes", packettest.Spec{Src: a4, Dst: b4, Proto: 1, ICMPType: 3, Payload: tcp.Build()[10:37]}, nil, packet.FaultQuote},
+		{"quote too short", unreach(make([]byte, 19)), nil, packet.FaultQuote},
+		{"quote of the other family", unreach(tcp6.Build()[10:80]), nil, packet.FaultQuote},
+		{"quote of seven bytes", unreach(tcp.Build()[10:37]), nil, packet.FaultQuote},
 		{"fragment not of eights", tcp, ip(6, 0x20, 0), packet.FaultFragment}, // 3020 bytes
 		{"fragment over the TCP header", tcp, ip(6, 0, 1), packet.FaultFragment},
 		{"ping of death", udp, ip(6, 0x1f, 0xff), packet.FaultFragment},
 		{"empty fragment", packettest.Spec{Src: a4, Dst: b4, Proto: 47}, ip(6, 0x20, 0), packet.FaultFragment},
+	})
+}
+
+func TestParseVNetFaults(t *testing.T) {
+	t.Parallel()
+	tcp := packettest.Spec{Src: a4, Dst: b4, Proto: 6, Payload: make([]byte, 3000), Flags: 0x10}
+	gso := tcp
+	gso.GSOSize = 1000
+	runFaults(t, []faultTest{
 		{"unknown vnet flag", tcp, vnet(0, 4), packet.FaultVNet},
 		{"unknown vnet type", tcp, vnet(1, 3), packet.FaultVNet},
 		{"ECN flag alone", tcp, vnet(1, 0x80), packet.FaultVNet},
@@ -186,19 +221,7 @@ func TestParseFaults(t *testing.T) {
 		{"csum_start behind the end", tcp, vnet(0, 1, 0, 0, 0, 0, 0, 0xff, 0xff, 16, 0), packet.FaultOffload},
 		{"checksum over the ports", tcp, vnet(0, 1, 0, 0, 0, 0, 0, 20, 0, 2, 0), packet.FaultOffload},
 		{"checksum behind the end", tcp, vnet(0, 1, 0, 0, 0, 0, 0, 20, 0, 0xff, 0xff), packet.FaultOffload},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			buf := tt.spec.Build()
-			if tt.change != nil {
-				buf = tt.change(buf)
-			}
-			if f := packet.Parse(&packet.Packet{Buf: buf}); f != tt.want {
-				t.Errorf("got %v, want %v", f, tt.want)
-			}
-		})
-	}
+	})
 }
 
 func chainOf(proto byte, n int) []byte {

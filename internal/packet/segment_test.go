@@ -65,7 +65,7 @@ func naive(spec packettest.Spec) [][]byte {
 func TestSegmentAgainstRebuild(t *testing.T) {
 	t.Parallel()
 	r := seeded(t)
-	for range 1500 {
+	for range 400 {
 		spec := packettest.Random(r)
 		got, want := segments(t, spec.Build(), 0), naive(spec)
 		if len(got) != len(want) {
@@ -131,7 +131,7 @@ func TestCoalesceUndoesSegment(t *testing.T) {
 	t.Parallel()
 	r := seeded(t)
 	var c packet.Coalescer
-	for range 1000 {
+	for range 300 {
 		spec := mergeable(r)
 		want := spec.Build()
 		packet.Parse(&packet.Packet{Buf: want})
@@ -158,29 +158,66 @@ func mergeable(r *rand.Rand) packettest.Spec {
 	return s
 }
 
+// coalesceTest is a batch and the payload bytes of each packet that comes out of
+// a Coalescer: negative for those that were passed through as they were.
+type coalesceTest struct {
+	name string
+	in   [][]byte
+	want []int
+}
+
+func runCoalesce(t *testing.T, tests []coalesceTest) {
+	t.Helper()
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var c packet.Coalescer
+			got := coalesce(&c, tt.in)
+			if len(got) != len(tt.want) {
+				t.Fatalf("got %d packets, want %d", len(got), len(tt.want))
+			}
+			for i, b := range got {
+				p := parse(t, b)
+				want := tt.want[i]
+				if want < 0 {
+					want = -want
+				}
+				if n := len(p.IP()) - p.Payload; n != want || (p.GSOSize > 0) != (tt.want[i] > 0) {
+					t.Errorf("packet %d: %d bytes, gso_size %d, want %d", i, n, p.GSOSize, tt.want[i])
+				}
+			}
+		})
+	}
+}
+
+// with returns a packet made from a changed description.
+func with(s packettest.Spec, change func(*packettest.Spec)) packettest.Spec {
+	change(&s)
+	return s
+}
+
+// samples are two consecutive TCP segments and a datagram per family.
+type samples struct{ tcp, next, tcp6, next6, udp, udp6 packettest.Spec }
+
+func newSamples() samples {
+	var s samples
+	s.tcp = packettest.Spec{Src: a4, Dst: b4, Proto: 6, Flags: packet.TCPAck, Seq: 100, DF: true, Payload: make([]byte, 100)}
+	s.tcp6, s.udp = s.tcp, s.tcp
+	s.tcp6.Src, s.tcp6.Dst = a6, b6
+	s.udp.Proto = 17
+	s.udp6 = s.tcp6
+	s.udp6.Proto = 17
+	s.next, s.next6 = s.tcp, s.tcp6
+	s.next.Seq += 100
+	s.next6.Seq += 100
+	return s
+}
+
 func TestCoalesce(t *testing.T) {
 	t.Parallel()
-	base := packettest.Spec{Src: a4, Dst: b4, Proto: 6, Flags: packet.TCPAck, Seq: 100, DF: true, Payload: make([]byte, 100)}
-	six := base
-	six.Src, six.Dst = a6, b6
-	udp := base
-	udp.Proto = 17
-	udp6 := six
-	udp6.Proto = 17
-	with := func(s packettest.Spec, f func(*packettest.Spec)) packettest.Spec { f(&s); return s }
-	next := with(base, func(s *packettest.Spec) { s.Seq += 100 })
-	next6 := with(six, func(s *packettest.Spec) { s.Seq += 100 })
-	frag := udp.Build()
-	frag[packet.VNetLen+6] = 0x20
-	frag = frag[:packet.VNetLen+20+104]
-	frag[packet.VNetLen+3] = 124
-	reseal(frag)
-	bad := func(s packettest.Spec) []byte { b := s.Build(); b[len(b)-1] ^= 0x55; return b }
-	tests := []struct {
-		name string
-		in   [][]byte
-		want []int // payload bytes of each packet that comes out; packets that are passed through: negative
-	}{
+	all := newSamples()
+	base, next, six, next6, udp, udp6 := all.tcp, all.next, all.tcp6, all.next6, all.udp, all.udp6
+	runCoalesce(t, []coalesceTest{
 		{"two tcp", [][]byte{base.Build(), next.Build()}, []int{200}},
 		{"two tcp6", [][]byte{six.Build(), next6.Build()}, []int{200}},
 		{"two udp", [][]byte{udp.Build(), udp.Build()}, []int{200}},
@@ -203,6 +240,15 @@ func TestCoalesce(t *testing.T) {
 			with(base, func(s *packettest.Spec) { s.DF, s.ID = false, 0xffff }).Build(),
 			with(next, func(s *packettest.Spec) { s.DF, s.ID = false, 0 }).Build(),
 		}, []int{200}},
+	})
+}
+
+func TestCoalesceTCPFlagsAndOptions(t *testing.T) {
+	t.Parallel()
+	all := newSamples()
+	base, next := all.tcp, all.next
+	bad := func(s packettest.Spec) []byte { b := s.Build(); b[len(b)-1] ^= 0x55; return b }
+	runCoalesce(t, []coalesceTest{
 		{"other options", [][]byte{
 			with(base, func(s *packettest.Spec) { s.TCPOptions = []byte{1, 1, 1, 1} }).Build(),
 			with(next, func(s *packettest.Spec) { s.TCPOptions = []byte{1, 1, 1, 0} }).Build(),
@@ -220,6 +266,16 @@ func TestCoalesce(t *testing.T) {
 		{"syn", [][]byte{with(base, func(s *packettest.Spec) { s.Flags |= packet.TCPSyn }).Build(), next.Build()}, []int{-100, -100}},
 		{"bad checksum first", [][]byte{bad(base), next.Build()}, []int{-100, -100}},
 		{"bad checksum second", [][]byte{base.Build(), bad(next)}, []int{-100, -100}},
+	})
+}
+
+func TestCoalesceOddPackets(t *testing.T) {
+	t.Parallel()
+	all := newSamples()
+	base, next, udp := all.tcp, all.next, all.udp
+	frag := udp.Build()[:packet.VNetLen+124]
+	ip(2, 0, 124, 0, 0, 0x20)(frag)
+	runCoalesce(t, []coalesceTest{
 		{"fragment ends runs", [][]byte{udp.Build(), frag, udp.Build()}, []int{-100, -96, -100}},
 		{"udp without checksum", [][]byte{
 			with(udp, func(s *packettest.Spec) { s.NoUDP = true }).Build(),
@@ -234,27 +290,7 @@ func TestCoalesce(t *testing.T) {
 			with(base, func(s *packettest.Spec) { s.IPOptions = make([]byte, 4) }).Build(),
 			with(next, func(s *packettest.Spec) { s.IPOptions = make([]byte, 4) }).Build(),
 		}, []int{-100, -100}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			var c packet.Coalescer
-			got := coalesce(&c, tt.in)
-			if len(got) != len(tt.want) {
-				t.Fatalf("got %d packets, want %d", len(got), len(tt.want))
-			}
-			for i, b := range got {
-				p := parse(t, b)
-				want := tt.want[i]
-				if want < 0 {
-					want = -want
-				}
-				if n := len(p.IP()) - p.Payload; n != want || (p.GSOSize > 0) != (tt.want[i] > 0) {
-					t.Errorf("packet %d: %d bytes, gso_size %d, want %d", i, n, p.GSOSize, tt.want[i])
-				}
-			}
-		})
-	}
+	})
 }
 
 func TestCoalescerSwitches(t *testing.T) {
@@ -302,7 +338,7 @@ func TestCoalesceKeepsOrder(t *testing.T) {
 	t.Parallel()
 	r := seeded(t)
 	var c packet.Coalescer
-	for range 200 {
+	for range 100 {
 		flows := make([]packettest.Spec, 5)
 		for i := range flows {
 			flows[i] = mergeable(r)
