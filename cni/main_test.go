@@ -292,27 +292,29 @@ func (n *node) libcni() *libcni.CNIConfig {
 // test.
 func netns(t *testing.T) string {
 	t.Helper()
-	for _, attr := range []*syscall.SysProcAttr{
-		{Cloneflags: syscall.CLONE_NEWNET},
-		{
-			Cloneflags:  syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER,
-			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		},
-	} {
-		cmd := exec.Command("sleep", "300")
-		cmd.SysProcAttr = attr
-		if cmd.Start() != nil {
-			continue
-		}
-		t.Cleanup(func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		})
-		return fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
+	cmd := exec.Command("sleep", "300")
+	cmd.SysProcAttr = newNetns()
+	if err := cmd.Start(); err != nil {
+		t.Skipf("network namespaces cannot be created here: %v", err)
 	}
-	t.Skip("network namespaces cannot be created here")
-	return ""
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
+}
+
+// newNetns starts a process in a network namespace of its own, without root
+// inside a user namespace of its own.
+func newNetns() *syscall.SysProcAttr {
+	if os.Getuid() == 0 {
+		return &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	}
+	return &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+	}
 }
 
 func container(id, netns string) *libcni.RuntimeConf {

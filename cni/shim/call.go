@@ -113,7 +113,7 @@ func (c *call) unanswered(cause error) outcome {
 		werr = wire.Errorf(wire.CodeUnavailable, "the netctl agent of this node is not serving (%s): %s", c.conf.Socket, advice(cause))
 	case wire.Add:
 		werr = wire.Errorf(wire.CodeUnavailable, "the netctl agent of this node is not running (%s): %s", c.conf.Socket, advice(cause))
-		if healthyLately(c.conf.Socket) || errors.Is(cause, os.ErrDeadlineExceeded) || errors.Is(cause, io.ErrUnexpectedEOF) || errors.Is(cause, io.EOF) {
+		if wasThere(cause) || healthyLately(c.conf.Socket) {
 			werr = wire.Errorf(wire.CodeTryAgain, "the netctl agent of this node is restarting or busy (%s), the runtime will retry: %s",
 				c.conf.Socket, advice(cause))
 		}
@@ -143,6 +143,16 @@ func (c *call) queueDel(cause error) outcome {
 	}
 	_, _ = fmt.Fprintf(c.stderr, "agent does not answer, deletion queued in %s: %v\n", q.Dir(), errors.Join(cause, err))
 	return outcome{}
+}
+
+// wasThere reports whether an agent took the call, even if it did not end it.
+func wasThere(cause error) bool {
+	for _, sign := range []error{errRestoring, os.ErrDeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(cause, sign) {
+			return true
+		}
+	}
+	return false
 }
 
 // advice says what a person can do about an agent that does not answer.
