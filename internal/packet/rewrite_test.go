@@ -232,3 +232,23 @@ func TestClampMSS(t *testing.T) {
 		}
 	}
 }
+
+// TestUDPChecksumIsNeverZero walks through every sum a datagram can have: the
+// one that comes out as 0 must be sent as 0xffff, since 0 says "none".
+func TestUDPChecksumIsNeverZero(t *testing.T) {
+	t.Parallel()
+	dst := make([]byte, 100)
+	for port := range 1 << 16 {
+		src := netip.AddrPortFrom(a4.Addr(), uint16(port))
+		p := parse(t, packet.UDP(dst, src, b4, []byte("x")))
+		rw := rewriteOf(packettest.Spec{Src: b4, Dst: src})
+		built := [2]byte(p.IP()[26:])
+		p.Apply(rw)
+		if got := [2]byte(p.IP()[26:]); got == [2]byte{} || built == [2]byte{} {
+			t.Fatalf("port %d: built %x, rewritten %x", port, built, got)
+		}
+		if port%64 == 0 {
+			check(t, p.Buf)
+		}
+	}
+}

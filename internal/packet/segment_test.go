@@ -2,6 +2,7 @@ package packet_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 
@@ -248,12 +249,18 @@ func TestCoalesceTCPFlagsAndOptions(t *testing.T) {
 	all := newSamples()
 	base, next := all.tcp, all.next
 	bad := func(s packettest.Spec) []byte { b := s.Build(); b[len(b)-1] ^= 0x55; return b }
+	accurate := next.Build() // the AE flag of accurate ECN, beside the data offset
+	tcp := accurate[packet.VNetLen+20:]
+	tcp[12] |= 1
+	binary.BigEndian.PutUint16(tcp[16:], ^packettest.Sum([]byte{1, 0}, uint32(^binary.BigEndian.Uint16(tcp[16:]))))
+	check(t, accurate)
 	runCoalesce(t, []coalesceTest{
 		{"other options", [][]byte{
 			with(base, func(s *packettest.Spec) { s.TCPOptions = []byte{1, 1, 1, 1} }).Build(),
 			with(next, func(s *packettest.Spec) { s.TCPOptions = []byte{1, 1, 1, 0} }).Build(),
 		}, []int{-100, -100}},
 		{"ece differs", [][]byte{base.Build(), with(next, func(s *packettest.Spec) { s.Flags |= packet.TCPEce }).Build()}, []int{-100, -100}},
+		{"ae differs", [][]byte{base.Build(), accurate}, []int{-100, -100}},
 		{"cwr", [][]byte{with(base, func(s *packettest.Spec) { s.Flags |= packet.TCPCwr }).Build(), next.Build()}, []int{-100, -100}},
 		{"psh ends", [][]byte{with(base, func(s *packettest.Spec) { s.Flags |= packet.TCPPsh }).Build(), next.Build()}, []int{-100, -100}},
 		{"psh on the last", [][]byte{base.Build(), with(next, func(s *packettest.Spec) { s.Flags |= packet.TCPPsh }).Build()}, []int{200}},
