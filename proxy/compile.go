@@ -1,0 +1,367 @@
+package proxy
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/packet"
+)
+
+// Input is what a Table is made from. Nothing of it is changed.
+type Input struct {
+	Node, Zone   string // this node and its topology zone
+	Services     []*model.Service
+	Slices       []*model.EndpointSlice
+	ServiceCIDRs []netip.Prefix // addresses in them that no service has are KindUnallocated
+
+	// Nodes are those on whose addresses node ports are translated, this one
+	// among them; empty: no node ports.
+	Nodes []*model.Node
+	// Local are the addresses of clients on this node, its pods' and its own:
+	// with external policy Local they are served from everywhere (POL-4).
+	Local []netip.Prefix
+	// Exclude are addresses that no Service may take as an external or load
+	// balancer address: the nodes', the API server's, the name servers'.
+	Exclude []netip.Prefix
+
+	// Previous may be the Table of the last Compile: what has not changed is
+	// shared with it. It does not change the result.
+	Previous *Table
+}
+
+// Problem is something that a Service asks for and does not get.
+type Problem struct {
+	Service model.Name
+	Reason  string
+}
+
+// String says what is wrong with which service.
+func (p Problem) String() string { return "service " + p.Service.String() + ": " + p.Reason }
+
+// unit is one service, compiled. It is shared between tables while the service
+// and its slices stay the same objects.
+type unit struct {
+	service    *model.Service
+	slices     []*model.EndpointSlice
+	node, zone string
+
+	internal []*Frontend // cluster IPs
+	external []*Frontend // load balancer addresses, then external IPs
+	ports    []nodePortUnit
+}
+
+type nodePortUnit struct {
+	key  frontKey
+	port nodePort
+}
+
+// Compile makes the Table. Problems are sorted and do not hold back the rest:
+// of two services that claim one address the one whose name is first gets it.
+func Compile(in Input) (*Table, []Problem) {
+	c := compiler{in: in, table: &Table{
+		node: in.Node, frontends: map[frontKey]*Frontend{}, nodePorts: map[frontKey]nodePort{},
+		clusterIPs: map[packet.Addr]struct{}{}, nodes: map[packet.Addr]string{}, pins: map[uint64]uint32{},
+		units: map[model.Name]*unit{}, ranges: slices.Clone(in.ServiceCIDRs), local: slices.Clone(in.Local),
+	}}
+	units := c.units()
+	c.nodes()
+	for _, u := range units {
+		c.claimInternal(u)
+	}
+	for _, u := range units {
+		c.claimExternal(u)
+	}
+	slices.SortStableFunc(c.problems, func(a, b Problem) int {
+		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Reason, b.Reason))
+	})
+	return c.table, c.problems
+}
+
+type compiler struct {
+	in       Input
+	table    *Table
+	problems []Problem
+}
+
+func (c *compiler) problem(s model.Name, reason string) {
+	c.problems = append(c.problems, Problem{Service: s, Reason: reason})
+}
+
+// units compiles every service that is ours to serve, in the order of names.
+func (c *compiler) units() []*unit {
+	bySvc := map[model.Name][]*model.EndpointSlice{}
+	for _, s := range c.in.Slices {
+		if s.Headless || s.Service == "" { // IN-2, IN-4
+			continue
+		}
+		k := model.Name{Namespace: s.Name.Namespace, Name: s.Service}
+		bySvc[k] = append(bySvc[k], s)
+	}
+	var out []*unit
+	for _, svc := range c.in.Services {
+		if svc.ForeignProxy || svc.Headless || svc.Type == model.ExternalName || len(svc.ClusterIPs) == 0 {
+			continue // IN-1, IN-3
+		}
+		list := bySvc[svc.Name]
+		slices.SortFunc(list, func(a, b *model.EndpointSlice) int { return a.Name.Compare(b.Name) })
+		u := c.unit(svc, list)
+		c.table.units[svc.Name] = u
+		out = append(out, u)
+	}
+	slices.SortFunc(out, func(a, b *unit) int { return a.service.Name.Compare(b.service.Name) })
+	return out
+}
+
+// unit compiles one service, or takes it from the previous table.
+func (c *compiler) unit(svc *model.Service, list []*model.EndpointSlice) *unit {
+	if p := c.in.Previous; p != nil {
+		if u := p.units[svc.Name]; u != nil && u.service == svc && u.node == c.in.Node && u.zone == c.in.Zone && slices.Equal(u.slices, list) {
+			return u
+		}
+	}
+	u := &unit{service: svc, slices: list, node: c.in.Node, zone: c.in.Zone}
+	for _, fam := range []family{ipv4, ipv6} {
+		i := slices.IndexFunc(svc.ClusterIPs, func(a netip.Addr) bool { return familyOf(a) == fam })
+		if i < 0 {
+			continue // DS-2: the service does not exist in this family
+		}
+		for j := range svc.Ports {
+			u.addPort(svc.ClusterIPs[i], &svc.Ports[j], fam)
+		}
+	}
+	return u
+}
+
+// addPort compiles one port of the service in one family.
+func (u *unit) addPort(clusterIP netip.Addr, p *model.ServicePort, fam family) {
+	svc := u.service
+	accessible := p.NodePort != 0 || len(ofFamily(svc.LoadBalancerIPs, fam)) > 0 || len(ofFamily(svc.ExternalIPs, fam)) > 0
+	externalLocal := svc.ExternalLocal && accessible // POL-2
+	eps := collect(u.slices, p, fam)
+	chosen := choose(eps, u.node, u.zone, uses{
+		cluster: !svc.InternalLocal || accessible,
+		local:   svc.InternalLocal || externalLocal,
+	})
+	base := Frontend{
+		Service: svc.Name, Port: p.Name, serving: chosen.serving,
+		timeout: seconds(svc.AffinityTimeout), pin: pinOf(svc, p),
+	}
+	at := func(k frontKey, list []Backend) Frontend {
+		f := base
+		f.key, f.backends, f.kind = k, list, kindOf(list, chosen.any)
+		return f
+	}
+	key := func(a netip.Addr) frontKey {
+		return frontKey{addr: packet.AddrFrom(a), port: p.Port, proto: uint8(p.Protocol)}
+	}
+	internal := at(key(clusterIP), chosen.cluster)
+	if svc.InternalLocal {
+		internal = at(key(clusterIP), chosen.local) // POL-1
+	}
+	u.internal = append(u.internal, internal.seal())
+
+	outer := func(k frontKey) Frontend {
+		f := at(k, chosen.cluster)
+		if externalLocal && chosen.any {
+			f.split, f.outside = true, chosen.local // POL-4
+		}
+		return f
+	}
+	for _, a := range ofFamily(svc.LoadBalancerIPs, fam) {
+		f := outer(key(a))
+		f.sources = sourcesOf(svc, fam)
+		u.external = append(u.external, f.seal())
+	}
+	for _, a := range ofFamily(svc.ExternalIPs, fam) {
+		f := outer(key(a))
+		u.external = append(u.external, f.seal())
+	}
+	if p.NodePort == 0 {
+		return
+	}
+	k := frontKey{port: p.NodePort, proto: uint8(p.Protocol), family: fam}
+	own, other := outer(k), at(k, chosen.cluster)
+	np := nodePort{own: own.seal()}
+	if externalLocal {
+		other = at(k, nil) // a node without endpoints of its own
+		np.nodes = byNode(eps, u.node, func(list []Backend) *Frontend { f := at(k, list); return f.seal() })
+	}
+	np.other = other.seal()
+	u.ports = append(u.ports, nodePortUnit{key: k, port: np})
+}
+
+// byNode makes a frontend for every other node that has usable endpoints.
+func byNode(eps []endpoint, self string, frontend func([]Backend) *Frontend) map[string]*Frontend {
+	out := map[string]*Frontend{}
+	for i := range eps {
+		n := eps[i].Node
+		if n == "" || n == self || out[n] != nil {
+			continue
+		}
+		if list := localTo(eps, n, self); len(list) > 0 {
+			out[n] = frontend(list)
+		}
+	}
+	return out
+}
+
+// kindOf tells reject (no endpoint anywhere) from drop (none for this client).
+func kindOf(list []Backend, anywhere bool) Kind {
+	switch {
+	case len(list) > 0:
+		return KindBackends
+	case anywhere:
+		return KindDrop
+	default:
+		return KindReject
+	}
+}
+
+// seconds rounds up, and keeps what validation of the API does not allow sane.
+func seconds(d time.Duration) uint32 {
+	const most = 86400
+	if d <= 0 {
+		return 0
+	}
+	return uint32(min((d+time.Second-1)/time.Second, most))
+}
+
+// pinOf is the affinity key of a service port: shared by all its addresses,
+// not by the service's other ports, nor by a later service of that name (AFF-1).
+func pinOf(svc *model.Service, p *model.ServicePort) uint64 {
+	if svc.AffinityTimeout <= 0 {
+		return 0
+	}
+	d := newDigest()
+	d.text(svc.UID)
+	d.text(svc.Name.Namespace)
+	d.text(svc.Name.Name)
+	d.text(p.Name)
+	d.number(uint64(p.Protocol))
+	return d.sum()
+}
+
+func ofFamily(list []netip.Addr, fam family) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range list {
+		if familyOf(a) == fam {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// sourcesOf returns the source ranges of a family; nil lets everybody in, which
+// is also what no range of the family and a range of length zero mean (LB-5).
+func sourcesOf(svc *model.Service, fam family) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range svc.SourceRanges {
+		if familyOf(p.Addr()) != fam {
+			continue
+		}
+		if p.Bits() == 0 {
+			return nil
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func (c *compiler) nodes() {
+	for _, n := range c.in.Nodes {
+		for _, a := range n.Addresses {
+			k := packet.AddrFrom(a)
+			// An address that two nodes claim is this node's own, or the first one's.
+			if _, taken := c.table.nodes[k]; !taken || n.Name == c.in.Node {
+				c.table.nodes[k] = n.Name
+			}
+		}
+	}
+}
+
+// claimInternal enters the cluster IPs, before any address that users choose.
+func (c *compiler) claimInternal(u *unit) {
+	for _, f := range u.internal {
+		if c.enter(f) {
+			c.table.clusterIPs[f.key.addr] = struct{}{}
+		}
+	}
+}
+
+// claimExternal enters the addresses and node ports of users' choice.
+func (c *compiler) claimExternal(u *unit) {
+	refused := map[packet.Addr]bool{}
+	for _, f := range u.external {
+		if refused[f.key.addr] {
+			continue
+		}
+		if reason := c.unfit(f.key.addr); reason != "" {
+			refused[f.key.addr] = true
+			c.problem(f.Service, reason)
+			continue
+		}
+		c.enter(f)
+	}
+	for i := range u.ports {
+		p := &u.ports[i]
+		if have, ok := c.table.nodePorts[p.key]; ok {
+			c.problem(u.service.Name, "node port "+portName(p.key)+" belongs to "+have.own.Service.String())
+			continue
+		}
+		c.table.nodePorts[p.key] = p.port
+		c.table.count(p.port.own)
+		c.table.count(p.port.other)
+		for _, f := range p.port.nodes {
+			c.table.count(f)
+		}
+		c.pin(p.port.own)
+	}
+}
+
+// unfit says why a service may not have an external address, or nothing.
+func (c *compiler) unfit(a packet.Addr) string {
+	addr := a.Netip()
+	_, clusterIP := c.table.clusterIPs[a]
+	_, node := c.table.nodes[a]
+	switch {
+	case clusterIP:
+		return "external address " + addr.String() + " is a service's cluster IP"
+	case node:
+		return "external address " + addr.String() + " is a node's"
+	case addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.IsLinkLocalUnicast():
+		return "external address " + addr.String() + " cannot be a service's"
+	case slices.ContainsFunc(c.in.Exclude, func(p netip.Prefix) bool { return p.Contains(addr) }):
+		return "external address " + addr.String() + " is one that the node needs"
+	default:
+		return ""
+	}
+}
+
+// enter adds a frontend unless its address and port are taken.
+func (c *compiler) enter(f *Frontend) bool {
+	if have := c.table.frontends[f.key]; have != nil {
+		if have.Service != f.Service {
+			c.problem(f.Service, f.key.addr.String()+" port "+portName(f.key)+" belongs to "+have.Service.String())
+		}
+		return false
+	}
+	c.table.frontends[f.key] = f
+	c.table.count(f)
+	c.pin(f)
+	return true
+}
+
+func (c *compiler) pin(f *Frontend) {
+	if f.timeout != 0 {
+		c.table.pins[f.pin] = f.timeout
+	}
+}
+
+// portName writes a port as people do: 80/TCP.
+func portName(k frontKey) string {
+	return strconv.Itoa(int(k.port)) + "/" + model.Protocol(k.proto).String()
+}
