@@ -12,20 +12,23 @@ import (
 )
 
 // guarded runs a Backend operation in a slot, safe from its panics.
-func (s *Server) guarded(ctx context.Context, fn func() error) (err error) {
+func (s *Server) guarded(ctx context.Context, fn func() error) error {
 	select {
 	case s.operations <- struct{}{}:
 	case <-ctx.Done():
 		return fmt.Errorf("wait for other operations: %w", ctx.Err())
 	}
 	defer func() { <-s.operations }()
-	return recovered(fn)
+	return s.recovered(fn)
 }
 
-func recovered(fn func() error) (err error) {
+// recovered turns a panic of the Backend into an error: one pod's trouble must
+// not end the node's agent.
+func (s *Server) recovered(fn func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicked(p, debug.Stack())
+			s.cfg.Logger.Error("cni backend panicked", "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
 	return fn()
@@ -57,7 +60,7 @@ func (s *Server) health(ctx context.Context) error {
 		return fmt.Errorf("an earlier STATUS hangs: %w", ctx.Err())
 	}
 	defer func() { <-s.status }()
-	err := recovered(func() error { return s.cfg.Backend.Status(ctx) })
+	err := s.recovered(func() error { return s.cfg.Backend.Status(ctx) })
 	switch {
 	case errors.Is(err, ErrPoolExhausted), errors.Is(err, ErrPoolCooling):
 		return nil // a full node is a working node

@@ -3,7 +3,6 @@ package cni
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/netctl/netctl/cni/wire"
 )
@@ -38,25 +37,29 @@ var (
 	ErrLimited = errors.New("not available, and running pods are affected")
 )
 
-// advice gives each error its code and tells what to do about it.
-var advice = []struct {
+// advice is an error's code and what to do about it.
+type advice struct {
 	err  error
 	code wire.Code
 	msg  string
-}{
-	{ErrExists, wire.CodeConflict, "this container is attached already: DEL it first"},
-	{ErrInterfaceExists, wire.CodeInterface, "the namespace has an interface of that name already: nothing was changed; remove it or use another name"},
-	{ErrNetnsGone, wire.CodeNetns, "the network namespace is gone: the sandbox has ended; the runtime must make a new one"},
-	{ErrPoolCooling, wire.CodeTryAgain, "no pod address is free on this node yet: released ones cool down, the runtime will retry"},
-	{ErrPoolExhausted, wire.CodeUnavailable, "no pod address is free on this node: delete pods, or give the node more addresses (netctl ipam)"},
-	{ErrDuplicateAddress, wire.CodeDuplicateIP, "the pod's address is in use on this node: look for a leftover interface or route that bears it"},
-	{ErrUnsupported, wire.CodeUnsupported, "the network configuration asks for something that netctl cannot do"},
-	{ErrDiffers, wire.CodeCheck, "the pod's network is not as ADD made it: recreate the pod"},
-	{ErrTryAgain, wire.CodeTryAgain, "the netctl agent cannot do this at the moment, try again"},
-	{ErrLimited, wire.CodeLimited, "the netctl agent cannot add pods, and running pods are affected: see its log"},
-	{ErrUnavailable, wire.CodeUnavailable, "the netctl agent cannot add pods: see its log"},
-	{context.DeadlineExceeded, wire.CodeTryAgain, "the netctl agent did not finish in time and undid what it had begun: the runtime will retry"},
-	{context.Canceled, wire.CodeTryAgain, "the operation was cancelled and undone: the agent is stopping or the plugin was killed"},
+}
+
+func advices() []advice {
+	return []advice{
+		{ErrExists, wire.CodeConflict, "this container is attached already: DEL it first"},
+		{ErrInterfaceExists, wire.CodeInterface, "the namespace has an interface of that name already: nothing was changed; remove it or use another name"},
+		{ErrNetnsGone, wire.CodeNetns, "the network namespace is gone: the sandbox has ended; the runtime must make a new one"},
+		{ErrPoolCooling, wire.CodeTryAgain, "no pod address is free on this node yet: released ones cool down, the runtime will retry"},
+		{ErrPoolExhausted, wire.CodeUnavailable, "no pod address is free on this node: delete pods, or give the node more addresses (netctl ipam)"},
+		{ErrDuplicateAddress, wire.CodeDuplicateIP, "the pod's address is in use on this node: look for a leftover interface or route that bears it"},
+		{ErrUnsupported, wire.CodeUnsupported, "the network configuration asks for something that netctl cannot do"},
+		{ErrDiffers, wire.CodeCheck, "the pod's network is not as ADD made it: recreate the pod"},
+		{ErrTryAgain, wire.CodeTryAgain, "the netctl agent cannot do this at the moment, try again"},
+		{ErrLimited, wire.CodeLimited, "the netctl agent cannot add pods, and running pods are affected: see its log"},
+		{ErrUnavailable, wire.CodeUnavailable, "the netctl agent cannot add pods: see its log"},
+		{context.DeadlineExceeded, wire.CodeTryAgain, "the netctl agent did not finish in time and undid what it had begun: the runtime will retry"},
+		{context.Canceled, wire.CodeTryAgain, "the operation was cancelled and undone: the agent is stopping or the plugin was killed"},
+	}
 }
 
 // asError returns err as the runtime shall see it.
@@ -66,16 +69,10 @@ func asError(err error) *Error {
 		out := *e
 		return &out
 	}
-	for _, a := range advice {
+	for _, a := range advices() {
 		if errors.Is(err, a.err) {
 			return &Error{Code: a.code, Msg: a.msg, Details: err.Error()}
 		}
 	}
 	return &Error{Code: wire.CodeInternal, Msg: "the netctl agent met an internal error: see its log", Details: err.Error()}
-}
-
-// panicked turns a panic of the Backend into an error: one pod's trouble must
-// not end the node's agent.
-func panicked(cause any, stack []byte) error {
-	return fmt.Errorf("panic: %v\n%s", cause, stack)
 }
