@@ -121,7 +121,10 @@ type Agent struct {
 	pods   map[cni.ID]*pod          // guarded by mu
 	ids    map[datapath.PortID]bool // guarded by mu: in use
 	adding map[cni.ID]struct{}      // guarded by mu
-	zone   *dns.Zone                // guarded by the loop: what was compiled last
+
+	// The loop's own.
+	zone      *dns.Zone // what was compiled last
+	reclaimed time.Time // when blocks of lost nodes were looked for last
 }
 
 // Run is the life of an agent: it takes over what a former one left, serves
@@ -160,6 +163,11 @@ func (a *Agent) open() error {
 	// The pool's record is locked first: a second agent on this node ends here.
 	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(a.cfg.StateDir, "ipam"), Logger: a.log}); err != nil {
 		return fmt.Errorf("open the address record: %w", err)
+	}
+	if a.cfg.Blocks != nil {
+		if a.claimer, err = ipam.NewClaimer(ipam.ClaimerConfig{Node: a.cfg.Node, Pools: blockPools(a.cfg.ClusterCIDRs), Store: a.cfg.Blocks}); err != nil {
+			return err
+		}
 	}
 	if a.records, err = openRecords(filepath.Join(a.cfg.StateDir, "ports")); err != nil {
 		return err
@@ -373,6 +381,21 @@ func (a *Agent) close() error {
 		errs = append(errs, a.pool.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// blockPools cuts the cluster's pod ranges into blocks that hold the usual 110
+// pods of a node; a node that has more claims another one.
+func blockPools(cidrs []netip.Prefix) []ipam.BlockPool {
+	const block4, block6 = 25, 121
+	var out []ipam.BlockPool
+	for _, p := range cidrs {
+		size := block6
+		if p.Addr().Is4() {
+			size = block4
+		}
+		out = append(out, ipam.BlockPool{CIDR: p, Block: max(size, p.Bits())})
+	}
+	return out
 }
 
 // underlayMTU is the MTU of the link that the default route leads to.

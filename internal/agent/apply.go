@@ -91,5 +91,39 @@ func (a *Agent) claim() error {
 		}
 		a.log.Info("node published", "public_key", a.key.String(), "endpoints", fmt.Sprint(endpoints))
 	}
+	if a.claimer == nil || len(self.PodCIDRs) > 0 || !state.Synced {
+		return nil
+	}
+	return a.claimBlocks(ctx, state)
+}
+
+// claimBlocks claims a range of pod addresses where the Node object brings
+// none, and takes those of nodes that are gone back from time to time. What is
+// claimed comes back with the next State.
+func (a *Agent) claimBlocks(ctx context.Context, state *model.State) error {
+	var taken []netip.Prefix
+	nodes := make([]string, 0, len(state.Nodes))
+	for _, n := range state.Nodes {
+		taken = append(taken, n.PodCIDRs...)
+		nodes = append(nodes, n.Name)
+	}
+	if _, err := a.claimer.Apply(ctx, a.pool.Usage, taken); err != nil {
+		return fmt.Errorf("claim pod addresses: %w", err)
+	}
+	if time.Since(a.reclaimed) < reconcileInterval {
+		return nil
+	}
+	a.reclaimed = time.Now()
+	freed, err := a.claimer.Reclaim(ctx, nodes, func(block netip.Prefix) bool {
+		return slices.ContainsFunc(state.Pods, func(p *model.Pod) bool {
+			return !p.Finished && slices.ContainsFunc(p.Addresses, block.Contains)
+		})
+	})
+	for _, b := range freed {
+		a.log.Info("block of a node that is gone is free again", "node", b.Node, "block", b.CIDR.String())
+	}
+	if err != nil {
+		return fmt.Errorf("take back blocks of nodes that are gone: %w", err)
+	}
 	return nil
 }

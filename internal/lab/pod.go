@@ -151,7 +151,7 @@ func (l *Lab) libcni() *libcni.CNIConfig {
 }
 
 func (l *Lab) conflist(node string) (*libcni.NetworkConfigList, error) {
-	conf, err := libcni.ConfListFromFile(l.path("nodes", node, "cni", "10-netctl.conflist"))
+	conf, err := libcni.ConfListFromFile(l.path("nodes", node, "cni", conflistName))
 	if err != nil {
 		return nil, fmt.Errorf("read the CNI configuration of %s: %w", node, err)
 	}

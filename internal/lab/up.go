@@ -25,6 +25,8 @@ const (
 	// agentWait is how long an agent may take to serve.
 	agentWait = 20 * time.Second
 	agentPoll = 20 * time.Millisecond
+
+	conflistName = cni.DefaultConfName
 )
 
 // Up builds the lab and returns when every agent serves. A lab of the same name
@@ -83,7 +85,11 @@ func (l *Lab) Up(ctx context.Context) (err error) {
 }
 
 // Down ends the lab and everything in it. A lab that is not there is down.
-func (l *Lab) Down() error { return l.destroy() }
+func (l *Lab) Down() error {
+	err := l.destroy()
+	endHolder()
+	return err
+}
 
 // running reports whether a lab of this name was brought up and still lives.
 func (l *Lab) running() bool {
@@ -181,9 +187,14 @@ func (l *Lab) installNode(node string) error {
 	if err := os.WriteFile(l.path("nodes", node, "resolv.conf"), []byte(resolv.String()), 0o644); err != nil { //nolint:gosec // every process of the node reads it
 		return fmt.Errorf("write the node's resolv.conf: %w", err)
 	}
-	return cni.Install(cni.InstallConfig{
-		BinDir: l.path("cni", "bin"), ConfDir: l.path("nodes", node, "cni"), Socket: l.socket(node),
+	_, err := cni.Install(cni.Installation{
+		BinDir: l.path("cni", "bin"), ConfDir: l.path("nodes", node, "cni"), ConfName: conflistName,
+		Conflist: cni.Conflist{Socket: l.socket(node)},
 	})
+	if err != nil {
+		return fmt.Errorf("install the CNI plugin: %w", err)
+	}
+	return nil
 }
 
 // stateDir is where a node's agent keeps its state and its socket.

@@ -1,0 +1,145 @@
+package lab
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/netctl/netctl/internal/kernel"
+)
+
+// captureTail is how long the underlay is watched after the last packet was
+// sent on purpose.
+const captureTail = 200 * time.Millisecond
+
+// capture sends a secret between pods on different nodes and shows that the
+// wire between the nodes carried WireGuard and nothing else of them.
+func (d *demo) capture(ctx context.Context) {
+	seen, err := d.watchUnderlay(ctx)
+	d.check("capture on the underlay", seen, err)
+}
+
+func (d *demo) watchUnderlay(ctx context.Context) (seen string, err error) {
+	fabric, err := d.lab.namespace(fabricNS)
+	if err != nil {
+		return "", err
+	}
+	defer fabric.Close()
+	capture, err := kernel.OpenCapture(fabric, "n1")
+	if err != nil {
+		return "", err
+	}
+	defer capture.Close()
+	from, to := d.pair()
+	for _, a := range to {
+		if _, err := d.fetch(from, "http://"+hostPort(a, "80")+"/a-secret-that-nobody-on-the-wire-may-read"); err != nil {
+			return "", err
+		}
+	}
+	if err := capture.SetDeadline(time.Now().Add(captureTail)); err != nil {
+		return "", fmt.Errorf("watch the underlay: %w", err)
+	}
+	var tally wireTally
+	buf := make([]byte, maxDatagram+14)
+	for ctx.Err() == nil {
+		f, err := capture.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			return "", fmt.Errorf("watch the underlay: %w", err)
+		}
+		tally.count(f.Data)
+	}
+	return tally.verdict()
+}
+
+// pair is a pod on node1 and the addresses of one elsewhere.
+func (d *demo) pair() (string, []netip.Addr) {
+	var from string
+	var to []netip.Addr
+	for _, p := range d.replicas() {
+		if p.Node == "node1" {
+			from = p.Name.Name
+		} else {
+			to = p.Addresses
+		}
+	}
+	return from, to
+}
+
+// wireTally counts the frames of a wire by what they are.
+type wireTally struct {
+	wireGuard, bytes, neighbours int
+	secret                       bool
+	others                       []string
+}
+
+const (
+	etherHeader   = 14
+	etherIPv4     = 0x0800
+	etherARP      = 0x0806
+	etherIPv6     = 0x86dd
+	protoUDP      = 17
+	protoICMPv6   = 58
+	wireGuardPort = 51820
+)
+
+// count takes one Ethernet frame.
+func (t *wireTally) count(frame []byte) {
+	if strings.Contains(string(frame), "a-secret-that-nobody") {
+		t.secret = true
+	}
+	if len(frame) < etherHeader {
+		return
+	}
+	kind := binary.BigEndian.Uint16(frame[12:])
+	ip := frame[etherHeader:]
+	proto, udp := byte(0), []byte(nil)
+	switch {
+	case kind == etherARP:
+		t.neighbours++
+		return
+	case kind == etherIPv4 && len(ip) >= 20:
+		proto, udp = ip[9], ip[int(ip[0]&15)*4:]
+	case kind == etherIPv6 && len(ip) >= 40:
+		proto, udp = ip[6], ip[40:]
+	}
+	switch {
+	case proto == protoUDP && len(udp) >= 12 && wireGuardMessage(udp):
+		t.wireGuard++
+		t.bytes += len(frame)
+	case proto == protoICMPv6 && kind == etherIPv6:
+		t.neighbours++ // the link's own housekeeping: NDP and MLD
+	case proto == 0 && kind == etherIPv6:
+		t.neighbours++ // MLD reports carry a hop-by-hop header
+	default:
+		t.others = append(t.others, fmt.Sprintf("ethertype %#04x protocol %d, %d bytes", kind, proto, len(frame)))
+	}
+}
+
+// wireGuardMessage reports whether a UDP datagram is one of WireGuard's four
+// messages, between the nodes' ports.
+func wireGuardMessage(udp []byte) bool {
+	if binary.BigEndian.Uint16(udp) != wireGuardPort || binary.BigEndian.Uint16(udp[2:]) != wireGuardPort {
+		return false
+	}
+	return udp[8] >= 1 && udp[8] <= 4 && udp[9] == 0 && udp[10] == 0 && udp[11] == 0
+}
+
+func (t *wireTally) verdict() (string, error) {
+	switch {
+	case t.secret:
+		return "", errors.New("the wire carried what a pod said, readable")
+	case len(t.others) > 0:
+		return "", fmt.Errorf("the wire carried something else than WireGuard: %s", strings.Join(t.others, "; "))
+	case t.wireGuard == 0:
+		return "", errors.New("the wire carried nothing at all")
+	}
+	return fmt.Sprintf("%d WireGuard messages (%d bytes), %d of address resolution, nothing else", t.wireGuard, t.bytes, t.neighbours), nil
+}
