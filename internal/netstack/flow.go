@@ -60,6 +60,8 @@ type socket struct {
 	}
 	raw  syscall.RawConn
 	echo *echoSocket // nil for UDP
+
+	dontFrag bool // IP_MTU_DISCOVER is DO; guarded by flow.mu
 }
 
 // quote is the beginning of a datagram.
@@ -67,7 +69,7 @@ type quote struct {
 	data     [quoteBytes]byte
 	n        int
 	seq      uint16 // echo
-	dontFrag bool
+	dontFrag bool   // the pod's router, which we are, may not fragment it
 }
 
 func newFlow(set *datagrams, key packet.Tuple) *flow {
@@ -83,7 +85,13 @@ func (f *flow) touch() { f.used.Store(int64(time.Since(f.set.stack.began))) }
 func (f *flow) mark(p *packet.Packet) {
 	f.quote.n = copy(f.quote.data[:], p.Data())
 	f.quote.seq = p.EchoSeq()
-	f.quote.dontFrag = !p.Is4() || p.IP()[6]&0x40 != 0
+	if p.Is4() {
+		f.quote.dontFrag = p.IP()[6]&0x40 != 0
+	} else {
+		// No IPv6 router fragments, but what the pod fragmented (it was put
+		// together here and is bigger than the MTU) may be cut again.
+		f.quote.dontFrag = p.GSOSize > 0 || len(p.IP()) <= f.set.stack.cfg.MTU
+	}
 }
 
 // send sends one datagram or keeps it until the socket is open. Called with mu
@@ -115,6 +123,10 @@ func (f *flow) write(data []byte) {
 	if f.socket.echo != nil {
 		f.socket.echo.prepare(data)
 	}
+	if f.quote.dontFrag != f.socket.dontFrag {
+		f.socket.dontFrag = f.quote.dontFrag
+		discoverMTU(f.socket.raw, f.key.Dst.Is4(), f.socket.dontFrag)
+	}
 	for range 2 {
 		f.out = data
 		if err := f.socket.raw.Write(f.writeOnce); err != nil {
@@ -124,8 +136,8 @@ func (f *flow) write(data []byte) {
 			s.counters.bytesUp.Add(uint64(len(data)))
 			return
 		}
-		if !f.report(f.outErr) {
-			break
+		if !f.report(f.outErr) || errors.Is(f.outErr, syscall.EMSGSIZE) {
+			break // too big for the path: the pod has been told
 		}
 	}
 	s.counters.drop(DropSocket)

@@ -79,7 +79,7 @@ func stalled(t testing.TB, count func() uint64) uint64 {
 // What the kernel buffers on loopback (tcp_wmem + tcp_rmem, about 10 MiB at
 // their default maxima) is not ours; without backpressure all of it would pass.
 const (
-	flood   = 64 << 20
+	flood   = 32 << 20
 	inhaled = 24 << 20
 )
 
@@ -297,6 +297,21 @@ func TestCloseLeavesNothing(t *testing.T) {
 			_ = n.stack.Write(packet.Echo(make([]byte, packet.MaxSize), packet.EchoHeader{Src: f.pod, Dst: f.loopback, ID: i}, nil))
 		}
 		got.next(t, "echo", isUDP)
+		stop := make(chan struct{})
+		var writers sync.WaitGroup
+		writers.Go(func() { // Close may come in the middle of a Write
+			for i := uint16(0); ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = n.stack.Write(f.syn(7000+i%1000, port))
+					_ = n.stack.Write(f.udp(echo, nil))
+				}
+			}
+		})
+		defer writers.Wait()
+		defer close(stop)
 		begin := time.Now()
 		if err := n.stack.Close(); err != nil {
 			t.Fatal(err)

@@ -14,10 +14,10 @@ const (
 	grantTight              // taken, but the bound is near: give something up
 )
 
-// quota bounds how many things exist in total and for each owner. One owner
-// gets at most perOwner and at most half of what is free (dynamic threshold,
-// Choudhury and Hahne 1998): n greedy owners together leave about 2/(n+2) of
-// the whole free, so that nobody is starved by others.
+// quota bounds how many things exist in total and for each owner. A quarter of
+// the whole is kept for those who have little: once the rest is taken, an owner
+// that has its fair share of 1/1024 (at least one) gets no more. So at least 256
+// owners always get something, whatever the others do.
 type quota struct {
 	max, perOwner int // immutable
 
@@ -35,8 +35,11 @@ func (q *quota) take(owner netip.Addr) grant {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n := q.held[owner]
-	bound := min(q.perOwner, (q.max-q.total+1)/2)
-	if n >= bound {
+	bound := q.perOwner
+	if q.total >= q.max-q.max/4 {
+		bound = min(bound, max(1, q.max/1024))
+	}
+	if n >= bound || q.total >= q.max {
 		return grantNone
 	}
 	q.held[owner] = n + 1

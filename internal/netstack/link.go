@@ -35,7 +35,6 @@ func (*link) SetMTU(uint32)                                {}
 func (*link) MaxHeaderLength() uint16                      { return 0 }
 func (*link) LinkAddress() tcpip.LinkAddress               { return "" }
 func (*link) SetLinkAddress(tcpip.LinkAddress)             {}
-func (l *link) Attach(d stack.NetworkDispatcher)           { l.dispatcher = d }
 func (l *link) IsAttached() bool                           { return l.dispatcher != nil }
 func (*link) Wait()                                        {}
 func (*link) Close()                                       {}
@@ -46,6 +45,14 @@ func (*link) ARPHardwareType() header.ARPHardwareType      { return header.ARPHa
 func (*link) GSOMaxSize() uint32                           { return 65535 }
 func (*link) SupportedGSO() stack.SupportedGSO             { return stack.HostGSOSupported }
 func (*link) Capabilities() stack.LinkEndpointCapabilities { return stack.CapabilityRXChecksumOffload }
+
+// Attach keeps the dispatcher when the stack is taken down (nil): a Write that
+// is on its way then finds an interface that takes nothing, not none.
+func (l *link) Attach(d stack.NetworkDispatcher) {
+	if d != nil {
+		l.dispatcher = d
+	}
+}
 
 // WritePackets sends gVisor's segments to the router. Anything but TCP (the
 // stack's own neighbour and multicast chatter) stays here.

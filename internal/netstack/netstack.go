@@ -23,8 +23,8 @@
 //     pod sees what a host would: refused stays refused, unreachable stays
 //     unreachable, silence stays silence.
 //   - A destination that Config.Refuse refuses gets no packet at all.
-//   - Everything is bounded in total and per source address (quota), and what
-//     one pod may take shrinks as the whole fills up.
+//   - Everything is bounded in total and per source address (quota), and
+//     greedy pods cannot take the last quarter.
 //   - After Run or Close returns no goroutine and no socket of it is left.
 //
 // Tests need no root: a second gVisor stack plays the pod, wired to ours, and
@@ -79,8 +79,8 @@ const (
 )
 
 // Limits bounds what may exist at once, in total and per source address. A
-// zero field means its default. One address never gets more than half of what
-// is free, so that a crowd of greedy pods still leaves room for the next one.
+// zero field means its default. The last quarter of each total is kept for
+// addresses that have little, so that greedy pods leave room for the next one.
 type Limits struct {
 	Dials, DialsPerPod   int // connections being opened; default 4096, 256
 	Conns, ConnsPerPod   int // open connections; default 32768, 4096

@@ -364,7 +364,7 @@ func (f family) syn(from, to uint16) []byte { return f.segment(from, to, packet.
 
 func (f family) segment(from, to uint16, flags uint8) []byte {
 	// A datagram with 12 bytes of payload has the length of a TCP header.
-	buf := packet.UDP(make([]byte, packet.MaxSize), netip.AddrPortFrom(f.pod, from), netip.AddrPortFrom(f.out, to), make([]byte, 12))
+	buf := packet.UDP(make([]byte, 128), netip.AddrPortFrom(f.pod, from), netip.AddrPortFrom(f.out, to), make([]byte, 12))
 	ip := buf[packet.VNetLen:]
 	l4 := ip[len(ip)-20:]
 	header.TCP(l4).Encode(&header.TCPFields{SrcPort: from, DstPort: to, SeqNum: 1000, DataOffset: 20, Flags: header.TCPFlags(flags), WindowSize: 65535})

@@ -153,6 +153,9 @@ func (p *pod) receive(buf []byte) {
 	if tap != nil {
 		tap(buf)
 	}
+	if p := (packet.Packet{Buf: buf}); packet.Parse(&p) != packet.FaultNone || p.Tuple.Src.Netip().IsLoopback() {
+		return // gVisor logs packets from loopback
+	}
 	proto := ipv4.ProtocolNumber
 	if buf[packet.VNetLen]>>4 == 6 {
 		proto = ipv6.ProtocolNumber

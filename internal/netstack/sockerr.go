@@ -25,6 +25,22 @@ func reportErrors(raw syscall.RawConn, is4 bool) {
 	})
 }
 
+// discoverMTU makes a socket treat datagrams as the pod's own packets would be
+// treated: with don't-fragment, one that is too big is an error that says what
+// would fit, and the pod's path MTU discovery works; without, it is fragmented.
+func discoverMTU(raw syscall.RawConn, is4, dontFrag bool) {
+	_ = raw.Control(func(fd uintptr) {
+		level, option, value := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_WANT
+		if dontFrag {
+			value = unix.IP_PMTUDISC_DO
+		}
+		if !is4 {
+			level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER // same values
+		}
+		_ = unix.SetsockoptInt(int(fd), level, option, value) // both are always allowed
+	})
+}
+
 // errors reads the socket's error queue, which must be emptied after every
 // error or the socket stays readable.
 func (s *socket) errors(key *packet.Tuple) []networkError {
@@ -66,6 +82,9 @@ func parseError(control []byte, is4 bool) networkError {
 			continue
 		}
 		e := classify(syscall.Errno(binary.NativeEndian.Uint32(d)), d[4], d[5])
+		if e.kind == kindNone {
+			continue
+		}
 		if e.kind == kindTooBig {
 			e.mtu = int(binary.NativeEndian.Uint32(d[8:]))
 		}
