@@ -134,11 +134,9 @@ func (z *Zone) findReverse(n *name) found {
 	if z.vips[a] != nil || z.endpoints[a] != nil {
 		return f
 	}
-	for _, p := range z.ranges {
-		if p.Contains(a) {
-			f.kind = kindNone
-			return f
-		}
+	if z.within(a) {
+		f.kind = kindNone
+		return f
 	}
 	return found{}
 }

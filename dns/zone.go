@@ -13,8 +13,8 @@ import (
 	"github.com/netctl/netctl/internal/model"
 )
 
-// Input is what Compile makes a Zone of. Only Domain has no useful zero value
-// besides its default.
+// Input is what Compile makes a Zone of. The zero value is the empty zone of
+// the default domain, before the first list.
 type Input struct {
 	// Domain is the cluster domain; "" is "cluster.local".
 	Domain string
@@ -53,10 +53,17 @@ type Input struct {
 
 // InputOf fills an Input from a State; the caller adds the configuration.
 func InputOf(s *model.State) Input {
-	return Input{
-		Serial: uint32(s.Revision), Synced: s.Synced, Ranges: s.ServiceCIDRs,
+	in := Input{
+		Serial: uint32(s.Revision), Synced: s.Synced, Ranges: slices.Clone(s.ServiceCIDRs),
 		Namespaces: s.Namespaces, Services: s.Services, Slices: s.EndpointSlices, Pods: s.Pods,
 	}
+	for _, n := range s.Nodes {
+		in.Ranges = append(in.Ranges, n.PodCIDRs...)
+	}
+	for _, b := range s.Blocks {
+		in.Ranges = append(in.Ranges, b.CIDR)
+	}
+	return in
 }
 
 // Problem is an object whose name or target cannot be served.
@@ -84,7 +91,7 @@ type Zone struct {
 	more       map[netip.Addr][]*service // and the others
 	server     *service
 	addresses  []netip.Addr
-	ranges     []netip.Prefix
+	ranges     []netip.Prefix // sorted and apart
 	problems   []Problem
 }
 
@@ -139,7 +146,7 @@ func Compile(in Input) *Zone {
 		vips:       make(map[netip.Addr]*service, len(in.Services)),
 		endpoints:  make(map[netip.Addr]*service),
 		more:       make(map[netip.Addr][]*service),
-		addresses:  unmapped(in.Addresses), ranges: slices.Clone(in.Ranges),
+		addresses:  unmapped(in.Addresses), ranges: disjoint(in.Ranges),
 	}
 	t, ok := parseTarget(z.domain)
 	if !ok || len(t.wire) > maxName-64 {
@@ -372,6 +379,29 @@ func unpacked(s string, size int) []netip.Addr {
 		}
 	}
 	return out
+}
+
+// disjoint sorts prefixes and drops those that lie inside others.
+func disjoint(list []netip.Prefix) []netip.Prefix {
+	var sorted, out []netip.Prefix
+	for _, p := range list {
+		if p.IsValid() {
+			sorted = append(sorted, p.Masked())
+		}
+	}
+	slices.SortFunc(sorted, netip.Prefix.Compare) // the wider of two with one start comes first
+	for _, p := range sorted {
+		if len(out) == 0 || !out[len(out)-1].Overlaps(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// within reports whether an address lies in one of the zone's ranges.
+func (z *Zone) within(a netip.Addr) bool {
+	i, exact := slices.BinarySearchFunc(z.ranges, a, func(p netip.Prefix, a netip.Addr) int { return p.Addr().Compare(a) })
+	return exact || i > 0 && z.ranges[i-1].Contains(a)
 }
 
 func unmapped(list []netip.Addr) []netip.Addr {
