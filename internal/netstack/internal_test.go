@@ -149,8 +149,9 @@ func TestFragmentsThatContradict(t *testing.T) {
 	}
 }
 
-// sock_extended_err of a port unreachable and of a packet too big, as Linux 6.18
-// gave them to a UDP socket, with the control header.
+// sock_extended_err of a port unreachable and of a packet too big, with the
+// control header, written by hand after linux/errqueue.h for little endian.
+// TestUDPRefused and TestUDPTooBigForThePath read the kernel's own.
 var errorMessages = [][]byte{
 	append(control(0, 11, 32), 111, 0, 0, 0, 2, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0),
 	append(control(0, 11, 32), 90, 0, 0, 0, 1, 0, 0, 0, 20, 5, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),

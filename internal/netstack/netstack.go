@@ -49,7 +49,7 @@ import (
 
 // Timeouts and sizes. RFC 5382 asks a NAT to keep an established connection
 // for 2 h 4 min, RFC 4787 a UDP mapping for 2 minutes; Linux connection
-// tracking keeps 30 s for unanswered and 180 s (stream: 120) for answered UDP.
+// tracking keeps unanswered UDP for 30 s and a stream for 120 s.
 const (
 	defaultMTU = 1420
 
@@ -66,7 +66,7 @@ const (
 
 	udpUnreplied = 30 * time.Second
 	udpReplied   = 180 * time.Second
-	udpDNS       = 10 * time.Second // port 53 after an answer (RFC 4787 REQ-5 b: well-known ports may be shorter)
+	udpDNS       = 10 * time.Second // port 53 after an answer (RFC 4787 REQ-5 a: well-known ports may be shorter)
 	echoIdle     = 30 * time.Second
 
 	fragmentTimeout = 2 * time.Second
