@@ -78,7 +78,7 @@ func Compile(in Input) (*Table, []Problem) {
 	slices.SortStableFunc(c.problems, func(a, b Problem) int {
 		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Reason, b.Reason))
 	})
-	return c.table, c.problems
+	return c.table, slices.Compact(c.problems) // the two families may have the same one
 }
 
 type compiler struct {
