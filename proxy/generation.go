@@ -85,13 +85,13 @@ func (f *Frontend) seal() *Frontend {
 		d.text(p.String())
 	}
 	d.number(uint64(f.timeout))
-	f.sum = d.sum()
+	f.sum, f.slot = d.sum(), f.key.slot()
 	return f
 }
 
 // count adds a frontend to the generations: a sum, so that the order of
 // frontends does not matter.
 func (t *Table) count(f *Frontend) {
-	g := &t.generations[f.Slot()]
+	g := &t.generations[f.slot]
 	*g += uint32(f.sum>>32) ^ uint32(f.sum)
 }

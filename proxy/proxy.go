@@ -119,12 +119,13 @@ type Frontend struct {
 	// pin is the affinity key of the service port, timeout its seconds; 0: none.
 	pin     uint64
 	timeout uint32
-	// sum is the hash of all of the above.
-	sum uint64
+	// sum is the hash of all of the above, slot that of the key.
+	sum  uint64
+	slot uint16
 }
 
 // Slot returns the index of the frontend's generation.
-func (f *Frontend) Slot() uint16 { return f.key.slot() }
+func (f *Frontend) Slot() uint16 { return f.slot }
 
 // Has reports whether a datagram flow to this backend may go on: it is an
 // endpoint of the service port that serves, terminating or not, whatever the
