@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/netctl/netctl/internal/cluster"
@@ -147,7 +148,7 @@ func (l *Lab) deletePod(ctx context.Context, n model.Name) error {
 }
 
 func (l *Lab) libcni() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir([]string{l.path("cni", "bin")}, l.path("cni", "cache"), nil)
+	return libcni.NewCNIConfigWithCacheDir([]string{l.path("cni", "bin")}, l.path("cni", "cache"), &invoke.DefaultExec{RawExec: &invoke.RawExec{}})
 }
 
 func (l *Lab) conflist(node string) (*libcni.NetworkConfigList, error) {
