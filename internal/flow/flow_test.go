@@ -2,9 +2,7 @@ package flow_test
 
 import (
 	"math"
-	"math/rand/v2"
 	"net/netip"
-	"sync"
 	"testing"
 
 	"github.com/netctl/netctl/internal/flow"
@@ -441,44 +439,6 @@ func TestStaleRefsAreIgnored(t *testing.T) {
 	})
 }
 
-// Tuples that differ in few bits, as an attacker or a scan makes them, spread
-// over the buckets like random ones.
-func TestHashSpread(t *testing.T) {
-	t.Parallel()
-	const n, buckets = 1 << 16, 1 << 10
-	series := map[string]func(i uint64) [5]uint64{
-		"source ports":      func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, 2, i<<48 | 80<<32 | 6<<24 | 1<<16} },
-		"destination ports": func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, 2, 80<<48 | i<<32 | 6<<24 | 1<<16} },
-		"source addresses":  func(i uint64) [5]uint64 { return [5]uint64{0, i << 48, 0, 2, 80 << 48} },
-		"prefixes":          func(i uint64) [5]uint64 { return [5]uint64{i << 40, 1, 0, 2, 80 << 48} },
-		"both ends":         func(i uint64) [5]uint64 { return [5]uint64{0, i << 48, 0, i << 48, 80 << 48} },
-		"high bits":         func(i uint64) [5]uint64 { return [5]uint64{i << 48, 0, 0, 0, 0} },
-	}
-	for name, f := range series {
-		tab := open(t, flow.Config{Slots: 64})
-		for half, shift := range map[string]uint{"first": 0, "second": 32, "tag": 56} {
-			bins := buckets
-			if half == "tag" {
-				bins = 256
-			}
-			count := make([]float64, bins)
-			for i := range uint64(n) {
-				count[tab.HashOf(f(i))>>shift%uint64(bins)]++
-			}
-			var chi float64
-			want := float64(n) / float64(bins)
-			for _, c := range count {
-				chi += (c - want) * (c - want) / want
-			}
-			// Ten standard deviations of chi-squared: a universal hash may be more
-			// even or less than chance, but not by much.
-			if limit := float64(bins) + 10*math.Sqrt(2*float64(bins)); chi > limit {
-				t.Errorf("%s, %s: chi-squared %.0f, want at most %.0f", name, half, chi, limit)
-			}
-		}
-	}
-}
-
 func TestNoAllocations(t *testing.T) {
 	tab := open(t, flow.Config{Slots: 1 << 10, PerOwner: 4})
 	k := tupleOf(1)
@@ -510,67 +470,5 @@ func TestNoAllocations(t *testing.T) {
 		if got := testing.AllocsPerRun(200, f); got != 0 {
 			t.Errorf("%s: %v allocations", name, got)
 		}
-	}
-}
-
-// TestConcurrent has many goroutines do everything at once on few tuples; every
-// entry that a lookup gives must be one that somebody wrote whole.
-func TestConcurrent(t *testing.T) {
-	t.Parallel()
-	tab := open(t, flow.Config{Slots: 512, PerOwner: 60})
-	var wg sync.WaitGroup
-	for g := range 8 {
-		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(uint64(g), 7))
-			for range 20_000 {
-				concurrentStep(t, tab, rng)
-			}
-		})
-	}
-	wg.Wait()
-	check(t, tab)
-}
-
-// stamp makes an entry all of whose words are the same number.
-func stamp(n uint32, owner uint32) flow.Entry {
-	var a packet.Addr
-	for i := range 4 {
-		a[i*4], a[i*4+1], a[i*4+2], a[i*4+3] = byte(n), byte(n>>8), byte(n>>16), byte(n>>24)
-	}
-	return flow.Entry{
-		Rewrite: packet.Rewrite{Src: a, Dst: a, SrcPort: uint16(n), DstPort: uint16(n)},
-		Out:     n, InGen: n, OutGen: n, FrontGen: n, Owner: owner,
-	}
-}
-
-func concurrentStep(t *testing.T, tab *flow.Table, rng *rand.Rand) {
-	k := tupleOf(rng.IntN(300))
-	if rng.IntN(2) == 0 {
-		k = k.Reverse()
-	}
-	var e flow.Entry
-	ref, ok := tab.Lookup(&k, &e)
-	if ok {
-		if want := stamp(e.Out, e.Owner); e.Rewrite != want.Rewrite || e.InGen != e.Out || e.OutGen != e.Out || e.FrontGen != e.Out {
-			t.Errorf("torn entry %+v", e)
-		}
-	}
-	n := rng.Uint32()
-	switch op := rng.IntN(20); {
-	case op == 0:
-		tab.Expire(rng.Uint32N(100))
-	case op == 1 && rng.IntN(20) == 0:
-		tab.RemoveAddr(k.Src)
-	case op < 4 && ok:
-		tab.Remove(ref)
-	case op < 8 && ok:
-		e = stamp(n, 0)
-		tab.Update(ref, &e)
-	case op < 14 && ok:
-		tab.Seen(ref, 10, uint8(n), rng.Uint32N(100))
-	default:
-		rev := k.Reverse()
-		f, r := stamp(n, n%5), stamp(n+1, 0)
-		tab.Insert(&k, &rev, &f, &r, rng.Uint32N(100))
 	}
 }
