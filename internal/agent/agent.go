@@ -203,7 +203,7 @@ func (a *Agent) openPorts() error {
 		return fmt.Errorf("read the node's key: %w", err)
 	}
 	a.key = key.Public()
-	peers := a.router.NewInputs(overlayPort)
+	peers := a.router.NewInputs(OverlayPort)
 	a.engine, err = overlay.NewWireGuard(overlay.WireGuardConfig{
 		Key: key, ListenPort: a.cfg.ListenPort, MTU: a.mtu, Logger: a.log,
 		Sink: func(packets [][]byte) { peers.Deliver(packets...) },
@@ -213,7 +213,7 @@ func (a *Agent) openPorts() error {
 	}
 	upstreams := dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
 	a.resolver = dns.New(dns.Config{Upstreams: upstreams.Upstreams, Logger: a.log})
-	outside := a.router.NewInputs(netstackPort)
+	outside := a.router.NewInputs(NetstackPort)
 	guard := new(netstack.HostGuard)
 	a.stack, err = netstack.New(netstack.Config{
 		Out: func(buf []byte) { outside.Deliver(buf) }, MTU: a.mtu, Logger: a.log,
@@ -222,12 +222,12 @@ func (a *Agent) openPorts() error {
 	if err != nil {
 		return fmt.Errorf("start the network stack for sockets: %w", err)
 	}
-	answers := newResolverPort(a.resolver, a.router.NewInputs(dnsPort))
+	answers := NewResolverPort(a.resolver, a.router.NewInputs(DNSPort))
 	a.fixed = []LocalPort{
-		{ID: hostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: hostInterface, MTU: a.mtu},
-		{ID: overlayPort, Kind: datapath.KindOverlay, Port: enginePort{a.engine}, Name: "overlay", MTU: a.mtu},
-		{ID: netstackPort, Kind: datapath.KindNetstack, Port: a.stack, Name: "netstack", MTU: netstackMTU},
-		{ID: dnsPort, Kind: datapath.KindDNS, Port: answers, Name: "dns", MTU: netstackMTU},
+		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: hostInterface, MTU: a.mtu},
+		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: EnginePort{a.engine}, Name: "overlay", MTU: a.mtu},
+		{ID: NetstackPort, Kind: datapath.KindNetstack, Port: a.stack, Name: "netstack", MTU: netstackMTU},
+		{ID: DNSPort, Kind: datapath.KindDNS, Port: answers, Name: "dns", MTU: netstackMTU},
 	}
 	a.cni, err = cni.NewServer(cni.Config{Socket: filepath.Join(a.cfg.StateDir, "cni.sock"), Backend: a, Logger: a.log})
 	return err
@@ -265,7 +265,7 @@ func (a *Agent) serveTCP(dst netip.AddrPort) func(net.Conn) {
 // refuseUpstream keeps questions from coming back to us.
 func (a *Agent) refuseUpstream(addr netip.Addr) error {
 	rt, ok := a.router.Tables().Routes.Lookup(addr)
-	if ok && rt.Port != netstackPort && !rt.HostAddress {
+	if ok && rt.Port != NetstackPort && !rt.HostAddress {
 		return fmt.Errorf("%s is inside the cluster", addr)
 	}
 	if t := a.router.Tables(); t.DNS[family(addr)] == packet.AddrFrom(addr) {

@@ -198,7 +198,7 @@ func (a *Agent) unreserve(id cni.ID) {
 func (a *Agent) register(rec *record, tun *kernel.TUN) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	id := firstPodPort
+	id := FirstPodPort
 	for a.ids[id] {
 		id++
 	}

@@ -19,13 +19,13 @@ import (
 	"github.com/netctl/netctl/proxy"
 )
 
-// The ports that every node has. Pods' ports follow.
+// The ports that every node has. Pods' ports follow from FirstPodPort on.
 const (
-	hostPort datapath.PortID = 1 + iota
-	overlayPort
-	netstackPort
-	dnsPort
-	firstPodPort
+	HostPort datapath.PortID = 1 + iota
+	OverlayPort
+	NetstackPort
+	DNSPort
+	FirstPodPort
 )
 
 // dnsService is the Service whose virtual addresses the node's own name server
@@ -124,7 +124,7 @@ func (c *compiler) features() {
 	c.tables.Policy = policies
 	c.names()
 	if svc := s.Service(dnsService); svc != nil {
-		c.tables.DNSPort = dnsPort
+		c.tables.DNSPort = DNSPort
 		for _, a := range svc.ClusterIPs {
 			c.tables.DNS[family(a)] = packet.AddrFrom(a)
 		}
@@ -149,8 +149,8 @@ func (c *compiler) names() {
 // later entries standing above earlier ones of the same prefix.
 func (c *compiler) routes() {
 	s := c.in.State
-	c.route(netip.MustParsePrefix("0.0.0.0/0"), datapath.Route{Port: netstackPort})
-	c.route(netip.MustParsePrefix("::/0"), datapath.Route{Port: netstackPort})
+	c.route(netip.MustParsePrefix("0.0.0.0/0"), datapath.Route{Port: NetstackPort})
+	c.route(netip.MustParsePrefix("::/0"), datapath.Route{Port: NetstackPort})
 	for _, p := range c.in.ClusterCIDRs {
 		c.route(p, datapath.Route{Reason: datapath.DropUnownedAddress})
 	}
@@ -171,7 +171,7 @@ func (c *compiler) routes() {
 	}
 	for _, p := range c.peers {
 		for _, allowed := range p.AllowedIPs {
-			c.route(allowed, datapath.Route{Port: overlayPort, HostAddress: allowed.IsSingleIP() && isNodeAddress(s.Node(p.Node), allowed.Addr())})
+			c.route(allowed, datapath.Route{Port: OverlayPort, HostAddress: allowed.IsSingleIP() && isNodeAddress(s.Node(p.Node), allowed.Addr())})
 		}
 	}
 	for _, p := range s.NodePrefixes(c.in.Node) {
@@ -182,14 +182,14 @@ func (c *compiler) routes() {
 		c.hostAddrs = append(c.hostAddrs, host(ipam.HostAddr(p)))
 	}
 	for _, a := range c.hostAddrs {
-		c.route(a, datapath.Route{Port: hostPort, HostAddress: true})
+		c.route(a, datapath.Route{Port: HostPort, HostAddress: true})
 	}
 	for _, a := range c.self().Addresses {
-		c.route(host(a), datapath.Route{Port: hostPort, HostAddress: true})
+		c.route(host(a), datapath.Route{Port: HostPort, HostAddress: true})
 	}
 	for _, a := range c.tables.DNS {
 		if a != (packet.Addr{}) {
-			c.route(host(a.Netip()), datapath.Route{Port: netstackPort})
+			c.route(host(a.Netip()), datapath.Route{Port: NetstackPort})
 		}
 	}
 	for _, p := range c.in.Ports {
@@ -204,12 +204,12 @@ func (c *compiler) route(p netip.Prefix, r datapath.Route) { c.tables.Routes.Ins
 // ports fills the table of ports with the generations of what stands behind
 // them.
 func (c *compiler) ports() {
-	size := firstPodPort
+	size := FirstPodPort
 	for _, p := range c.in.Ports {
 		size = max(size, p.ID+1)
 	}
 	c.tables.Ports = make([]datapath.PortEntry, size)
-	c.tables.Netstack = netstackPort
+	c.tables.Netstack = NetstackPort
 	for _, p := range c.in.Ports {
 		e := datapath.PortEntry{Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name}
 		gen := fnv.New32a()

@@ -20,12 +20,12 @@ func (p tunPort) Write(buf []byte) error {
 	return err
 }
 
-// enginePort is the overlay as the router sees it.
-type enginePort struct{ engine overlay.Engine }
+// EnginePort is the overlay as the router sees it.
+type EnginePort struct{ Engine overlay.Engine }
 
 // Write implements datapath.Port.
-func (p enginePort) Write(buf []byte) error {
-	err := p.engine.Send(buf)
+func (p EnginePort) Write(buf []byte) error {
+	err := p.Engine.Send(buf)
 	if errors.Is(err, overlay.ErrFull) {
 		return datapath.ErrFull
 	}
@@ -39,10 +39,10 @@ const (
 	dnsAnswers = 64
 )
 
-// resolverPort is the name server as the router sees it: a question that is
+// ResolverPort is the name server as the router sees it: a question that is
 // written to it is answered at once, in the caller's goroutine, or handed to the
 // resolver, which answers later.
-type resolverPort struct {
+type ResolverPort struct {
 	server *dns.Server
 	inputs *datapath.Inputs
 	free   chan *answerBuffers
@@ -54,11 +54,13 @@ type answerBuffers struct {
 	frame    []byte
 }
 
-func newResolverPort(server *dns.Server, inputs *datapath.Inputs) *resolverPort {
-	return &resolverPort{server: server, inputs: inputs, free: make(chan *answerBuffers, dnsAnswers)}
+// NewResolverPort returns the port of a name server whose answers go in by
+// inputs.
+func NewResolverPort(server *dns.Server, inputs *datapath.Inputs) *ResolverPort {
+	return &ResolverPort{server: server, inputs: inputs, free: make(chan *answerBuffers, dnsAnswers)}
 }
 
-func (p *resolverPort) buffers() *answerBuffers {
+func (p *ResolverPort) buffers() *answerBuffers {
 	select {
 	case b := <-p.free:
 		return b
@@ -67,7 +69,7 @@ func (p *resolverPort) buffers() *answerBuffers {
 	}
 }
 
-func (p *resolverPort) release(b *answerBuffers) {
+func (p *ResolverPort) release(b *answerBuffers) {
 	b.question = packet.Packet{}
 	select {
 	case p.free <- b:
@@ -76,7 +78,7 @@ func (p *resolverPort) release(b *answerBuffers) {
 }
 
 // Write implements datapath.Port.
-func (p *resolverPort) Write(buf []byte) error {
+func (p *ResolverPort) Write(buf []byte) error {
 	b := p.buffers()
 	defer p.release(b)
 	q := &b.question
@@ -98,7 +100,7 @@ func (p *resolverPort) Write(buf []byte) error {
 }
 
 // send sends an answer that came later.
-func (p *resolverPort) send(server, client netip.AddrPort, msg []byte) {
+func (p *ResolverPort) send(server, client netip.AddrPort, msg []byte) {
 	b := p.buffers()
 	defer p.release(b)
 	if len(msg) > dns.MaxUDP {
