@@ -172,10 +172,11 @@ func (d *demo) nodesReachPods(context.Context) {
 			}
 		}
 	}
-	first := d.replicas()[0]
-	for _, a := range first.Addresses {
-		text, err := d.lab.withOutput("node2", "netctl", "lab", "ping", a.String())
-		d.check("node2 pings "+a.String(), strings.TrimSpace(text), err)
+	nodes := d.lab.NodeNames()
+	last := nodes[len(nodes)-1]
+	for _, a := range d.replicas()[0].Addresses {
+		text, err := d.lab.withOutput(last, "netctl", "lab", "ping", a.String())
+		d.check(last+" pings "+a.String(), strings.TrimSpace(text), err)
 	}
 }
 
@@ -189,7 +190,7 @@ func (d *demo) spread(from, url string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		seen[r.Node]++
+		seen[r.Hostname]++
 		if len(seen) == len(d.replicas()) {
 			return fmt.Sprintf("all %d replicas answered within %d requests", len(seen), i+1), nil
 		}

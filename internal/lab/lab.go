@@ -178,18 +178,41 @@ func lockLab(name string, opts Options) (*Lab, error) {
 	if err := os.MkdirAll(opts.Root, 0o755); err != nil {
 		return nil, fmt.Errorf("create the directory of labs: %w", err)
 	}
-	// The lock lives beside the lab's directory, which comes and goes.
-	lock, err := os.OpenFile(filepath.Join(opts.Root, "."+name+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := takeLock(lockPath(opts.Root, name))
 	if err != nil {
 		return nil, fmt.Errorf("lock lab %q: %w", name, err)
-	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock lab %q: %w", name, err), lock.Close())
 	}
 	return &Lab{
 		cfg: Config{Name: name}, dir: filepath.Join(opts.Root, name),
 		exe: opts.Exe, log: opts.Log, out: opts.Out, lock: lock,
 	}, nil
+}
+
+// lockPath is beside the lab's directory, which comes and goes.
+func lockPath(root, name string) string { return filepath.Join(root, "."+name+".lock") }
+
+// takeLock locks a file that its last holder removes: having it locked counts
+// only while it is still the one at path.
+func takeLock(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		held, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		if found, err := os.Stat(path); err == nil && os.SameFile(held, found) {
+			return f, nil
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // Close gives the lab's lock back; the lab goes on.
@@ -201,9 +224,6 @@ func (l *Lab) Close() error {
 	l.lock = nil
 	return err
 }
-
-// Unlock lets other commands act on the lab while this one only uses it.
-func (l *Lab) Unlock() error { return l.Close() }
 
 // path returns a path in the lab's directory.
 func (l *Lab) path(parts ...string) string {

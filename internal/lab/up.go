@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -87,6 +88,13 @@ func (l *Lab) Up(ctx context.Context) (err error) {
 // Down ends the lab and everything in it. A lab that is not there is down.
 func (l *Lab) Down() error {
 	err := l.destroy()
+	if err == nil {
+		// We hold the lock; who waits for it looks whether it is still there. The
+		// directory of labs goes with the last one.
+		root := filepath.Dir(l.dir)
+		err = os.Remove(lockPath(root, l.cfg.Name))
+		_ = os.Remove(root)
+	}
 	endHolder()
 	return err
 }
