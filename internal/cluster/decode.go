@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -48,10 +49,37 @@ func (d document) describe() string {
 // ignored, as a server of another version may have more; field names are
 // case-sensitive, as for the API server.
 func (d document) into(v any) error {
-	if err := apijson.Unmarshal(d.json, v); err != nil {
-		return errors.New(strings.TrimPrefix(err.Error(), "json: "))
+	err := apijson.Unmarshal(d.json, v)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		have, field := e.Value, e.Field
+		if have == "bool" && e.Type.Kind() == reflect.String {
+			have += " (YAML reads y, n, yes, no, on, off as one; quote it)"
+		}
+		if field == "" {
+			field = "document"
+		}
+		return fmt.Errorf("%s: have %s, want %s", field, have, jsonKind(e.Type))
+	}
+	return errors.New(strings.TrimPrefix(strings.Join(strings.Fields(err.Error()), " "), "json: "))
+}
+
+// jsonKind says what a Go type is in JSON.
+func jsonKind(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Struct, reflect.Map:
+		return "mapping"
+	case reflect.Slice, reflect.Array:
+		return "list"
+	case reflect.Pointer:
+		return jsonKind(t.Elem())
+	case reflect.Int32, reflect.Int64, reflect.Float64:
+		return "number"
+	default:
+		return t.Kind().String()
+	}
 }
 
 // decodeFile splits a file into its objects. It never fails as a whole: what
@@ -205,6 +233,9 @@ func problemAt(file string, partLine int, err error) Problem {
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
 		if n, convErr := strconv.Atoi(m[1]); convErr == nil {
 			line, text = partLine+n-1, text[len(m[0]):]
+			if strings.HasPrefix(text, "did not find expected") {
+				line++ // the library's parser counts from 0, its scanner from 1
+			}
 		}
 	}
 	return Problem{File: file, Line: line, Text: text}
@@ -286,7 +317,7 @@ func expandList(d document, h header, kind string, depth int) ([]document, []err
 // kinds that netctl does not know, those people put beside its own are listed.
 func clusterScoped(kind string) bool {
 	return slices.Contains([]string{
-		"Node", "Namespace", "ServiceCIDR", "IPAddress", "Block", "PersistentVolume", "StorageClass",
+		"Node", "Namespace", "ServiceCIDR", "IPAddress", "Block", "BlockPool", "PersistentVolume", "StorageClass",
 		"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "ClusterNetworkPolicy",
 		"PriorityClass", "RuntimeClass", "IngressClass",
 	}, kind)
