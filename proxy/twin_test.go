@@ -189,6 +189,7 @@ func TestCompileIsPure(t *testing.T) {
 	var prev *proxy.Table
 	for i := range 400 {
 		h.step()
+		h.in.Node, h.in.Zone = "n"+fmt.Sprint(1+(i+10)/50%2), "z"+string(rune('a'+i/25%2)) // TOP-5: the label changes
 		scratch, problems := proxy.Compile(h.in)
 		in := h.in
 		in.Previous = prev

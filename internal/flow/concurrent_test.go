@@ -70,3 +70,39 @@ func concurrentStep(t *testing.T, tab *flow.Table, rng *rand.Rand) {
 		tab.Insert(&k, &rev, &f, &r, rng.Uint32N(100))
 	}
 }
+
+// TestNoTornReads has two goroutines update one entry while two read it: a copy
+// must be one that was written whole.
+func TestNoTornReads(t *testing.T) {
+	t.Parallel()
+	tab := open(t, flow.Config{Slots: 16})
+	k := tupleOf(1)
+	f := stamp(1, 0)
+	rev := k.Reverse()
+	if _, res := tab.Insert(&k, &rev, &f, &f, 1); res != flow.Inserted {
+		t.Fatal(res)
+	}
+	var wg sync.WaitGroup
+	for g := range 2 {
+		wg.Go(func() {
+			var e flow.Entry
+			for i := range uint32(100_000) {
+				ref, _ := tab.Lookup(&k, &e)
+				next := stamp((i*2+uint32(g))*0x9e3779b9, 0)
+				tab.Update(ref, &next)
+			}
+		})
+		wg.Go(func() {
+			var e flow.Entry
+			for range 200_000 {
+				_, ok := tab.Lookup(&k, &e)
+				want := stamp(e.Out, 0)
+				if ok && (e.Rewrite != want.Rewrite || e.InGen != e.Out || e.OutGen != e.Out || e.FrontGen != e.Out) {
+					t.Errorf("torn entry %+v", e)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -17,6 +17,8 @@ func TestHashSpread(t *testing.T) {
 		"destination ports": func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, 2, 80<<48 | i<<32 | 6<<24 | 1<<16} },
 		"source addresses":  func(i uint64) [5]uint64 { return [5]uint64{0, i << 48, 0, 2, 80 << 48} },
 		"prefixes":          func(i uint64) [5]uint64 { return [5]uint64{i << 40, 1, 0, 2, 80 << 48} },
+		"destinations":      func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, i << 48, 80 << 48} },
+		"destination nets":  func(i uint64) [5]uint64 { return [5]uint64{0, 1, i << 40, 2, 80 << 48} },
 		"both ends":         func(i uint64) [5]uint64 { return [5]uint64{0, i << 48, 0, i << 48, 80 << 48} },
 		"high bits":         func(i uint64) [5]uint64 { return [5]uint64{i << 48, 0, 0, 0, 0} },
 	}

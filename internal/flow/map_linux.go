@@ -72,6 +72,20 @@ func lockFile(f *os.File, exclusive bool) error {
 	return os.NewSyscallError("flock", lerr)
 }
 
+// unlockFile gives the lock up at once: closing the file would leave it to a
+// child that is between fork and exec and has a copy of the descriptor.
+func unlockFile(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var uerr error
+	if err := raw.Control(func(fd uintptr) { uerr = syscall.Flock(int(fd), syscall.LOCK_UN) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("flock", uerr)
+}
+
 // freeSpace returns the bytes that the file system of f can still take. A
 // sparse mapping that meets a full tmpfs ends in SIGBUS, so Open asks first.
 func freeSpace(f *os.File) (uint64, error) {

@@ -328,7 +328,7 @@ func (t *Table) Close() error {
 	if t.file == nil {
 		return nil
 	}
-	err := errors.Join(unmap(t.data), t.file.Close())
+	err := errors.Join(unmap(t.data), unlockFile(t.file), t.file.Close())
 	t.file, t.data, t.slots, t.nslots, t.tags = nil, nil, nil, 0, nil
 	return err
 }

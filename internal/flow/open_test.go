@@ -282,6 +282,41 @@ func TestRepairRandomDamage(t *testing.T) {
 	}
 }
 
+// A hostile file holds two connections with one reply tuple: one of them stays.
+func TestRepairDoubles(t *testing.T) {
+	t.Parallel()
+	for name, reverse := range map[string]bool{"opener": false, "replies": true} {
+		// Two buckets: every tuple may be in every slot.
+		cfg := flow.Config{Path: filepath.Join(t.TempDir(), "flows"), Slots: 16}
+		tab := open(t, cfg)
+		insert(tab, tupleOf(1), 0, 1)
+		insert(tab, tupleOf(2), 0, 1)
+		closeTable(t, tab)
+		b, err := os.ReadFile(cfg.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found [][]byte
+		for i := range cfg.Slots {
+			s := b[flow.SlotsByte(cfg.Slots)+i*flow.SlotBytes:][:flow.SlotBytes]
+			ports := binary.NativeEndian.Uint64(s[48:])
+			if ports != 0 && (flow.Flags(ports)&flow.FlagReverse != 0) == reverse {
+				found = append(found, s)
+			}
+		}
+		copy(found[1][16:56], found[0][16:56]) // the key: addresses, ports, protocol
+		if err := os.WriteFile(cfg.Path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		tab = open(t, cfg)
+		if r := tab.Report(); r.Adopted != 1 || r.Dropped != 2 {
+			t.Errorf("%s: report = %+v, want one kept, one dropped", name, r)
+		}
+		check(t, tab)
+		closeTable(t, tab)
+	}
+}
+
 // TestKilledWriter kills processes with SIGKILL in the middle of inserting and
 // removing; the next one must find a table in order.
 func TestKilledWriter(t *testing.T) {
