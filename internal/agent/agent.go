@@ -102,7 +102,6 @@ type Agent struct {
 
 	flows    *flow.Table
 	pool     *ipam.Pool
-	claimer  *ipam.Claimer
 	records  *records
 	router   *datapath.Router
 	workers  *datapath.Workers
@@ -124,7 +123,9 @@ type Agent struct {
 
 	// The loop's own.
 	zone      *dns.Zone // what was compiled last
-	reclaimed time.Time // when blocks of lost nodes were looked for last
+	claimer   *ipam.Claimer
+	pools     []model.BlockPool // that the claimer claims from
+	reclaimed time.Time         // when blocks of lost nodes were looked for last
 }
 
 // Run is the life of an agent: it takes over what a former one left, serves
@@ -163,11 +164,6 @@ func (a *Agent) open() error {
 	// The pool's record is locked first: a second agent on this node ends here.
 	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(a.cfg.StateDir, "ipam"), Logger: a.log}); err != nil {
 		return fmt.Errorf("open the address record: %w", err)
-	}
-	if a.cfg.Blocks != nil {
-		if a.claimer, err = ipam.NewClaimer(ipam.ClaimerConfig{Node: a.cfg.Node, Pools: blockPools(a.cfg.ClusterCIDRs), Store: a.cfg.Blocks}); err != nil {
-			return err
-		}
 	}
 	if a.records, err = openRecords(filepath.Join(a.cfg.StateDir, "ports")); err != nil {
 		return err
@@ -381,21 +377,6 @@ func (a *Agent) close() error {
 		errs = append(errs, a.pool.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// blockPools cuts the cluster's pod ranges into blocks that hold the usual 110
-// pods of a node; a node that has more claims another one.
-func blockPools(cidrs []netip.Prefix) []ipam.BlockPool {
-	const block4, block6 = 25, 121
-	var out []ipam.BlockPool
-	for _, p := range cidrs {
-		size := block6
-		if p.Addr().Is4() {
-			size = block4
-		}
-		out = append(out, ipam.BlockPool{CIDR: p, Block: max(size, p.Bits())})
-	}
-	return out
 }
 
 // underlayMTU is the MTU of the link that the default route leads to.

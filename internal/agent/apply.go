@@ -11,6 +11,7 @@ import (
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/ipam"
 )
 
 // claimTimeout bounds a write to the cluster.
@@ -91,7 +92,7 @@ func (a *Agent) claim() error {
 		}
 		a.log.Info("node published", "public_key", a.key.String(), "endpoints", fmt.Sprint(endpoints))
 	}
-	if a.claimer == nil || len(self.PodCIDRs) > 0 || !state.Synced {
+	if a.cfg.Blocks == nil || len(self.PodCIDRs) > 0 || !state.Synced {
 		return nil
 	}
 	return a.claimBlocks(ctx, state)
@@ -101,6 +102,17 @@ func (a *Agent) claim() error {
 // none, and takes those of nodes that are gone back from time to time. What is
 // claimed comes back with the next State.
 func (a *Agent) claimBlocks(ctx context.Context, state *model.State) error {
+	if pools := blockPools(state, a.cfg.ClusterCIDRs); a.claimer == nil || !slices.Equal(pools, a.pools) {
+		cfg := ipam.ClaimerConfig{Node: a.cfg.Node, Store: a.cfg.Blocks}
+		for _, p := range pools {
+			cfg.Pools = append(cfg.Pools, ipam.BlockPool{CIDR: p.CIDR, Block: p.Bits})
+		}
+		c, err := ipam.NewClaimer(cfg)
+		if err != nil {
+			return fmt.Errorf("the pools of pod addresses: %w", err)
+		}
+		a.claimer, a.pools = c, pools
+	}
 	var taken []netip.Prefix
 	nodes := make([]string, 0, len(state.Nodes))
 	for _, n := range state.Nodes {
@@ -126,4 +138,23 @@ func (a *Agent) claimBlocks(ctx context.Context, state *model.State) error {
 		return fmt.Errorf("take back blocks of nodes that are gone: %w", err)
 	}
 	return nil
+}
+
+// blockPools are the ranges to claim from: those of the cluster's BlockPool
+// objects or, without any, the configured ones, cut into blocks that hold the
+// usual 110 pods of a node.
+func blockPools(s *model.State, configured []netip.Prefix) []model.BlockPool {
+	if len(s.BlockPools) > 0 {
+		return s.BlockPools
+	}
+	const block4, block6 = 25, 121
+	var out []model.BlockPool
+	for _, p := range configured {
+		bits := block6
+		if p.Addr().Is4() {
+			bits = block4
+		}
+		out = append(out, model.BlockPool{CIDR: p, Bits: max(bits, p.Bits())})
+	}
+	return out
 }

@@ -94,6 +94,17 @@ type compiler struct {
 
 func (c *compiler) problem(text string) { c.problems = append(c.problems, text) }
 
+// podRanges are the ranges that hold all pods, as far as they are known.
+func (c *compiler) podRanges() []netip.Prefix {
+	out := slices.Clone(c.in.ClusterCIDRs)
+	for _, p := range c.in.State.BlockPools {
+		if !slices.Contains(out, p.CIDR) {
+			out = append(out, p.CIDR)
+		}
+	}
+	return out
+}
+
 // self returns this node's object, or an empty one while it is unknown.
 func (c *compiler) self() *model.Node {
 	if n := c.in.State.Node(c.in.Node); n != nil {
@@ -135,7 +146,7 @@ func (c *compiler) features() {
 func (c *compiler) names() {
 	in := dns.InputOf(c.in.State)
 	in.Domain, in.Server, in.Previous = c.in.Domain, dnsService, c.in.Zone
-	in.Ranges = slices.Concat(c.in.ClusterCIDRs, c.in.State.ServiceCIDRs)
+	in.Ranges = slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs)
 	if svc := c.in.State.Service(dnsService); svc != nil {
 		in.Addresses = svc.ClusterIPs
 	}
@@ -151,7 +162,7 @@ func (c *compiler) routes() {
 	s := c.in.State
 	c.route(netip.MustParsePrefix("0.0.0.0/0"), datapath.Route{Port: NetstackPort})
 	c.route(netip.MustParsePrefix("::/0"), datapath.Route{Port: NetstackPort})
-	for _, p := range c.in.ClusterCIDRs {
+	for _, p := range c.podRanges() {
 		c.route(p, datapath.Route{Reason: datapath.DropUnownedAddress})
 	}
 	for _, p := range s.ServiceCIDRs {
@@ -247,7 +258,7 @@ func (c *compiler) ports() {
 					write(a.AsSlice())
 				}
 			}
-			for _, p := range slices.Concat(c.in.ClusterCIDRs, c.in.State.ServiceCIDRs) {
+			for _, p := range slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs) {
 				write([]byte(p.String()))
 			}
 		}
@@ -271,7 +282,7 @@ func (c *compiler) hostSources() []netip.Addr {
 // would have UDP servers answer from the wrong one).
 func (c *compiler) host() {
 	var ranges []netip.Prefix
-	ranges = append(ranges, c.in.ClusterCIDRs...)
+	ranges = append(ranges, c.podRanges()...)
 	ranges = append(ranges, c.in.State.ServiceCIDRs...)
 	for _, n := range c.in.State.Nodes {
 		ranges = append(ranges, c.in.State.NodePrefixes(n.Name)...)

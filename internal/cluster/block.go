@@ -21,6 +21,7 @@ import (
 const (
 	blockAPIVersion = "netctl.io/v1alpha1"
 	blockKind       = "Block"
+	blockPoolKind   = "BlockPool"
 	blockPrefix     = "block-"
 	blockLock       = ".blocks.lock"
 )
@@ -61,6 +62,37 @@ func convertBlock(o *blockObject) (*model.Block, error) {
 		return nil, fmt.Errorf("spec.node: %q is not a node name", o.Spec.Node)
 	}
 	return &model.Block{CIDR: p, Node: o.Spec.Node}, nil
+}
+
+// blockPoolObject is netctl's own kind: ranges that nodes claim blocks from, as
+// `netctl ipam apply` writes it.
+type blockPoolObject struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              struct {
+		Ranges []struct {
+			CIDR      string `json:"cidr"`
+			BlockSize int    `json:"blockSize"`
+		} `json:"ranges"`
+	} `json:"spec"`
+}
+
+// convertBlockPool converts a BlockPool.
+func convertBlockPool(o *blockPoolObject) (*blockRanges, error) {
+	var out blockRanges
+	for i, r := range o.Spec.Ranges {
+		p, err := netip.ParsePrefix(r.CIDR)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("spec.ranges[%d].cidr: %q is not an address range", i, r.CIDR)
+		case p != p.Masked() || p.Addr().Is4In6():
+			return nil, fmt.Errorf("spec.ranges[%d].cidr: %s has bits beyond its mask", i, p)
+		case r.BlockSize < p.Bits() || r.BlockSize > p.Addr().BitLen():
+			return nil, fmt.Errorf("spec.ranges[%d].blockSize: %s cannot be cut into blocks of /%d", i, p, r.BlockSize)
+		}
+		out = append(out, model.BlockPool{CIDR: p, Bits: r.BlockSize})
+	}
+	return &out, nil
 }
 
 // BlockFiles keeps the Block objects of a Directory, one file each. Creating a

@@ -132,6 +132,9 @@ func (x *index) build() *model.State {
 	if x.moved[kindBlock] {
 		s.Blocks = x.blocks()
 	}
+	if x.moved[kindBlockPool] {
+		s.BlockPools = x.blockPools()
+	}
 	x.moved = [kindCount]bool{}
 	x.last = s
 	return &s
@@ -195,6 +198,16 @@ func (x *index) blocks() []model.Block {
 	}
 	slices.SortFunc(out, func(a, b model.Block) int { return a.CIDR.Compare(b.CIDR) })
 	return out
+}
+
+// blockPools returns the ranges of all block pools, ordered and once each.
+func (x *index) blockPools() []model.BlockPool {
+	var out []model.BlockPool
+	for _, r := range collect[blockRanges](x, kindBlockPool) {
+		out = append(out, *r...)
+	}
+	slices.SortFunc(out, func(a, b model.BlockPool) int { return a.CIDR.Compare(b.CIDR) })
+	return slices.CompactFunc(out, func(a, b model.BlockPool) bool { return a.CIDR == b.CIDR })
 }
 
 // describe names an object for a message.

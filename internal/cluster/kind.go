@@ -1,6 +1,10 @@
 package cluster
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/netctl/netctl/internal/model"
+)
 
 // kind is a kind of object that a State is made of.
 type kind uint8
@@ -16,6 +20,7 @@ const (
 	kindNetworkPolicy
 	kindServiceCIDR
 	kindBlock
+	kindBlockPool
 	kindDeployment // for the lab only; never part of a State
 	kindCount
 )
@@ -31,6 +36,7 @@ var kinds = map[[2]string]kind{
 	{"networking.k8s.io/v1", "ServiceCIDR"}:      kindServiceCIDR,
 	{"networking.k8s.io/v1beta1", "ServiceCIDR"}: kindServiceCIDR,
 	{blockAPIVersion, blockKind}:                 kindBlock,
+	{blockAPIVersion, blockPoolKind}:             kindBlockPool,
 	{"apps/v1", "Deployment"}:                    kindDeployment,
 }
 
@@ -59,6 +65,8 @@ func (d document) toModel(k kind) (any, error) {
 		return decodeTo(d, convertServiceCIDR)
 	case kindBlock:
 		return decodeTo(d, convertBlock)
+	case kindBlockPool:
+		return decodeTo(d, convertBlockPool)
 	default:
 		return nil, nil
 	}
@@ -72,6 +80,9 @@ func decodeTo[K, M any](d document, convert func(*K) (M, error)) (any, error) {
 	}
 	return convert(&o)
 }
+
+// blockRanges is what a BlockPool object becomes.
+type blockRanges []model.BlockPool
 
 // serviceRanges is what a ServiceCIDR object becomes.
 type serviceRanges []netip.Prefix

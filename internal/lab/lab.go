@@ -138,13 +138,20 @@ func Open(name string, opts Options) (*Lab, error) {
 	if !labName.MatchString(name) {
 		return nil, fmt.Errorf("lab name %q: use 1 to 16 lower-case letters, digits and dashes", name)
 	}
+	if opts.Root == "" {
+		opts.Root = DefaultRoot()
+	}
+	missing := fmt.Errorf("%w: %q is not up; start it with 'netctl lab up --name %s'", ErrNoLab, name, name)
+	if !exists(filepath.Join(opts.Root, name)) {
+		return nil, missing
+	}
 	l, err := lockLab(name, opts)
 	if err != nil {
 		return nil, err
 	}
 	data, err := os.ReadFile(l.path("lab.json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(fmt.Errorf("%w: %q is not up; start it with 'netctl lab up --name %s'", ErrNoLab, name, name), l.Close())
+		return nil, errors.Join(missing, l.Close())
 	}
 	if err == nil {
 		err = json.Unmarshal(data, &l.cfg)
@@ -175,9 +182,6 @@ func lockLab(name string, opts Options) (*Lab, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(opts.Root, 0o755); err != nil {
-		return nil, fmt.Errorf("create the directory of labs: %w", err)
-	}
 	lock, err := takeLock(lockPath(opts.Root, name))
 	if err != nil {
 		return nil, fmt.Errorf("lock lab %q: %w", name, err)
@@ -195,7 +199,13 @@ func lockPath(root, name string) string { return filepath.Join(root, "."+name+".
 // only while it is still the one at path.
 func takeLock(path string) (*os.File, error) {
 	for {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, err
+		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the directory went with the last lab
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -77,6 +77,7 @@ type State struct {
 	NetworkPolicies []*NetworkPolicy
 	ServiceCIDRs    []netip.Prefix
 	Blocks          []Block
+	BlockPools      []BlockPool
 }
 
 // Node returns the node of that name, or nil.
@@ -142,6 +143,13 @@ type Namespace struct {
 type Block struct {
 	CIDR netip.Prefix
 	Node string
+}
+
+// BlockPool is a range that nodes claim blocks of pod addresses from. All pods
+// of the cluster that have no podCIDR of their node live in these.
+type BlockPool struct {
+	CIDR netip.Prefix
+	Bits int // prefix length of a block
 }
 
 // Pod is what netctl needs of a Kubernetes Pod.
