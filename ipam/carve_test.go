@@ -163,6 +163,26 @@ func share(p netip.Prefix) float64 {
 	return v
 }
 
+func TestFamilyLayoutNodeBlock(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		pods  string
+		block int
+		i     uint64
+		want  string
+	}{
+		{"10.192.0.0/15", 25, 0, "10.192.0.0/25"},
+		{"10.192.0.0/15", 25, 3, "10.192.1.128/25"},
+		{"10.192.0.0/15", 25, 1023, "10.193.255.128/25"},
+		{"fd00::/48", 64, 65535, "fd00:0:0:ffff::/64"},
+		{"fd00::/56", 72, 0x1ff, "fd00:0:0:1:ff00::/72"},
+		{"fd00::/102", 112, 1023, "fd00::3ff:0/112"},
+	} {
+		f := ipam.FamilyLayout{Pods: netip.MustParsePrefix(tc.pods), Block: tc.block}
+		same(t, "block", f.NodeBlock(tc.i), netip.MustParsePrefix(tc.want))
+	}
+}
+
 func TestLayoutOutput(t *testing.T) {
 	t.Parallel()
 	l, err := ipam.Carve(ipam.Plan{Supernets: prefixes("10.128.0.0/9", "fd00:10::/48"), Nodes: 500, PodsPerNode: 110, Services: 20000})

@@ -195,6 +195,7 @@ spec:
 		{name: "policy for egress only ignores ingress rules", text: "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}, policyTypes: [Egress], ingress: [{}]}\n", want: policy(model.NetworkPolicy{Name: name("default", "p")}, false, true)},
 		{name: "service CIDR", text: "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\nspec: {cidrs: [10.96.0.0/12, \"fd00::/112\"]}\n", want: &serviceRanges{prefix("10.96.0.0/12"), prefix("fd00::/112")}},
 		{name: "block", text: "apiVersion: netctl.io/v1alpha1\nkind: Block\nmetadata: {name: 10-1-2-0-24}\nspec: {cidr: 10.1.2.0/24, node: n1}\n", want: &model.Block{CIDR: prefix("10.1.2.0/24"), Node: "n1"}},
+		{name: "block pool", text: "apiVersion: netctl.io/v1alpha1\nkind: BlockPool\nmetadata: {name: default}\nspec: {ranges: [{cidr: 10.192.0.0/15, blockSize: 25}, {cidr: \"fd00::/102\", blockSize: 112}]}\n", want: &blockRanges{{CIDR: prefix("10.192.0.0/15"), Bits: 25}, {CIDR: prefix("fd00::/102"), Bits: 112}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -235,6 +236,7 @@ func TestConvertRefuses(t *testing.T) {
 		{"policy type", policy + "{podSelector: {}, policyTypes: [Sideways]}", `spec.policyTypes: "Sideways" is unknown`},
 		{"name of a block", block + "{cidr: 10.1.3.0/24, node: n1}", "metadata.name must be 10-1-3-0-24, which is the name of 10.1.3.0/24"},
 		{"mask of a block", block + "{cidr: 10.1.2.1/24, node: n1}", "spec.cidr: 10.1.2.1/24 has bits beyond its mask"},
+		{"size of a pool's blocks", "apiVersion: netctl.io/v1alpha1\nkind: BlockPool\nmetadata: {name: p}\nspec: {ranges: [{cidr: 10.0.0.0/16, blockSize: 15}]}", "spec.ranges[0].blockSize: 10.0.0.0/16 cannot be cut into blocks of /15"},
 		{"node of a block", block + "{cidr: 10.1.2.0/24}", `spec.node: "" is not a node name`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
