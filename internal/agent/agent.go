@@ -101,6 +101,7 @@ type Agent struct {
 	mtu int
 
 	flows    *flow.Table
+	affinity *proxy.Affinity
 	pool     *ipam.Pool
 	records  *records
 	router   *datapath.Router
@@ -122,7 +123,7 @@ type Agent struct {
 	adding map[cni.ID]struct{}      // guarded by mu
 
 	// The loop's own.
-	zone      *dns.Zone // what was compiled last
+	last      Output // what was compiled last
 	claimer   *ipam.Claimer
 	pools     []model.BlockPool // that the claimer claims from
 	reclaimed time.Time         // when blocks of lost nodes were looked for last
@@ -178,7 +179,8 @@ func (a *Agent) open() error {
 	if r := a.flows.Report(); r.Refusal != flow.NotRefused || r.Adopted > 0 {
 		a.log.Info("flow table opened", "adopted", r.Adopted, "dropped", r.Dropped, "refused", r.Refusal.String())
 	}
-	a.router = datapath.New(datapath.Config{Flows: a.flows, Affinity: proxy.NewAffinity(proxy.AffinityConfig{}), Clock: kernel.BootClock})
+	a.affinity = proxy.NewAffinity(proxy.AffinityConfig{})
+	a.router = datapath.New(datapath.Config{Flows: a.flows, Affinity: a.affinity, Clock: kernel.BootClock})
 	workers := a.cfg.Workers
 	if workers == 0 {
 		workers = max(1, runtime.NumCPU()/2)
@@ -291,6 +293,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	run("network stack", a.stack.Run)
 	run("name server", a.resolver.Run)
 	run("cni", a.cni.Run)
+	run("status", a.serveStatus)
 	run("cluster source", func(ctx context.Context) error {
 		return a.cfg.Source.Run(ctx, func(s *model.State) {
 			a.state.Store(s)
@@ -310,7 +313,7 @@ func (a *Agent) serve(ctx context.Context) error {
 		if err := a.loop.Publish(ctx); err != nil {
 			return ignoreDone(ctx, fmt.Errorf("publish the first tables: %w", err))
 		}
-		a.log.Info("agent serves", "node", a.cfg.Node, "mtu", a.mtu, "ports", len(a.pods))
+		a.log.Info("agent serves", "node", a.cfg.Node, "mtu", a.mtu, "pods", len(a.localPorts())-len(a.fixed))
 		a.cni.Restored()
 		return nil
 	})

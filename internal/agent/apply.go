@@ -25,7 +25,7 @@ func (a *Agent) compile() Output {
 	}
 	return Compile(Input{
 		State: state, Node: a.cfg.Node, Domain: a.cfg.Domain,
-		ClusterCIDRs: a.cfg.ClusterCIDRs, Ports: a.localPorts(), Zone: a.zone,
+		ClusterCIDRs: a.cfg.ClusterCIDRs, Ports: a.localPorts(), Previous: &a.last,
 	})
 }
 
@@ -48,7 +48,8 @@ func (a *Agent) localPorts() []LocalPort {
 
 // publish is the loop's: it puts what was compiled in force.
 func (a *Agent) publish(out Output) error {
-	a.zone = out.Zone
+	a.last = out
+	a.affinity.Sweep(out.Tables.Services, a.router.Now())
 	a.resolver.Publish(out.Zone)
 	return a.workers.Publish(out.Tables)
 }

@@ -152,14 +152,15 @@ func (a *Agent) result(rec *record) cni.Result {
 
 // families are those that the node's pod ranges have.
 func (a *Agent) families() ipam.Families {
-	var f ipam.Families
-	if a.pool.Usage(ipam.IPv4).Blocks > 0 {
-		f |= ipam.IPv4
+	var all ipam.Families
+	for _, f := range a.poolFamilies() {
+		all |= f
 	}
-	if a.pool.Usage(ipam.IPv6).Blocks > 0 {
-		f |= ipam.IPv6
-	}
-	return f
+	return all
+}
+
+func (a *Agent) poolFamilies() []ipam.Families {
+	return slices.DeleteFunc([]ipam.Families{ipam.IPv4, ipam.IPv6}, func(f ipam.Families) bool { return a.pool.Usage(f).Blocks == 0 })
 }
 
 // allocationError says in CNI's terms why there was no address.

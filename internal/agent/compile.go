@@ -53,9 +53,9 @@ type Input struct {
 	// ClusterCIDRs are ranges whose addresses are never "outside", besides what
 	// the State says of nodes and services.
 	ClusterCIDRs []netip.Prefix
-	// Zone is the one that was compiled before, which saves work and changes
-	// nothing; nil is fine.
-	Zone *dns.Zone
+	// Previous may be what was compiled before: what has not changed is shared
+	// with it. It does not change the result.
+	Previous *Output
 }
 
 // Output is what the node should be, as values.
@@ -94,6 +94,13 @@ type compiler struct {
 
 func (c *compiler) problem(text string) { c.problems = append(c.problems, text) }
 
+func (c *compiler) previous() *Output {
+	if c.in.Previous == nil {
+		return &Output{}
+	}
+	return c.in.Previous
+}
+
 // podRanges are the ranges that hold all pods, as far as they are known.
 func (c *compiler) podRanges() []netip.Prefix {
 	out := slices.Clone(c.in.ClusterCIDRs)
@@ -121,9 +128,22 @@ func (c *compiler) features() {
 	for _, p := range problems {
 		c.problem(p.String())
 	}
-	services, serviceProblems := proxy.Compile(proxy.Input{
+	in := proxy.Input{
 		Node: c.in.Node, Zone: c.self().Zone, Services: s.Services, Slices: s.EndpointSlices, ServiceCIDRs: s.ServiceCIDRs,
-	})
+		Local: s.NodePrefixes(c.in.Node),
+	}
+	for _, n := range s.Nodes {
+		for _, a := range n.Addresses {
+			in.Exclude = append(in.Exclude, host(a))
+		}
+	}
+	for _, a := range c.self().Addresses {
+		in.Local = append(in.Local, host(a))
+	}
+	if t := c.previous().Tables; t != nil {
+		in.Previous = t.Services
+	}
+	services, serviceProblems := proxy.Compile(in)
 	for _, p := range serviceProblems {
 		c.problem(p.String())
 	}
@@ -145,7 +165,7 @@ func (c *compiler) features() {
 // names compiles the zone of the cluster's names.
 func (c *compiler) names() {
 	in := dns.InputOf(c.in.State)
-	in.Domain, in.Server, in.Previous = c.in.Domain, dnsService, c.in.Zone
+	in.Domain, in.Server, in.Previous = c.in.Domain, dnsService, c.previous().Zone
 	in.Ranges = slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs)
 	if svc := c.in.State.Service(dnsService); svc != nil {
 		in.Addresses = svc.ClusterIPs

@@ -28,8 +28,9 @@ type loop struct {
 	kick chan struct{}
 	done chan struct{} // closed when Run has ended
 
-	mu      sync.Mutex
-	waiting []chan error // guarded by mu
+	mu       sync.Mutex
+	waiting  []chan error // guarded by mu
+	problems []string     // guarded by mu: of the last turn
 }
 
 func newLoop(log *slog.Logger) *loop {
@@ -64,6 +65,13 @@ func (l *loop) Publish(ctx context.Context) error {
 	}
 }
 
+// Problems returns what the last turn could not do as the cluster asks.
+func (l *loop) Problems() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.problems
+}
+
 // Run turns until the context ends.
 func (l *loop) Run(ctx context.Context) error {
 	defer close(l.done)
@@ -84,6 +92,9 @@ func (l *loop) Run(ctx context.Context) error {
 
 		out := l.compile()
 		reported = l.report(out.Problems, reported)
+		l.mu.Lock()
+		l.problems = out.Problems
+		l.mu.Unlock()
 		err := l.publish(out)
 		for _, w := range waiting {
 			w <- err

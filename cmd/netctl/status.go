@@ -1,0 +1,77 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/netctl/netctl/internal/agent"
+)
+
+func newStatus(io streams) *cobra.Command {
+	var dir, output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what this node's agent does: ports, peers, addresses, drops by reason",
+		Example: `  netctl status
+  netctl status --state-dir /run/netctl-lab/lab/nodes/node1/run -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := agent.ReadStatus(cmd.Context(), dir)
+			if err != nil {
+				return err
+			}
+			switch output {
+			case "json":
+				e := json.NewEncoder(io.out)
+				e.SetIndent("", "  ")
+				return e.Encode(s)
+			case "":
+				return printAgent(io.out, &s)
+			default:
+				return fmt.Errorf("%w: -o %q: use json", errUsage, output)
+			}
+		},
+	}
+	cmd.Flags().StringVar(&dir, "state-dir", "/run/netctl", "the agent's state directory")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
+	return cmd
+}
+
+func printAgent(w io.Writer, s *agent.Status) error {
+	fmt.Fprintf(w, "node %s, state revision %d, pod MTU %d\n", s.Node, s.Revision, s.MTU)
+	fmt.Fprintf(w, "forwarded %d packets, %d bytes; %d flows; drops: %s\n", s.Packets, s.Bytes, s.Flows, s.Summary())
+	for _, p := range s.Pool {
+		fmt.Fprintf(w, "%s addresses: %d used, %d cooling down, %d free of %d\n", p.Family, p.Used, p.Cooling, p.Free, p.Total)
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(w, "problem: %s\n", p)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "\nPORT\tKIND\tADDRESSES")
+	for _, p := range s.Ports {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, p.Kind, list(p.Addresses))
+	}
+	fmt.Fprintln(t, "\nPEER\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT\tALLOWED IPS")
+	for _, p := range s.Peers {
+		handshake := "never"
+		if !p.LastHandshake.IsZero() {
+			handshake = time.Since(p.LastHandshake).Round(time.Second).String() + " ago"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\n", p.Node, p.Endpoint, handshake, p.RxBytes, p.TxBytes, list(p.AllowedIPs))
+	}
+	return t.Flush()
+}
+
+func list[T fmt.Stringer](items []T) string {
+	out := make([]string, 0, len(items))
+	for _, i := range items {
+		out = append(out, i.String())
+	}
+	return strings.Join(out, ",")
+}
