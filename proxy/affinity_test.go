@@ -81,7 +81,7 @@ func TestNoAffinity(t *testing.T) {
 func TestAffinityKey(t *testing.T) {
 	t.Parallel()
 	ports := []model.EndpointPort{{Name: "http", Protocol: model.TCP, Port: 8080}, {Name: "admin", Protocol: model.TCP, Port: 8081}}
-	var eps []model.Endpoint
+	eps := make([]model.Endpoint, 0, 200)
 	for i := range 200 {
 		e := ep("10.1.1.1 @n1")
 		e.Address = netip.AddrFrom4([4]byte{10, 1, 1, byte(i)})

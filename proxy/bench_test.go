@@ -53,7 +53,7 @@ type query struct {
 }
 
 func queries(in proxy.Input) []query {
-	var out []query
+	out := make([]query, 0, 4096)
 	for i := range 4096 {
 		s := in.Services[i*2_654_435_761%len(in.Services)]
 		out = append(out, query{packet.AddrFrom(s.ClusterIPs[i%2]), packet.AddrFrom(netip.AddrFrom4([4]byte{10, 9, 0, byte(i)}))})

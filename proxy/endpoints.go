@@ -22,8 +22,7 @@ func (e *endpoint) fallback() bool { return e.Serving && e.Terminating }
 // may name an endpoint while it moves between them, and an address may be used
 // again while its last owner still terminates (IN-5, IN-6, IN-11).
 func collect(list []*model.EndpointSlice, p *model.ServicePort, fam family) []endpoint {
-	at := map[netip.AddrPort]int{}
-	var out []endpoint
+	set := endpointSet{at: map[netip.AddrPort]int{}}
 	for _, s := range list {
 		if s.IPv6 != (fam == ipv6) {
 			continue
@@ -33,21 +32,30 @@ func collect(list []*model.EndpointSlice, p *model.ServicePort, fam family) []en
 				continue
 			}
 			for i := range s.Endpoints {
-				e := endpoint{&s.Endpoints[i], sp.Port}
-				if !e.Address.IsValid() || familyOf(e.Address) != fam {
-					continue
-				}
-				k := netip.AddrPortFrom(e.Address, e.port)
-				if j, ok := at[k]; !ok {
-					at[k] = len(out)
-					out = append(out, e)
-				} else if out[j].Terminating && !e.Terminating {
-					out[j] = e
+				if e := &s.Endpoints[i]; e.Address.IsValid() && familyOf(e.Address) == fam {
+					set.add(endpoint{e, sp.Port})
 				}
 			}
 		}
 	}
-	return out
+	return set.list
+}
+
+// endpointSet keeps one endpoint per address and port: the first, but one that
+// does not terminate before one that does.
+type endpointSet struct {
+	at   map[netip.AddrPort]int
+	list []endpoint
+}
+
+func (s *endpointSet) add(e endpoint) {
+	k := netip.AddrPortFrom(e.Address, e.port)
+	if j, ok := s.at[k]; !ok {
+		s.at[k] = len(s.list)
+		s.list = append(s.list, e)
+	} else if s.list[j].Terminating && !e.Terminating {
+		s.list[j] = e
+	}
 }
 
 // choice is what the endpoints of a service port come to on this node, by the

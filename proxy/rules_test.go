@@ -348,7 +348,7 @@ func TestProblems(t *testing.T) {
 // EP-1: every backend is chosen about as often as every other.
 func TestPickIsUniform(t *testing.T) {
 	t.Parallel()
-	var eps []model.Endpoint
+	eps := make([]model.Endpoint, 0, 7)
 	for i := range 7 {
 		e := ep("10.1.1.1")
 		e.Address = netip.AddrFrom4([4]byte{10, 1, 1, byte(i + 1)})

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -104,9 +105,9 @@ func randomEndpoint(rng *rand.Rand) model.Endpoint {
 
 func randomSlice(rng *rand.Rand, name string) opt {
 	ports := []model.EndpointPort{{Name: "http", Protocol: model.TCP, Port: uint16(8080 + rng.IntN(2))}}
-	var eps []model.Endpoint
-	for range rng.IntN(4) {
-		eps = append(eps, randomEndpoint(rng))
+	eps := make([]model.Endpoint, rng.IntN(4))
+	for i := range eps {
+		eps[i] = randomEndpoint(rng)
 	}
 	return sliceWith(name, ports, eps...)
 }
@@ -164,7 +165,7 @@ func (h *history) step() {
 
 func (h *history) service(name model.Name, n int) *model.Service {
 	s := &model.Service{
-		Name: name, UID: fmt.Sprint(h.rng.IntN(3)), Type: model.NodePort,
+		Name: name, UID: strconv.Itoa(h.rng.IntN(3)), Type: model.NodePort,
 		ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 1, byte(n)}), netip.MustParseAddr(fmt.Sprintf("fd00:96::1:%x", n))},
 		Ports:      []model.ServicePort{{Name: "http", Protocol: model.TCP, Port: 80, NodePort: uint16(30000 + n/2)}},
 	}
@@ -189,7 +190,7 @@ func TestCompileIsPure(t *testing.T) {
 	var prev *proxy.Table
 	for i := range 400 {
 		h.step()
-		h.in.Node, h.in.Zone = "n"+fmt.Sprint(1+(i+10)/50%2), "z"+string(rune('a'+i/25%2)) // TOP-5: the label changes
+		h.in.Node, h.in.Zone = "n"+strconv.Itoa(1+(i+10)/50%2), "z"+string(rune('a'+i/25%2)) // TOP-5: the label changes
 		scratch, problems := proxy.Compile(h.in)
 		in := h.in
 		in.Previous = prev

@@ -80,6 +80,7 @@ func BenchmarkLookupSeen(b *testing.B) {
 }
 
 func benchLookup(b *testing.B, t *flow.Table, keys []packet.Tuple) {
+	b.Helper()
 	b.ReportAllocs()
 	var e flow.Entry
 	i := 0

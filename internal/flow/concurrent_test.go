@@ -40,6 +40,7 @@ func stamp(n uint32, owner uint32) flow.Entry {
 }
 
 func concurrentStep(t *testing.T, tab *flow.Table, rng *rand.Rand) {
+	t.Helper()
 	k := tupleOf(rng.IntN(300))
 	if rng.IntN(2) == 0 {
 		k = k.Reverse()

@@ -49,12 +49,12 @@ func (t *Table) inspect(i, now uint32) (candidate, bool) {
 	pull(s, now)
 	pull(&t.slots[partner], now)
 	seen := e.LastSeen
-	if o := activity(t.slots[partner][wordActivity].Load()).lastSeen(); int32(o-seen) > 0 {
+	if o := activity(t.slots[partner][wordActivity].Load()).lastSeen(); after(o, seen) > 0 {
 		seen = o
 	}
 	k := w.tuple()
 	c := candidate{ref: makeRef(i, seq), owner: e.Owner, state: e.State, reverse: e.Flags&FlagReverse != 0}
-	if age := int32(now - seen); age > 0 {
+	if age := after(now, seen); age > 0 {
 		c.age = uint32(age)
 	}
 	port := k.DstPort
@@ -72,7 +72,7 @@ const maxSkew = 2
 // file lies) to now, so that the entry ages like any other.
 func pull(s *slot, now uint32) {
 	a := activity(s[wordActivity].Load())
-	if int32(a.lastSeen()-now) > maxSkew {
+	if after(a.lastSeen(), now) > maxSkew {
 		s[wordActivity].CompareAndSwap(uint64(a), uint64(makeActivity(now, a.state(), a.frontSlot())))
 	}
 }

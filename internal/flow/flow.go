@@ -152,7 +152,7 @@ type counters struct {
 func (t *Table) Lookup(k *packet.Tuple, e *Entry) (Ref, bool) {
 	var w key
 	w.set(k)
-	h := hash(&t.key, w[0], w[1], w[2], w[3], w[4])
+	h := hash(&t.key, &w)
 	tag := tagOf(h)
 	b1 := low(h) & t.bucketMask
 	if r, ok := t.probe(b1, tag, &w, e); ok {
@@ -184,7 +184,7 @@ func (t *Table) Seen(ref Ref, size int, tcpFlags uint8, now uint32) {
 	if low(s[wordSeq].Load()) != ref.seq() {
 		return
 	}
-	n := tally(s[wordTally].Add(uint64(size)<<tallyShift | 1))
+	n := tally(s[wordTally].Add(uint64(size)<<tallyShift | 1)) //nolint:gosec // a size is not negative
 	if n&tallyFull != 0 {
 		s.spill()
 	}
@@ -197,7 +197,7 @@ func (t *Table) Seen(ref Ref, size int, tcpFlags uint8, now uint32) {
 
 // Len returns the number of connections.
 func (t *Table) Len() int {
-	return int(t.head[headCount].Load())
+	return int(t.head[headCount].Load()) //nolint:gosec // at most maxSlots
 }
 
 // Stats is a snapshot of the table's counters. Connections and Slots are the
@@ -223,5 +223,5 @@ func (t *Table) Stats() Stats {
 
 // OwnerLen returns how many connections count against owner.
 func (t *Table) OwnerLen(owner uint32) int {
-	return int(t.owners[owner%ownerSlots].Load())
+	return int(t.owners[owner%ownerSlots].Load()) //nolint:gosec // at most maxSlots
 }

@@ -9,11 +9,11 @@ import (
 	"github.com/netctl/netctl/internal/packet"
 )
 
-func open(t testing.TB, c flow.Config) *flow.Table {
-	t.Helper()
+func open(tb testing.TB, c flow.Config) *flow.Table {
+	tb.Helper()
 	tab, err := flow.Open(c)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return tab
 }

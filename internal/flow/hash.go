@@ -10,10 +10,10 @@ const hashWords = 8
 // taken twice. Two tuples chosen without knowledge of the key meet with a
 // probability near 2^-64, whatever their form; addition before multiplication
 // means that no word of the input can cancel the key.
-func hash(k *[hashWords]uint64, a, b, c, d, e uint64) uint64 {
-	h1, l1 := bits.Mul64(a+k[0], b+k[1])
-	h2, l2 := bits.Mul64(c+k[2], d+k[3])
-	h3, l3 := bits.Mul64(e+k[4], k[5])
+func hash(k *[hashWords]uint64, w *key) uint64 {
+	h1, l1 := bits.Mul64(w[0]+k[0], w[1]+k[1])
+	h2, l2 := bits.Mul64(w[2]+k[2], w[3]+k[3])
+	h3, l3 := bits.Mul64(w[4]+k[4], k[5])
 	lo, carry := bits.Add64(l1, l2, 0)
 	hi, _ := bits.Add64(h1, h2, carry)
 	lo, carry = bits.Add64(lo, l3, 0)

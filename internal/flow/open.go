@@ -42,15 +42,14 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (c Config) withDefaults() Config {
+func (c *Config) setDefaults() {
 	if c.Slots == 0 {
 		c.Slots = DefaultSlots
 	}
 	if c.PerOwner == 0 {
 		c.PerOwner = DefaultPerOwner
 	}
-	c.Timeouts = c.Timeouts.withDefaults()
-	return c
+	c.Timeouts.setDefaults()
 }
 
 // ErrInUse is returned by Open when another process has the table mapped.
@@ -131,7 +130,7 @@ func Open(cfg Config) (*Table, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	cfg = cfg.withDefaults()
+	cfg.setDefaults()
 	if cfg.Path == "" {
 		t := build(make([]atomic.Uint64, sizeWords(cfg.Slots)), &cfg)
 		return t, t.format(&cfg)
@@ -208,12 +207,12 @@ func judge(f *os.File, cfg *Config) (slots int, r Refusal, err error) {
 	case w[headVersion] != headIdentity:
 		return 0, RefusedVersion, nil
 	case w[headSum] != checksum(w[:headSum]), w[headSlots] > maxSlots, w[headSlots] < minSlots,
-		bits.OnesCount64(w[headSlots]) != 1, st.Size() != int64(sizeWords(int(w[headSlots])))*8:
+		bits.OnesCount64(w[headSlots]) != 1, st.Size() != int64(sizeWords(int(w[headSlots])))*8: //nolint:gosec // at most maxSlots by the case before
 		return 0, RefusedTorn, nil
 	case w[headEpoch] != epochOf(cfg.Epoch):
 		return 0, RefusedEpoch, nil
 	}
-	return int(w[headSlots]), NotRefused, nil
+	return int(w[headSlots]), NotRefused, nil //nolint:gosec // at most maxSlots
 }
 
 // create makes the file an empty table. The magic is written last.
@@ -226,7 +225,7 @@ func create(f *os.File, cfg *Config) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	if free < uint64(size) {
+	if free < uint64(size) { //nolint:gosec // a size is not negative
 		return nil, fmt.Errorf("file system has %d bytes left, the table needs up to %d", free, size)
 	}
 	if err := f.Truncate(int64(size)); err != nil {
@@ -292,8 +291,8 @@ func build(w []atomic.Uint64, cfg *Config) *Table {
 	at, n := slotsAt(cfg.Slots), cfg.Slots
 	return &Table{
 		head: w[:headEnd], locks: w[locksAt : locksAt+stripes], owners: w[ownersAt : ownersAt+ownerSlots],
-		tags: w[tagsAt : tagsAt+n/bucketSize], slots: slotsOf(w[at : at+n*slotWords]), nslots: uint32(n),
-		bucketMask: uint32(n/bucketSize) - 1, perOwner: uint32(cfg.PerOwner), timeouts: cfg.Timeouts,
+		tags: w[tagsAt : tagsAt+n/bucketSize], slots: slotsOf(w[at : at+n*slotWords]), nslots: uint32(n), //nolint:gosec // at most maxSlots
+		bucketMask: uint32(n/bucketSize) - 1, perOwner: uint32(cfg.PerOwner), timeouts: cfg.Timeouts, //nolint:gosec // at most maxSlots
 	}
 }
 
@@ -304,7 +303,7 @@ func (t *Table) format(cfg *Config) error {
 		return fmt.Errorf("flow table hash key: %w", err)
 	}
 	var w [headSum]uint64
-	w[headMagic], w[headVersion], w[headSlots], w[headEpoch] = magic, headIdentity, uint64(cfg.Slots), epochOf(cfg.Epoch)
+	w[headMagic], w[headVersion], w[headSlots], w[headEpoch] = magic, headIdentity, uint64(cfg.Slots), epochOf(cfg.Epoch) //nolint:gosec // validated
 	for i := range hashWords {
 		w[headKey+i] = binary.NativeEndian.Uint64(b[i*8:])
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -339,7 +338,7 @@ func TestKilledWriter(t *testing.T) {
 		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 			t.Fatalf("writer said %q: %v", line, err)
 		}
-		time.Sleep(time.Duration(5+round) * time.Millisecond)
+		<-time.After(time.Duration(5+round) * time.Millisecond)
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -362,7 +361,9 @@ func writeUntilKilled(t *testing.T, path string) {
 	for i := range 200 {
 		insert(tab, tupleOf(i), 1, 1)
 	}
-	fmt.Println("writing")
+	if _, err := os.Stdout.WriteString("writing\n"); err != nil {
+		t.Fatal(err)
+	}
 	for i := 0; ; i++ {
 		if ref, res := insert(tab, tupleOf(i%400), uint32(i%5), 1); res == flow.Exists {
 			tab.Remove(ref)

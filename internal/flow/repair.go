@@ -37,7 +37,7 @@ func (t *Table) repair() {
 		for ; m != 0; m &= m - 1 {
 			i := uint32(b)*bucketSize + firstTag(m)
 			tagged++
-			if good[i] = t.plausible(i); good[i] && Flags(t.slots[i][wordPorts].Load())&FlagReverse == 0 {
+			if good[i] = t.plausible(i); good[i] && flagsOf(t.slots[i][wordPorts].Load())&FlagReverse == 0 {
 				forward = append(forward, i)
 			}
 		}
@@ -102,7 +102,7 @@ func (t *Table) wholePair(i, p uint32) bool {
 	}
 	a, b := &t.slots[i], &t.slots[p]
 	ports := b[wordPorts].Load()
-	return ports&usedMark != 0 && Flags(ports)&FlagReverse != 0 && high(b[wordPartner].Load()) == i &&
+	return ports&usedMark != 0 && flagsOf(ports)&FlagReverse != 0 && high(b[wordPartner].Load()) == i &&
 		high(a[wordSeq].Load()) == high(b[wordSeq].Load())
 }
 

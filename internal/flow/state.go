@@ -35,6 +35,7 @@ const (
 	numStates
 )
 
+//nolint:gochecknoglobals // a table known at compile time
 var stateNames = [numStates]string{
 	"invalid", "new", "replied", "stream", "syn-sent", "syn-received", "established",
 	"fin-forward", "fin-reverse", "time-wait", "reset-forward", "reset-reverse",
@@ -219,19 +220,26 @@ func DefaultTimeouts() Timeouts {
 	}
 }
 
-func (o Timeouts) withDefaults() Timeouts {
+func (o *Timeouts) setDefaults() {
 	d := DefaultTimeouts()
 	for _, f := range []struct{ have, want *uint32 }{
-		{&o.Unreplied, &d.Unreplied}, {&o.Replied, &d.Replied}, {&o.RepliedWellKnown, &d.RepliedWellKnown},
-		{&o.Stream, &d.Stream}, {&o.ICMP, &d.ICMP}, {&o.SCTP, &d.SCTP}, {&o.Other, &d.Other},
-		{&o.Opening, &d.Opening}, {&o.Established, &d.Established}, {&o.HalfClosed, &d.HalfClosed},
-		{&o.TimeWait, &d.TimeWait}, {&o.Reset, &d.Reset},
+		{&o.Unreplied, &d.Unreplied},
+		{&o.Replied, &d.Replied},
+		{&o.RepliedWellKnown, &d.RepliedWellKnown},
+		{&o.Stream, &d.Stream},
+		{&o.ICMP, &d.ICMP},
+		{&o.SCTP, &d.SCTP},
+		{&o.Other, &d.Other},
+		{&o.Opening, &d.Opening},
+		{&o.Established, &d.Established},
+		{&o.HalfClosed, &d.HalfClosed},
+		{&o.TimeWait, &d.TimeWait},
+		{&o.Reset, &d.Reset},
 	} {
 		if *f.have == 0 {
 			*f.have = *f.want
 		}
 	}
-	return o
 }
 
 const (
@@ -290,7 +298,7 @@ func (t *Table) advance(i uint32, n uint64, tcpFlags uint8, now uint32) {
 	s := &t.slots[i]
 	touch(&s[wordActivity], now)
 	ports := s[wordPorts].Load()
-	reverse, proto := Flags(ports)&FlagReverse != 0, uint8(ports>>24)
+	reverse, proto := flagsOf(ports)&FlagReverse != 0, uint8(ports>>24) //nolint:gosec // the named bits
 	partner := high(s[wordPartner].Load())
 	if partner >= t.nslots {
 		return
@@ -311,7 +319,7 @@ func (t *Table) advance(i uint32, n uint64, tcpFlags uint8, now uint32) {
 func touch(w *atomic.Uint64, now uint32) {
 	for {
 		a := activity(w.Load())
-		if int32(now-a.lastSeen()) <= 0 {
+		if after(now, a.lastSeen()) <= 0 {
 			return
 		}
 		if w.CompareAndSwap(uint64(a), uint64(makeActivity(now, a.state(), a.frontSlot()))) {
@@ -319,6 +327,9 @@ func touch(w *atomic.Uint64, now uint32) {
 		}
 	}
 }
+
+// after returns by how many seconds a is later than b, on a clock that wraps.
+func after(a, b uint32) int32 { return int32(a - b) } //nolint:gosec // wraps on purpose
 
 // advanceState maps the state and returns the one that holds afterwards.
 func advanceState(w *atomic.Uint64, step func(State) State) State {

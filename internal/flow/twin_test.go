@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/packet"
 )
@@ -14,6 +15,7 @@ import (
 // pointers. It knows nothing of slots, so it is compared with a table that is
 // never full.
 type twin struct {
+	rng      *rand.Rand
 	byTuple  map[packet.Tuple]*direction
 	owners   map[uint32]int
 	perOwner int
@@ -32,8 +34,8 @@ type connection struct {
 	seen   uint32
 }
 
-func newTwin(perOwner int) *twin {
-	return &twin{byTuple: map[packet.Tuple]*direction{}, owners: map[uint32]int{}, perOwner: perOwner}
+func newTwin(rng *rand.Rand, perOwner int) *twin {
+	return &twin{rng: rng, byTuple: map[packet.Tuple]*direction{}, owners: map[uint32]int{}, perOwner: perOwner}
 }
 
 func (w *twin) insert(fwd, rev packet.Tuple, f, r flow.Entry, now uint32) flow.Result {
@@ -170,7 +172,7 @@ func TestTwin(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	const perOwner = 40
-	tab, tw := open(t, flow.Config{Slots: 1 << 13, PerOwner: perOwner}), newTwin(perOwner)
+	tab, tw := open(t, flow.Config{Slots: 1 << 13, PerOwner: perOwner}), newTwin(rng, perOwner)
 	now := uint32(1000)
 	for step := range 20_000 {
 		k := randomTuple(rng)
@@ -186,12 +188,12 @@ func TestTwin(t *testing.T) {
 			tab.Seen(ref, size, flags, now)
 			tw.packet(k, size, flags, now)
 		case op < 80:
-			twinInsert(t, rng, tab, tw, k, now)
+			twinInsert(t, tab, tw, k, now)
 		case op < 83 && found:
 			tab.Remove(ref)
 			tw.remove(tw.byTuple[k].conn)
 		case op < 93 && found:
-			twinUpdate(t, rng, tab, tw, k, ref)
+			twinUpdate(t, tab, tw, k, ref)
 		case op == 98:
 			now += uint32(rng.IntN(40))
 			twinExpire(t, tab, tw, now)
@@ -225,14 +227,14 @@ func randomEntry(rng *rand.Rand) flow.Entry {
 	}
 }
 
-func twinInsert(t *testing.T, rng *rand.Rand, tab *flow.Table, tw *twin, k packet.Tuple, now uint32) {
+func twinInsert(t *testing.T, tab *flow.Table, tw *twin, k packet.Tuple, now uint32) {
 	t.Helper()
 	rev := k.Reverse()
-	if rng.IntN(3) == 0 { // translated: the replies come from elsewhere
-		rev.Src = tupleOf(rng.IntN(12)).Src
+	if tw.rng.IntN(3) == 0 { // translated: the replies come from elsewhere
+		rev.Src = tupleOf(tw.rng.IntN(12)).Src
 	}
-	f, r := randomEntry(rng), randomEntry(rng)
-	f.Owner = uint32(rng.IntN(9))
+	f, r := randomEntry(tw.rng), randomEntry(tw.rng)
+	f.Owner = uint32(tw.rng.IntN(9))
 	_, got := tab.Insert(&k, &rev, &f, &r, now)
 	f.State, r.State = 0, 0
 	if got == flow.Inserted && tw.owners[f.Owner] >= tw.perOwner && f.Owner != 0 {
@@ -253,9 +255,9 @@ func resync(tab *flow.Table, tw *twin) {
 	}
 }
 
-func twinUpdate(t *testing.T, rng *rand.Rand, tab *flow.Table, tw *twin, k packet.Tuple, ref flow.Ref) {
+func twinUpdate(t *testing.T, tab *flow.Table, tw *twin, k packet.Tuple, ref flow.Ref) {
 	t.Helper()
-	e := randomEntry(rng)
+	e := randomEntry(tw.rng)
 	next, ok := tab.Update(ref, &e)
 	if !ok {
 		t.Fatal("update refused a fresh ref")

@@ -47,7 +47,7 @@ type home struct {
 func (t *Table) homeOf(k *packet.Tuple) home {
 	var h home
 	h.w.set(k)
-	v := hash(&t.key, h.w[0], h.w[1], h.w[2], h.w[3], h.w[4])
+	v := hash(&t.key, &h.w)
 	h.tag = tagOf(v)
 	h.b1 = low(v) & t.bucketMask
 	h.b2 = secondBucket(v, h.b1, t.bucketMask)
@@ -227,7 +227,7 @@ func (t *Table) Update(ref Ref, e *Entry) (Ref, bool) {
 	owner := high(s[wordSeq].Load())
 	partner := high(s[wordPartner].Load())
 	ports := s[wordPorts].Load()
-	keep := Flags(ports) & FlagReverse
+	keep := flagsOf(ports) & FlagReverse
 	s.begin()
 	s.writeVerdict(e, partner)
 	s[wordPorts].Store(ports&^0xffff | uint64(e.Flags&^FlagReverse|keep))
