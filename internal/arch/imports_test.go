@@ -1,0 +1,205 @@
+package arch_test
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// row says which packages of the project one package may import, and why it is
+// not more.
+type row struct {
+	imports []string
+	tests   []string // what only its tests may import besides
+	reason  string
+}
+
+// rows has one row per package; what is not listed is denied. Imports point
+// down: cmd constructs, agent and lab compose, features stand side by side and
+// do not know each other, and all rest on a few shared packages above model.
+var rows = map[string]row{
+	"cmd/netctl": {
+		imports: []string{
+			"cni", "cni/shim", "dns", "internal/agent", "internal/cluster", "internal/lab", "internal/model",
+			"internal/packet", "ipam", "proxy",
+		},
+		reason: "the only place that constructs across features",
+	},
+
+	"internal/agent": {
+		imports: []string{
+			"cni", "dns", "internal/cluster", "internal/datapath", "internal/flow", "internal/kernel", "internal/model",
+			"internal/netstack", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
+		},
+		reason: "composes the features of one node; it never knows the lab",
+	},
+	"internal/lab": {
+		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam"},
+		reason:  "plays the cluster around agents that run as processes, so it needs none of their parts",
+	},
+
+	"internal/cluster": {
+		imports: []string{"internal/model"},
+		reason:  "turns objects into a State and nothing else",
+	},
+	"internal/datapath": {
+		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "proxy"},
+		reason:  "reads the tables of proxy and policy by their concrete types; the one feature that imports another",
+	},
+	"internal/netstack": {
+		imports: []string{"internal/packet"},
+		reason:  "a port: packets in, packets out; sockets are given to it as functions",
+	},
+	"overlay": {
+		imports: []string{"internal/model", "internal/packet"},
+		tests:   []string{"overlay/overlaytest"},
+		reason:  "a port, and peers compiled from the State",
+	},
+	"overlay/overlaytest": {
+		reason: "an underlay in memory for tests of anything that has an overlay",
+	},
+	"proxy": {
+		imports: []string{"internal/model", "internal/packet"},
+		reason:  "a pure table",
+	},
+	"dns": {
+		imports: []string{"internal/model"},
+		reason:  "messages in, messages out; packets are the agent's affair",
+	},
+	"ipam": {
+		imports: []string{"internal/model"},
+		reason:  "arithmetic on prefixes and a record on disk",
+	},
+	"cni": {
+		imports: []string{"cni/queue", "cni/shim", "cni/wire", "internal/model"},
+		reason:  "the server's side of the plugin; the agent gives it a backend",
+	},
+	"cni/plugin": {
+		imports: []string{"cni/shim"},
+		reason:  "must start within milliseconds: the standard library and the shim only",
+	},
+	"cni/shim": {
+		imports: []string{"cni/queue", "cni/wire"},
+		reason:  "runs in the plugin's process, so it may link nothing that is slow to start",
+	},
+	"cni/queue": {
+		imports: []string{"cni/wire"},
+		reason:  "runs in the plugin's process, so it may link nothing that is slow to start",
+	},
+	"cni/wire": {
+		reason: "runs in the plugin's process, so it may link nothing that is slow to start",
+	},
+
+	"internal/flow": {
+		imports: []string{"internal/packet"},
+		reason:  "a table of tuples; verdicts are numbers to it",
+	},
+	"internal/policy": {
+		imports: []string{"internal/model", "internal/packet"},
+		reason:  "a pure table",
+	},
+	"internal/kernel": {
+		reason: "plain arguments, so that anyone can use it and a fake is a small interface at the user's",
+	},
+	"internal/packet": {
+		tests:  []string{"internal/packet/packettest"},
+		reason: "bytes only",
+	},
+	"internal/packet/packettest": {
+		reason: "builds and checks packets independently of package packet, so that it can test it",
+	},
+	"internal/model": {
+		reason: "plain values; the standard library only",
+	},
+	"internal/arch": {
+		reason: "reads source, runs nothing",
+	},
+}
+
+func TestEveryPackageHasARow(t *testing.T) {
+	t.Parallel()
+	s := mustSource(t)
+	for _, name := range slices.Sorted(maps.Keys(s.packages)) {
+		if _, ok := rows[name]; !ok {
+			t.Errorf("package %s has no row in rows: a new package is a decision, write down what it may import and why", name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(rows)) {
+		r := rows[name]
+		if s.packages[name] == nil {
+			t.Errorf("rows: package %s does not exist", name)
+		}
+		if r.reason == "" {
+			t.Errorf("rows: package %s has no reason", name)
+		}
+		for _, imported := range slices.Concat(r.imports, r.tests) {
+			if s.packages[imported] == nil {
+				t.Errorf("rows: %s may import %s, which does not exist", name, imported)
+			}
+		}
+	}
+}
+
+func TestImportsPointDown(t *testing.T) {
+	t.Parallel()
+	for name, p := range mustSource(t).packages {
+		r := rows[name]
+		used := map[string]bool{}
+		for _, f := range p.files {
+			for _, imported := range f.imports {
+				target, ok := internalName(imported)
+				if !ok || target == name && f.test {
+					continue
+				}
+				switch {
+				case slices.Contains(r.imports, target):
+					used[target] = true
+				case f.test && slices.Contains(r.tests, target):
+					used[target] = true
+				default:
+					t.Errorf("%s imports %s, which %s may not: %s", f.path, target, name, r.reason)
+				}
+			}
+		}
+		for _, allowed := range slices.Concat(r.imports, r.tests) {
+			if !used[allowed] {
+				t.Errorf("rows: %s may import %s but does not: remove the permission", name, allowed)
+			}
+		}
+	}
+}
+
+// TestPluginStaysSmall: the plugin runs once per pod and operation, and Go
+// initialises everything that a program links before main.
+func TestPluginStaysSmall(t *testing.T) {
+	t.Parallel()
+	s := mustSource(t)
+	heavy := []string{"net", "net/http", "net/netip", "log/slog", "text/template", "regexp"}
+	seen := map[string]bool{}
+	var visit func(name string)
+	visit = func(name string) {
+		if seen[name] {
+			return
+		}
+		seen[name] = true
+		for _, f := range s.packages[name].files {
+			if f.test {
+				continue
+			}
+			for _, imported := range f.imports {
+				if target, ok := internalName(imported); ok {
+					visit(target)
+					continue
+				}
+				if !standard(imported) || slices.Contains(heavy, imported) {
+					t.Errorf("%s imports %s: the CNI plugin links it, and it costs milliseconds of every pod start", f.path, imported)
+				}
+			}
+		}
+	}
+	visit("cni/plugin")
+	if len(seen) < 2 {
+		t.Errorf("the plugin consists of %v only: this test looks at the wrong package", strings.Join(slices.Sorted(maps.Keys(seen)), " "))
+	}
+}
