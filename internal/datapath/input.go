@@ -33,8 +33,9 @@ type Input struct {
 	budget  int    // answers left in this second
 	second  uint32
 
-	packets, bytes atomic.Uint64
-	drops          [dropCount]atomic.Uint64
+	packets, bytes   atomic.Uint64
+	judged, rejudged atomic.Uint64
+	drops            [dropCount]atomic.Uint64
 }
 
 // NewInput returns a way in for packets that come from the port id. Inputs are
@@ -155,7 +156,10 @@ func (in *Input) reply(buf []byte) {
 }
 
 func (in *Input) counters() Counters {
-	c := Counters{Packets: in.packets.Load(), Bytes: in.bytes.Load()}
+	c := Counters{
+		Packets: in.packets.Load(), Bytes: in.bytes.Load(),
+		Judged: in.judged.Load(), Rejudged: in.rejudged.Load(),
+	}
 	for i := range in.drops {
 		c.Drops[i] = in.drops[i].Load()
 	}

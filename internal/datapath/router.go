@@ -56,6 +56,9 @@ func (r *Router) Tables() *Tables { return r.tables.Load() }
 // before: whatever only they refer to may then be closed.
 func (r *Router) Publish(t *Tables) {
 	old := r.tables.Swap(t)
+	if old == t {
+		return // nothing to wait for, and batches under it go on
+	}
 	r.mu.Lock()
 	inputs := append([]*Input(nil), r.inputs...)
 	r.mu.Unlock()
@@ -70,12 +73,18 @@ func (r *Router) Publish(t *Tables) {
 type Counters struct {
 	Packets uint64 // forwarded; a super-packet is one
 	Bytes   uint64
-	Drops   [dropCount]uint64
+	// Judged are packets that were the first of their flow, Rejudged those whose
+	// flow was judged again because something that it depends on has changed.
+	Judged, Rejudged uint64
+
+	Drops [dropCount]uint64
 }
 
 func (c *Counters) add(o *Counters) {
 	c.Packets += o.Packets
 	c.Bytes += o.Bytes
+	c.Judged += o.Judged
+	c.Rejudged += o.Rejudged
 	for i := range c.Drops {
 		c.Drops[i] += o.Drops[i]
 	}

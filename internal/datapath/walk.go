@@ -162,19 +162,10 @@ func (in *Input) question(from *PortEntry) Drop {
 	return in.forward(in.tables.DNSPort, false)
 }
 
-// conn is a connection as judge and open see it: the tuple that the client
-// sends, the one that the backend gets, and what chose the difference.
-type conn struct {
-	orig, wire packet.Tuple
-	client     PortID
-	flags      flow.Flags
-	frontSlot  uint16
-	frontGen   uint32
-}
-
 // open makes a flow of the first packet of a connection.
 func (in *Input) open(from *PortEntry) Drop {
 	p := &in.pkt
+	in.judged.Add(1)
 	c := conn{orig: p.Tuple, wire: p.Tuple, client: in.id}
 	if d := in.service(from, &c); d != DropNone { // 4
 		return d
@@ -186,7 +177,7 @@ func (in *Input) open(from *PortEntry) Drop {
 	if d := in.insert(&c, out); d != DropNone {
 		return d
 	}
-	return in.forward(out, c.flags&flow.FlagNAT != 0) // 8 9
+	return in.forward(PortID(in.entry.Out), in.entry.Flags&flow.FlagNAT != 0) // 8 9
 }
 
 // service is step 4: it replaces a virtual address by a backend.
@@ -222,10 +213,6 @@ func (in *Input) service(from *PortEntry, c *conn) Drop {
 	c.frontSlot = f.Slot()
 	c.frontGen = t.Services.Generation(c.frontSlot)
 	switch {
-	case b.Addr == c.orig.Src:
-		// Hairpin: with its own address as the source the pod would answer itself,
-		// untranslated. It sees the virtual address instead.
-		c.wire.Src = c.orig.Dst
 	case from.Kind == KindHost && t.route(b.Addr).HostAddress:
 		// The kernel would short-circuit or refuse the reply of a host address to
 		// the node's own address: it answers the router instead.
@@ -233,6 +220,10 @@ func (in *Input) service(from *PortEntry, c *conn) Drop {
 		if c.wire.Src == (packet.Addr{}) {
 			return DropNoRoute
 		}
+	case b.Addr == c.orig.Src:
+		// Hairpin: with its own address as the source the pod would answer itself,
+		// untranslated. It sees the virtual address instead.
+		c.wire.Src = c.orig.Dst
 	}
 	return DropNone
 }
@@ -263,9 +254,10 @@ func (in *Input) judge(c *conn) (PortID, Drop) {
 	return rt.Port, DropNone
 }
 
-// insert is the end of step 7: it remembers both directions. When the reply's
-// tuple is taken, because two virtual addresses led one client port to one
-// backend, the source port towards the backend gives way.
+// insert is the end of step 7: it remembers both directions and leaves the
+// packet's own in in.entry. When the reply's tuple is taken, because two virtual
+// addresses led one client port to one backend, the source port towards the
+// backend gives way.
 func (in *Input) insert(c *conn, out PortID) Drop {
 	t := in.tables
 	if t.port(c.client).Kind == KindHost && out == c.client && c.flags&flow.FlagNAT == 0 {
@@ -281,8 +273,8 @@ func (in *Input) insert(c *conn, out PortID) Drop {
 			return DropNone
 		case flow.Exists:
 			// Another worker opened it meanwhile, perhaps with another backend.
-			if _, ok := in.router.flows.Lookup(&c.orig, &in.entry); ok {
-				c.flags = in.entry.Flags
+			if ref, ok := in.router.flows.Lookup(&c.orig, &in.entry); ok {
+				in.router.flows.Seen(ref, len(in.pkt.Buf), in.pkt.TCPFlags, in.now)
 				return DropNone
 			}
 		case flow.OwnerFull:
@@ -290,36 +282,26 @@ func (in *Input) insert(c *conn, out PortID) Drop {
 		case flow.TableFull:
 			return DropFlowTableFull
 		case flow.Clash:
-			c.flags |= flow.FlagNAT
-			port := uint16(1024 + in.rng.Uint32N(65536-1024))
-			if c.wire.SrcPort != 0 {
-				c.wire.SrcPort = port
-			} else {
-				c.wire.DstPort = port // ICMP echo replies keep their identifier there
+			if !in.hasSourcePort() {
+				return DropSourcePorts
 			}
+			c.flags |= flow.FlagNAT
+			c.wire.SrcPort = uint16(1024 + in.rng.Uint32N(65536-1024))
 		}
 	}
 	return DropSourcePorts
 }
 
-// entries makes the two directions' flow entries of a connection.
-func (in *Input) entries(c *conn, out PortID) (fwd, rev flow.Entry) {
-	t := in.tables
-	clientGen, outGen := t.port(c.client).Gen, t.port(out).Gen
-	back := c.orig.Reverse()
-	fwd = flow.Entry{
-		Rewrite: rewriteTo(&c.wire), Out: uint32(out), InGen: clientGen, OutGen: outGen,
-		FrontGen: c.frontGen, FrontSlot: c.frontSlot, Flags: c.flags, Owner: uint32(c.client),
+// hasSourcePort reports whether the packet has a source port, or an identifier
+// in its place, that Apply can change.
+func (in *Input) hasSourcePort() bool {
+	p := &in.pkt
+	switch p.Tuple.Proto {
+	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
+		return true
+	default:
+		return p.IsEcho() && p.Tuple.DstPort == 0 // a request
 	}
-	rev = flow.Entry{
-		Rewrite: rewriteTo(&back), Out: uint32(c.client), InGen: outGen, OutGen: clientGen,
-		FrontGen: c.frontGen, FrontSlot: c.frontSlot, Flags: c.flags, Owner: uint32(c.client),
-	}
-	return fwd, rev
-}
-
-func rewriteTo(t *packet.Tuple) packet.Rewrite {
-	return packet.Rewrite{Src: t.Src, Dst: t.Dst, SrcPort: t.SrcPort, DstPort: t.DstPort}
 }
 
 // rejudge takes steps 5 to 7 again for the known flow in in.entry, with its
@@ -327,6 +309,7 @@ func rewriteTo(t *packet.Tuple) packet.Rewrite {
 // then continues as the first of a connection.
 func (in *Input) rejudge(ref flow.Ref) (d Drop, settled bool) {
 	p, e, t := &in.pkt, in.entry, in.tables
+	in.rejudged.Add(1)
 	sent := packet.Tuple{Src: e.Rewrite.Src, Dst: e.Rewrite.Dst, SrcPort: e.Rewrite.SrcPort, DstPort: e.Rewrite.DstPort, Proto: p.Tuple.Proto}
 	c := conn{orig: p.Tuple, wire: sent, flags: e.Flags &^ flow.FlagReverse, frontSlot: e.FrontSlot}
 	reverse := e.Flags&flow.FlagReverse != 0
@@ -342,7 +325,11 @@ func (in *Input) rejudge(ref flow.Ref) (d Drop, settled bool) {
 		}
 	}
 	out, d := in.judge(&c)
-	if d == DropNone && (reverse && out != in.id || !reverse && c.client != in.id) {
+	switch {
+	case d != DropNone:
+	case c.client == NoPort:
+		d = t.route(c.orig.Src).Reason // the client is gone
+	case reverse && out != in.id, !reverse && c.client != in.id:
 		d = DropSpoofedSource // the ends moved: this is not their flow any more
 	}
 	if d != DropNone {
@@ -387,7 +374,9 @@ func (in *Input) icmpError(from *PortEntry) Drop {
 	if _, ok := in.router.flows.Lookup(&reply, e); !ok {
 		return DropICMPUnmatched
 	}
-	if e.OutGen != t.port(PortID(e.Out)).Gen {
+	if e.InGen != from.Gen || e.OutGen != t.port(PortID(e.Out)).Gen {
+		// Only who was sent the packet, or stands on its way, can speak of it: pods
+		// must not end or slow down each other's connections.
 		return DropICMPUnmatched
 	}
 	inner := packet.Rewrite{Src: e.Rewrite.Dst, Dst: e.Rewrite.Src, SrcPort: e.Rewrite.DstPort, DstPort: e.Rewrite.SrcPort}
