@@ -71,19 +71,16 @@ func (r *ring) reserve(n int) (*slot, error) {
 	if r.tail-r.head == uint64(len(r.slots)) {
 		return nil, ErrFull
 	}
-	skip := 0
-	if rest := len(r.arena) - r.write; rest < n {
-		skip = rest
+	off, skip := r.write, 0
+	if rest := len(r.arena) - off; rest < n {
+		off, skip = 0, rest
 	}
 	if r.used+skip+n > len(r.arena) {
 		return nil, ErrFull
 	}
 	s := &r.slots[r.tail&uint64(len(r.slots)-1)]
-	if skip > 0 {
-		r.write = 0
-	}
-	s.off, s.len, s.cost = r.write, n, skip+n
-	r.write += n
+	s.off, s.len, s.cost = off, n, skip+n
+	r.write = off + n
 	r.used += s.cost
 	r.tail++
 	return s, nil

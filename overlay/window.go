@@ -23,7 +23,7 @@ const (
 	// stuckAfter is how long packets may stay inside WireGuard before we
 	// conclude that the peer's session is gone. Sealing a full window takes
 	// less than a millisecond.
-	stuckAfter = 100 * time.Millisecond
+	stuckAfter = 250 * time.Millisecond
 	// probeEvery is how often a peer that holds its share is asked for a
 	// handshake. WireGuard itself sends one per 5 s at most.
 	probeEvery = time.Second

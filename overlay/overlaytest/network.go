@@ -44,8 +44,10 @@ const (
 	queueLen = 4096
 	// ephemeral is the first port given to a bind that does not ask for one.
 	ephemeral = 32768
-	headers4  = 28
-	headers6  = 48
+	// maxLate is how long a reordered datagram waits for its successor.
+	maxLate  = 2 * time.Millisecond
+	headers4 = 28
+	headers6 = 48
 )
 
 // Network connects binds.
@@ -258,9 +260,21 @@ func (in *inbox) deliver(p parcel, late bool) {
 	defer in.mu.Unlock()
 	if late && in.late == nil {
 		in.late = &p
+		time.AfterFunc(maxLate, in.flush)
 		return
 	}
 	in.put(p)
+	in.flushLocked()
+}
+
+// flush delivers a late datagram whose successor does not come.
+func (in *inbox) flush() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.flushLocked()
+}
+
+func (in *inbox) flushLocked() {
 	if in.late != nil {
 		in.put(*in.late)
 		in.late = nil
