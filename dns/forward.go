@@ -314,7 +314,7 @@ func (f *forwarder) statistics() Stats {
 		Loops: f.loops.Load(), UpstreamFailures: f.failures.Load(),
 	}
 	f.mu.Lock()
-	st.InFlight = len(f.calls)
+	st.InFlight, st.Waiting = len(f.calls), f.askers
 	f.mu.Unlock()
 	f.cache.mu.Lock()
 	defer f.cache.mu.Unlock()

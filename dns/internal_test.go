@@ -169,6 +169,42 @@ func FuzzReply(f *testing.F) {
 	})
 }
 
+func TestSkipName(t *testing.T) {
+	t.Parallel()
+	head := make([]byte, headerLen)
+	long := bytes.Repeat([]byte("\x01a"), 127)
+	tests := []struct {
+		name string
+		at   int // where the name starts, from the header
+		b    []byte
+		want int // bytes, 0 malformed
+	}{
+		{"root", 0, []byte{0}, 1},
+		{"labels", 0, []byte("\x01a\x02bc\x00"), 6},
+		{"pointer back", 3, []byte("\x01a\x00\xc0\x0c"), 2},
+		{"label and pointer back", 3, []byte("\x01a\x00\x01b\xc0\x0c"), 4},
+		{"pointer to itself", 0, []byte("\xc0\x0c"), 0},
+		{"pointer to its own label", 0, []byte("\x01a\xc0\x0c"), 0},
+		{"pointer ahead", 0, []byte("\xc0\x0e\x00"), 0},
+		{"pointer into the header", 3, []byte("\x01a\x00\xc0\x02"), 0},
+		{"half a pointer", 3, []byte("\x01a\x00\xc0"), 0},
+		{"label type 10", 0, []byte("\x80a\x00"), 0},
+		{"cut", 0, []byte("\x02a"), 0},
+		{"no end", 0, []byte("\x01a"), 0},
+		{"255 bytes", 0, append(long[:len(long):len(long)], 0), 255},
+		{"257 bytes", 0, append(long[:len(long):len(long)], 1, 'a', 0), 0},
+	}
+	for _, tt := range tests {
+		got := skipName(append(head[:headerLen:headerLen], tt.b...), headerLen+tt.at)
+		if got != 0 {
+			got -= headerLen + tt.at
+		}
+		if got != tt.want {
+			t.Errorf("%s: %d bytes, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestLifetime(t *testing.T) {
 	t.Parallel()
 	const soa = "example.org. 100 IN SOA a. b. 1 2 3 4 20"

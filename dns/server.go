@@ -46,7 +46,8 @@ type Server struct {
 	stats   counters
 }
 
-// Stats are counts since the start, save the gauges InFlight and CacheEntries.
+// Stats are counts since the start, save the gauges InFlight, Waiting and
+// CacheEntries.
 type Stats struct {
 	Dropped          uint64     // no query at all
 	Replies          [16]uint64 // of Answer, by response code
@@ -58,7 +59,8 @@ type Stats struct {
 	CacheHits        uint64
 	CacheMisses      uint64
 	CacheEntries     int
-	InFlight         int
+	InFlight         int // questions that wait for upstream
+	Waiting          int // clients that wait for them
 }
 
 type counters struct {
