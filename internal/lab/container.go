@@ -42,9 +42,10 @@ func ContainerMain(specJSON string) error {
 	if err := json.Unmarshal([]byte(specJSON), &spec); err != nil {
 		return fmt.Errorf("read the container's specification: %w", err)
 	}
-	// Nothing that is mounted here may show outside.
-	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	// Nothing that is mounted here may show outside, but an agent must see the
+	// namespaces of pods come and go at their paths.
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("receive mounts without sending any: %w", err)
 	}
 	for inside, outside := range spec.Mounts {
 		target, err := filepath.EvalSymlinks(inside)
