@@ -91,6 +91,18 @@ var rows = map[string]row{
 		reason: "runs in the plugin's process, so it may link nothing that is slow to start",
 	},
 
+	"internal/vnet": {
+		imports: []string{
+			"dns", "internal/agent", "internal/datapath", "internal/flow", "internal/model", "internal/packet",
+			"internal/packet/packettest", "ipam", "overlay", "overlay/overlaytest", "proxy",
+		},
+		reason: "a cluster in a test, made of what the agent is made of; imported by tests only",
+	},
+	"test/bench": {
+		imports: []string{"internal/cluster", "internal/kernel", "internal/lab"},
+		reason:  "measures from outside, as the lab's user",
+	},
+
 	"internal/flow": {
 		imports: []string{"internal/packet"},
 		reason:  "a table of tuples; verdicts are numbers to it",
