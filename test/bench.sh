@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs every benchmark and prints one line per result:
+#
+#   figure NAME VALUE UNIT
+#   ratio NAME VALUE ours=... theirs=... unit=...
+#
+# QUICK=1 takes few and short runs. `make bench` builds what is measured here.
+# docs/performance.md says what the names mean and what was measured.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+quick=
+benchtime=1s
+if [ "${QUICK:-0}" = 1 ]; then
+  quick=-quick
+  benchtime=100ms
+fi
+
+# Go benchmarks become figures: BenchmarkWalk/Known of internal/datapath is
+# "datapath-walk-known ns/op", its allocations "datapath-walk-known-allocs".
+# Benchmarks that print figures of their own are passed through.
+figures() {
+  awk '
+    /^pkg: / { n = split($2, part, "/"); area = part[n] }
+    /(^|[ \t])(figure|ratio) / { print substr($0, match($0, /(figure|ratio) /)) }
+    /^Benchmark/ && / ns\/op/ {
+      name = $1
+      sub(/^Benchmark/, "", name)
+      sub(/-[0-9]+$/, "", name)
+      gsub(/[^A-Za-z0-9]+/, "-", name)
+      name = area "-" tolower(name)
+      for (i = 3; i < NF; i += 2) {
+        unit = $(i + 1)
+        if (unit == "B/op") continue
+        suffix = unit == "ns/op" ? "" : "-" unit
+        sub(/\/op$/, "", suffix)
+        gsub(/[^A-Za-z0-9-]+/, "-", suffix)
+        print "figure", name suffix, $i, unit
+      }
+    }'
+}
+
+go run ./test/bench $quick
+
+for area in ./internal/datapath ./internal/flow ./internal/packet ./ipam ./proxy ./dns ./overlay ./internal/cluster; do
+  # One process at a time: the machine is what is measured.
+  go test -run '^$' -bench . -benchmem -benchtime "$benchtime" -cpu 1 "$area" | figures
+done
