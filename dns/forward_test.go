@@ -61,6 +61,21 @@ func TestForward(t *testing.T) {
 		}
 		return packed(says(q, 0, q.Question[0].Name+" 60 IN A 192.0.2.1"))
 	}
+	optFirst := func(q *mdns.Msg, _ string) [][]byte {
+		m := says(q, 0, q.Question[0].Name+" 60 IN A 192.0.2.1")
+		m.Extra = append(m.Extra, says(q, 0, "x.example.org. 60 IN A 192.0.2.3").Answer...)
+		return packed(m)
+	}
+	extended := func(q *mdns.Msg, _ string) [][]byte {
+		m := says(q, 0, q.Question[0].Name+" 60 IN A 6.6.6.6")
+		m.Rcode = mdns.RcodeBadCookie // its upper bits are in OPT
+		return packed(m)
+	}
+	twoOPT := func(q *mdns.Msg, _ string) [][]byte {
+		m := says(q, 0, q.Question[0].Name+" 60 IN A 6.6.6.6")
+		m.Answer = append(m.Answer, m.Extra[0])
+		return packed(m)
+	}
 	type answer = func(*mdns.Msg, string) [][]byte
 	tests := []struct {
 		name string
@@ -82,6 +97,9 @@ func TestForward(t *testing.T) {
 		{"truncated: stream", []answer{truncating}, "NOERROR wWw.example.org. 60 IN A 192.0.2.1", false},
 		{"truncated, stream fails: a part", []answer{onlyUDP}, "NOERROR wWw.example.org. 60 IN A 192.0.2.9", true},
 		{"truncated, stream fails: next", []answer{onlyUDP, always("192.0.2.2")}, "NOERROR wWw.example.org. 60 IN A 192.0.2.2", false},
+		{"OPT before another record", []answer{optFirst}, "NOERROR wWw.example.org. 60 IN A 192.0.2.1", false},
+		{"an extended code: next", []answer{extended, always("192.0.2.2")}, "NOERROR wWw.example.org. 60 IN A 192.0.2.2", false},
+		{"two OPT: next", []answer{twoOPT, always("192.0.2.2")}, "NOERROR wWw.example.org. 60 IN A 192.0.2.2", false},
 		{"no EDNS", []answer{noEDNS}, "NOERROR wWw.example.org. 60 IN A 192.0.2.1", false},
 		{"a lie, then the truth", []answer{func(q *mdns.Msg, n string) [][]byte {
 			return append(lies(q, n), always("192.0.2.1")(q, n)...)
@@ -102,6 +120,30 @@ func TestForward(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAuthenticatedData: who does not ask for AD does not get it (RFC 6840 §5.8).
+func TestAuthenticatedData(t *testing.T) {
+	t.Parallel()
+	s := run(t, dns.Config{}, newUpstream(t, func(q *mdns.Msg, _ string) [][]byte {
+		m := says(q, 0, q.Question[0].Name+" 60 IN A 192.0.2.1")
+		m.AuthenticatedData = q.AuthenticatedData
+		return packed(m)
+	}))
+	for range 2 { // from upstream and from the cache
+		for _, ad := range []bool{false, true} {
+			m := new(mdns.Msg)
+			m.SetQuestion("www.example.org.", mdns.TypeA)
+			m.AuthenticatedData = ad
+			b, err := m.Pack()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := lookup(t, s, b, true); r.AuthenticatedData != ad {
+				t.Errorf("asked with AD %v, answered with %v", ad, r.AuthenticatedData)
+			}
+		}
 	}
 }
 
