@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -252,7 +253,7 @@ func TestConvertRefuses(t *testing.T) {
 func TestConvertIgnoresSlicesOfNames(t *testing.T) {
 	t.Parallel()
 	_, err := only(t, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: FQDN\nendpoints: [{addresses: [x.example]}]\n", false)
-	if err != errIgnored {
+	if !errors.Is(err, errIgnored) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -123,7 +123,7 @@ func (d *Directory) Run(ctx context.Context, publish func(*model.State)) error {
 			for _, path := range slices.Sorted(maps.Keys(dirty)) {
 				t.refresh(path)
 			}
-		case <-errs: // an overflow: events were lost
+		case <-errs: //nolint:errcheck // an overflow: events were lost
 			r.scanned(t.scan())
 		case <-ticker.C:
 			r.scanned(t.scan())
@@ -155,7 +155,7 @@ func (d *Directory) gather(ctx context.Context, events <-chan fsnotify.Event, er
 		case e := <-events:
 			mark(dirty, e)
 			quiet.Reset(d.cfg.Debounce)
-		case <-errs:
+		case <-errs: //nolint:errcheck // an overflow, as above
 			lost = true
 		case <-quiet.C:
 			return lost

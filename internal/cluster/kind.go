@@ -26,6 +26,8 @@ const (
 )
 
 // kinds is what apiVersion and kind of a manifest mean.
+//
+//nolint:gochecknoglobals // a table known at compile time
 var kinds = map[[2]string]kind{
 	{"v1", "Node"}:                               kindNode,
 	{"v1", "Namespace"}:                          kindNamespace,

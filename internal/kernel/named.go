@@ -84,7 +84,7 @@ func isLeftover(path string) bool {
 	if unix.Lstat(path, &st) != nil || unix.Statfs(path, &sfs) != nil {
 		return false
 	}
-	return st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 && int64(sfs.Type) != unix.NSFS_MAGIC
+	return st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 && int64(sfs.Type) != unix.NSFS_MAGIC //nolint:unconvert // not 64 bits wide everywhere
 }
 
 // DeleteNamespace unmounts and removes a named namespace. It succeeds when
@@ -114,7 +114,7 @@ func deleteNamespace(path string) error {
 		if err != nil {
 			return &os.PathError{Op: "delete namespace", Path: path, Err: err}
 		}
-		if int64(sfs.Type) != unix.NSFS_MAGIC {
+		if int64(sfs.Type) != unix.NSFS_MAGIC { //nolint:unconvert // not 64 bits wide everywhere
 			break
 		}
 		err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

@@ -95,7 +95,7 @@ func checkNSFS(fd int) error {
 	if err := unix.Fstatfs(fd, &fs); err != nil {
 		return fmt.Errorf("statfs: %w", err)
 	}
-	if int64(fs.Type) != unix.NSFS_MAGIC {
+	if int64(fs.Type) != unix.NSFS_MAGIC { //nolint:unconvert // not 64 bits wide everywhere
 		return ErrNotNamespace
 	}
 	return nil

@@ -75,7 +75,7 @@ func ApplyRoutes(link int, want []Route) error {
 	return errors.Join(errs...)
 }
 
-func (r *Route) check() error {
+func (r Route) check() error {
 	switch {
 	case !r.Dst.IsValid() || r.Dst != r.Dst.Masked():
 		return fmt.Errorf("route to %s: not a network", r.Dst)

@@ -34,6 +34,7 @@ func (f Fault) String() string {
 	return "invalid"
 }
 
+//nolint:gochecknoglobals // a table known at compile time
 var faultNames = [Faults]string{
 	FaultNone:      "none",
 	FaultShort:     "short",

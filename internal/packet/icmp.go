@@ -16,6 +16,8 @@ const (
 
 // unreachCodes are the codes of type 3 (RFC 792, RFC 1812) and of ICMPv6 type
 // 1 (RFC 4443).
+//
+//nolint:gochecknoglobals // a table known at compile time
 var unreachCodes = [unreachEnd]struct{ v4, v6 uint8 }{
 	UnreachPort:  {3, 4},
 	UnreachHost:  {1, 3},

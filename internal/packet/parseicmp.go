@@ -67,8 +67,8 @@ func (p *Packet) parseQuote(ip []byte, off int) Fault {
 	q := ip[off:]
 	p.InnerIP = off
 	p.Inner = Tuple{}
-	later := false
-	n := 0
+	var later bool
+	var n int
 	if ip[0]>>4 == 4 {
 		if len(q) < ip4Len || q[0]>>4 != 4 {
 			return FaultQuote

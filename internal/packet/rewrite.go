@@ -126,7 +126,8 @@ func (p *Packet) ApplyICMPError(outerSrc, outerDst Addr, inner *Rewrite) {
 // applyQuoted rewrites the quoted transport header, of which eight bytes or
 // more are there, and returns all differences it made.
 func (p *Packet) applyQuoted(h []byte, rw *Rewrite, addrs uint64) uint64 {
-	field, ports := 0, uint64(0)
+	var field int
+	var ports uint64
 	switch p.Inner.Proto {
 	case ProtoTCP:
 		field, ports = tcpChecksum, p.putQuoted(h, rw)
