@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -87,9 +88,7 @@ func convertNodePatch(o *corev1.Node) (*nodePatch, error) {
 // with its name; a manifest need not, and policies select by that label.
 func convertNamespace(o *corev1.Namespace) (*model.Namespace, error) {
 	labels := make(map[string]string, len(o.Labels)+1)
-	for k, v := range o.Labels {
-		labels[k] = v
-	}
+	maps.Copy(labels, o.Labels)
 	labels[corev1.LabelMetadataName] = o.Name
 	return &model.Namespace{Name: o.Name, Labels: labels}, nil
 }

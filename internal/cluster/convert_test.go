@@ -40,7 +40,10 @@ func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func name(ns, n string) model.Name { return model.Name{Namespace: ns, Name: n} }
 func ap(s string) netip.AddrPort   { return netip.MustParseAddrPort(s) }
-func pointer[T any](v T) *T        { return &v }
+
+//go:fix inline
+func pointer[T any](v T) *T { return new(v) }
+
 func endpoint(a string) model.Endpoint {
 	return model.Endpoint{Address: addr(a), Ready: true, Serving: true}
 }
@@ -82,7 +85,7 @@ status:
 			Name: "n1", PodCIDRs: []netip.Prefix{prefix("10.9.0.0/24")},
 		}},
 		{name: "node patch", patch: true, text: "apiVersion: v1\nkind: Node\nmetadata: {name: n1, annotations: {netctl.io/public-key: K}}\n", want: &nodePatch{
-			node: "n1", publicKey: pointer("K"),
+			node: "n1", publicKey: new("K"),
 		}},
 		{name: "namespace", text: "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {x: z, kubernetes.io/metadata.name: lie}}\n", want: &model.Namespace{
 			Name: "a", Labels: map[string]string{"x": "z", "kubernetes.io/metadata.name": "a"},

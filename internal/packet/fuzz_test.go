@@ -2,6 +2,7 @@ package packet_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/netctl/netctl/internal/packet"
@@ -56,7 +57,7 @@ func FuzzParse(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		buf := repaired(data)
-		p := &packet.Packet{Buf: buf[:len(buf):len(buf)]}
+		p := &packet.Packet{Buf: slices.Clip(buf)}
 		if packet.Parse(p) != packet.FaultNone {
 			return
 		}
@@ -230,8 +231,10 @@ func collect(m map[packet.Tuple][]byte, b []byte) {
 // of the sequence number, and a byte of the header to damage with what.
 func program(data []byte) [][]byte {
 	flows := [4]packettest.Spec{
-		{Src: a4, Dst: b4, Proto: 6, DF: true}, {Src: a6, Dst: b6, Proto: 6},
-		{Src: a4, Dst: b4}, {Src: a6, Dst: b6},
+		{Src: a4, Dst: b4, Proto: 6, DF: true},
+		{Src: a6, Dst: b6, Proto: 6},
+		{Src: a4, Dst: b4},
+		{Src: a6, Dst: b6},
 	}
 	var out [][]byte
 	for ; len(data) >= 6 && len(out) < 64; data = data[6:] {

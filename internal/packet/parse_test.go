@@ -60,19 +60,25 @@ func TestParse(t *testing.T) {
 		{"sctp", packettest.Spec{Src: a4, Dst: b4, Proto: 132}, tuple(a4, b4, 132), 20, 32},
 		{
 			"echo request", echo(8),
-			packet.Tuple{Src: packet.AddrFrom(a4.Addr()), Dst: packet.AddrFrom(b4.Addr()), SrcPort: 1000, Proto: 1}, 20, 28,
+			packet.Tuple{Src: packet.AddrFrom(a4.Addr()), Dst: packet.AddrFrom(b4.Addr()), SrcPort: 1000, Proto: 1},
+			20, 28,
 		},
 		{
 			"echo reply", echo(0),
-			packet.Tuple{Src: packet.AddrFrom(a4.Addr()), Dst: packet.AddrFrom(b4.Addr()), DstPort: 1000, Proto: 1}, 20, 28,
+			packet.Tuple{Src: packet.AddrFrom(a4.Addr()), Dst: packet.AddrFrom(b4.Addr()), DstPort: 1000, Proto: 1},
+			20, 28,
 		},
 		{
-			"echo6 request", packettest.Spec{Src: a6, Dst: b6, Proto: 58, ICMPType: 128},
-			packet.Tuple{Src: packet.AddrFrom(a6.Addr()), Dst: packet.AddrFrom(b6.Addr()), SrcPort: 1000, Proto: 58}, 40, 48,
+			"echo6 request",
+			packettest.Spec{Src: a6, Dst: b6, Proto: 58, ICMPType: 128},
+			packet.Tuple{Src: packet.AddrFrom(a6.Addr()), Dst: packet.AddrFrom(b6.Addr()), SrcPort: 1000, Proto: 58},
+			40, 48,
 		},
 		{
-			"gre", packettest.Spec{Src: a4, Dst: b4, Proto: 47, Payload: make([]byte, 8)},
-			packet.Tuple{Src: packet.AddrFrom(a4.Addr()), Dst: packet.AddrFrom(b4.Addr()), Proto: 47}, 20, 20,
+			"gre",
+			packettest.Spec{Src: a4, Dst: b4, Proto: 47, Payload: make([]byte, 8)},
+			packet.Tuple{Src: packet.AddrFrom(a4.Addr()), Dst: packet.AddrFrom(b4.Addr()), Proto: 47},
+			20, 20,
 		},
 	}
 	for _, tt := range tests {
