@@ -53,6 +53,29 @@ func BenchmarkCreateAndMove(b *testing.B) {
 	figure(b, "tun_create_move", samples)
 }
 
+// BenchmarkCreateIn is the same with the TUN made where it is used.
+func BenchmarkCreateIn(b *testing.B) {
+	needTUN(b)
+	pod := newNS(b)
+	cfg := podInterface()
+	cfg.Persist, cfg.TxQueueLen = true, 1000
+	var samples []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		tun, err := kernel.CreateTUNIn(pod, cfg, kernel.AllOffloads())
+		samples = append(samples, time.Since(start))
+		b.StopTimer()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := tun.Destroy(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	figure(b, "tun_create_in", samples)
+}
+
 // BenchmarkReattach is what a restarted agent does per pod.
 func BenchmarkReattach(b *testing.B) {
 	needTUN(b)

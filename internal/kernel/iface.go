@@ -65,6 +65,37 @@ func DefaultRoutes(addrs []netip.Prefix) []Route {
 	return out
 }
 
+// CreateTUNIn makes a TUN in ns that looks as cfg says from the beginning, up and
+// routed. Making it there instead of moving it there saves the kernel's grace
+// periods of a move and of a renaming, which are most of what a pod's interface
+// costs; the price is that the descriptor keeps the namespace alive (see
+// PinsNamespace). The error wraps ErrExists when ns has an interface of that
+// name, which is not disturbed. A failure leaves nothing behind.
+func CreateTUNIn(ns *Namespace, cfg Interface, want Offloads) (*TUN, error) {
+	if ns == nil {
+		return nil, fmt.Errorf("create TUN %q: no namespace given", cfg.Name)
+	}
+	var t *TUN
+	err := ns.Do(func() error {
+		var err error
+		// cfg's own limits are set with the rest of it.
+		if t, err = CreateTUN(TUNConfig{Name: cfg.Name, Offloads: want}); err != nil {
+			return err
+		}
+		if t.name != cfg.Name { // it was empty or a pattern
+			return errors.Join(fmt.Errorf("create TUN %q: bad interface name", cfg.Name), t.Destroy())
+		}
+		if err := t.configure(&cfg); err != nil {
+			return errors.Join(fmt.Errorf("configure TUN %q: %w", cfg.Name, err), t.Destroy())
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
 // MoveInto takes the TUN from the caller's namespace into ns and makes it as
 // cfg says, up and routed. When ns has an interface of that name the error
 // wraps ErrExists, nothing is disturbed there, and the TUN is destroyed as
