@@ -67,9 +67,13 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 			err = errors.Join(err, a.remove(context.WithoutCancel(ctx), at.ID))
 		}
 	}()
-	lease, err := a.pool.Allocate(ipam.ID(at.ID), at.Pod.UID, a.families())
+	families, err := a.families()
 	if err != nil {
-		return cni.Result{}, a.allocationError(err)
+		return cni.Result{}, err
+	}
+	lease, err := a.pool.Allocate(ipam.ID(at.ID), at.Pod.UID, families)
+	if err != nil {
+		return cni.Result{}, allocationError(err)
 	}
 	_, inode := ns.Inode()
 	rec := &record{
@@ -150,13 +154,37 @@ func (a *Agent) result(rec *record) cni.Result {
 	return res
 }
 
-// families are those that the node's pod ranges have.
-func (a *Agent) families() ipam.Families {
-	var all ipam.Families
+// families are those that a pod gets: of the ranges on the Node object or, where
+// blocks are claimed, of the pools that they come from. A block that is still on
+// its way is waited for: a pod that started without it would never get the
+// family.
+func (a *Agent) families() (ipam.Families, error) {
+	var ready, want ipam.Families
 	for _, f := range a.poolFamilies() {
-		all |= f
+		ready |= f
 	}
-	return all
+	want = ready
+	state := a.state.Load()
+	if self := state.Node(a.cfg.Node); a.cfg.Blocks != nil && self != nil && len(self.PodCIDRs) == 0 {
+		for _, p := range blockPools(state, a.cfg.ClusterCIDRs) {
+			if p.CIDR.Addr().Is4() {
+				want |= ipam.IPv4
+			} else {
+				want |= ipam.IPv6
+			}
+		}
+	}
+	switch {
+	case want == 0:
+		return 0, fmt.Errorf("%w: node %s has no pod range yet (no podCIDR on its Node object, no block)", cni.ErrTryAgain, a.cfg.Node)
+	case ready != want:
+		missing := ipam.IPv4
+		if ready == ipam.IPv4 {
+			missing = ipam.IPv6
+		}
+		return 0, fmt.Errorf("%w: node %s has no block of %s pod addresses yet", cni.ErrTryAgain, a.cfg.Node, a.pool.Usage(missing).Family)
+	}
+	return want, nil
 }
 
 func (a *Agent) poolFamilies() []ipam.Families {
@@ -164,11 +192,9 @@ func (a *Agent) poolFamilies() []ipam.Families {
 }
 
 // allocationError says in CNI's terms why there was no address.
-func (a *Agent) allocationError(err error) error {
+func allocationError(err error) error {
 	var full *ipam.ExhaustedError
 	switch {
-	case a.families() == 0:
-		return fmt.Errorf("%w: node %s has no pod range yet (no podCIDR on its Node object, no block)", cni.ErrTryAgain, a.cfg.Node)
 	case errors.As(err, &full) && full.Cooling > 0:
 		return fmt.Errorf("%w: %w", cni.ErrPoolCooling, err)
 	case errors.As(err, &full):
@@ -204,7 +230,7 @@ func (a *Agent) register(rec *record, tun *kernel.TUN) {
 		id++
 	}
 	a.ids[id] = true
-	a.pods[cni.ID{ContainerID: rec.ContainerID, IfName: rec.IfName}] = &pod{
+	a.pods[rec.id()] = &pod{
 		tun: tun, rec: rec,
 		port: LocalPort{
 			ID: id, Kind: datapath.KindPod, Port: tunPort{tun}, Name: rec.name(), MTU: a.mtu,
@@ -295,14 +321,28 @@ func (a *Agent) Check(_ context.Context, at cni.Attachment, prev cni.Result) err
 func (a *Agent) GC(ctx context.Context, valid []cni.ID) error {
 	recs, err := a.records.All()
 	errs := []error{err}
+	known := a.attached() // also those whose record was damaged
 	for _, rec := range recs {
-		id := cni.ID{ContainerID: rec.ContainerID, IfName: rec.IfName}
+		known[rec.id()] = true
+	}
+	for id := range known {
 		if !slices.Contains(valid, id) && a.reserveRemoval(id) {
 			errs = append(errs, a.remove(ctx, id))
 			a.unreserve(id)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// attached returns which attachments have a port.
+func (a *Agent) attached() map[cni.ID]bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make(map[cni.ID]bool, len(a.pods))
+	for id := range a.pods {
+		out[id] = true
+	}
+	return out
 }
 
 // reserveRemoval keeps Add and the collectors apart.
@@ -329,10 +369,16 @@ func (a *Agent) Status(context.Context) error {
 func (a *Agent) collect(ctx context.Context) error {
 	mark := a.pool.Mark()
 	recs, err := a.records.All()
-	errs := []error{err}
+	if err != nil {
+		return err // a lease of a record that could not be read is no leak
+	}
+	var errs []error
 	var live []ipam.ID
+	for id := range a.attached() {
+		live = append(live, ipam.ID(id))
+	}
 	for _, rec := range recs {
-		id := cni.ID{ContainerID: rec.ContainerID, IfName: rec.IfName}
+		id := rec.id()
 		if !gone(rec) {
 			live = append(live, ipam.ID(id))
 			continue
@@ -382,7 +428,7 @@ func (a *Agent) restore() error {
 			}
 			continue
 		}
-		id := ipam.ID{ContainerID: rec.ContainerID, IfName: rec.IfName}
+		id := ipam.ID(rec.id())
 		if err := a.pool.Adopt(id, rec.UID, rec.Addresses); err != nil {
 			return errors.Join(fmt.Errorf("take over the addresses of pod %s: %w", rec.name(), err), tun.Close())
 		}

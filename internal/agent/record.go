@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/netctl/netctl/cni"
 )
 
 // record is what is remembered on disk of one pod interface, from before its
@@ -37,6 +39,8 @@ func (r *record) name() string {
 	}
 	return r.Namespace + "/" + r.Pod
 }
+
+func (r *record) id() cni.ID { return cni.ID{ContainerID: r.ContainerID, IfName: r.IfName} }
 
 // records is a directory of records, one file each, replaced whole.
 type records struct{ dir string }
