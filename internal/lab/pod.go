@@ -15,6 +15,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/netctl/netctl/internal/cluster"
@@ -26,6 +27,10 @@ const (
 	podInterface = "eth0"
 	// cniTimeout bounds one call of the plugin, which bounds itself far below.
 	cniTimeout = 30 * time.Second
+	// cniRetry is how long a pod that is to be tried again later is tried, every
+	// cniPause: a node that claims its pod range has none in its first moment.
+	cniRetry = 10 * time.Second
+	cniPause = 100 * time.Millisecond
 	// startWait is how long a container may take to listen on its port before
 	// the pod counts as ready anyway.
 	startWait = 3 * time.Second
@@ -100,11 +105,7 @@ func (l *Lab) addSandbox(ctx context.Context, pod *cluster.Pod) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cniTimeout)
 	defer cancel()
-	conf, err := l.conflist(pod.Node)
-	if err != nil {
-		return err
-	}
-	res, err := l.libcni().AddNetworkList(ctx, conf, l.runtimeConf(pod.Name, pod.UID, sb.ContainerID))
+	res, err := l.cniAdd(ctx, pod, sb.ContainerID)
 	if err != nil {
 		return fmt.Errorf("cni add: %w", err)
 	}
@@ -118,6 +119,28 @@ func (l *Lab) addSandbox(ctx context.Context, pod *cluster.Pod) error {
 		}
 	}
 	return nil
+}
+
+// cniAdd calls the plugin's ADD until it is done or fails for good: a runtime
+// tries again after "try again later", with a DEL between (CNI: a DEL follows
+// even a failed ADD).
+func (l *Lab) cniAdd(ctx context.Context, pod *cluster.Pod, containerID string) (types.Result, error) {
+	conf, err := l.conflist(pod.Node)
+	if err != nil {
+		return nil, err
+	}
+	rt := l.runtimeConf(pod.Name, pod.UID, containerID)
+	for end := time.Now().Add(cniRetry); ; pause(cniPause) {
+		res, err := l.libcni().AddNetworkList(ctx, conf, rt)
+		var answer *types.Error
+		if err == nil || !errors.As(err, &answer) || answer.Code != types.ErrTryAgainLater || ctx.Err() != nil || time.Now().After(end) {
+			return res, err
+		}
+		l.log.Info("pod is tried again", "pod", pod.Name.String(), "reason", err)
+		if err := l.libcni().DelNetworkList(ctx, conf, rt); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // deletePod gives back everything of a pod; what is gone already is fine.
