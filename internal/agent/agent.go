@@ -122,6 +122,8 @@ type Agent struct {
 	ids    map[datapath.PortID]bool // guarded by mu: in use
 	adding map[cni.ID]struct{}      // guarded by mu
 
+	endings endings // devices of deleted pods
+
 	// The loop's own.
 	last      Output // what was compiled last
 	claimer   *ipam.Claimer
@@ -365,6 +367,7 @@ func (a *Agent) close() error {
 	if a.engine != nil {
 		errs = append(errs, a.engine.Close())
 	}
+	a.endings.close()
 	a.mu.Lock()
 	for _, p := range a.pods {
 		errs = append(errs, p.tun.Close())
