@@ -51,3 +51,27 @@ func fragment(head, part []byte, off uint16, more bool, id uint16) []byte {
 	binary.BigEndian.PutUint16(ip[10:], ^packettest.Sum(ip, 0))
 	return append(buf, part...)
 }
+
+// CheckJoined puts fragments, given in order, together and reports what is
+// wrong with the datagram.
+func CheckJoined(parts []*packet.Packet) error {
+	first := parts[0].IP()
+	hl, start := 20, 20
+	if first[0]>>4 == 6 {
+		hl, start = 40, 48
+	}
+	ip := append([]byte(nil), first[:hl]...)
+	for _, p := range parts {
+		ip = append(ip, p.IP()[start:]...)
+	}
+	if hl == 40 {
+		ip[6] = first[40]
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(ip)-hl)) //nolint:gosec // less than 64 KiB
+	} else {
+		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip))) //nolint:gosec // less than 64 KiB
+		binary.BigEndian.PutUint16(ip[6:], 0)
+		ip[10], ip[11] = 0, 0
+		binary.BigEndian.PutUint16(ip[10:], ^packettest.Sum(ip[:hl], 0))
+	}
+	return packettest.Check(append(make([]byte, packet.VNetLen), ip...))
+}

@@ -5,12 +5,14 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/netctl/netctl/dns"
 	"github.com/netctl/netctl/internal/agent"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/ipam"
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/proxy"
@@ -95,7 +97,14 @@ func (c *Cluster) addOverlay(n *Node, key overlay.PrivateKey, self []netip.Addr)
 	var err error
 	n.Engine, err = overlay.NewWireGuard(overlay.WireGuardConfig{
 		Key: key, ListenPort: tunnelPort, MTU: c.cfg.MTU, Bind: c.Network.Bind(self...), Logger: c.log,
-		Sink: func(packets [][]byte) { inputs.Deliver(packets...) },
+		Sink: func(packets [][]byte) {
+			n := 0
+			for _, buf := range packets {
+				n += segments(buf, 0)
+			}
+			inputs.Deliver(packets...)
+			c.left.Add(int64(n))
+		},
 	})
 	if err != nil {
 		c.tb.Fatal(err)
@@ -105,9 +114,30 @@ func (c *Cluster) addOverlay(n *Node, key overlay.PrivateKey, self []netip.Addr)
 			c.tb.Error(err)
 		}
 	})
-	lp.Port = agent.EnginePort{Engine: n.Engine}
+	lp.Port = &tunnel{Port: agent.EnginePort{Engine: n.Engine}, mtu: c.cfg.MTU, entered: &c.entered}
 	n.fixed = append(n.fixed, lp)
 }
+
+// tunnel counts what goes into an engine.
+type tunnel struct {
+	datapath.Port
+
+	mtu     int
+	entered *atomic.Int64
+}
+
+// Write implements datapath.Port.
+func (t *tunnel) Write(buf []byte) error {
+	n := int64(segments(buf, t.mtu))
+	t.entered.Add(n)
+	err := t.Port.Write(buf)
+	if err != nil {
+		t.entered.Add(-n)
+	}
+	return err
+}
+
+func segments(buf []byte, mtu int) int { return packet.Segments(slices.Clone(buf), mtu) }
 
 // Input returns what Compile is given for the node: a copy to play with.
 func (c *Cluster) Input(n *Node) agent.Input {
@@ -129,6 +159,9 @@ func (c *Cluster) Input(n *Node) agent.Input {
 // the peers, as an agent does.
 func (c *Cluster) Publish() {
 	c.tb.Helper()
+	if c.hold {
+		return
+	}
 	next := *c.state
 	next.Revision++
 	c.state = &next
@@ -145,4 +178,29 @@ func (c *Cluster) Publish() {
 		}
 	}
 	c.Settle()
+	c.wait("no session between nodes", c.shaken)
+}
+
+// shaken reports whether all nodes that are each other's peers have a session.
+func (c *Cluster) shaken() bool {
+	met := map[[2]string]bool{} // a's peer b: whether they have one
+	for _, n := range c.order {
+		if n.Engine == nil {
+			continue
+		}
+		peers, err := n.Engine.Peers()
+		if err != nil {
+			c.tb.Error(err)
+			return true
+		}
+		for i := range peers {
+			met[[2]string{n.Name, peers[i].Node}] = !peers[i].LastHandshake.IsZero()
+		}
+	}
+	for ends, ok := range met {
+		if _, mutual := met[[2]string{ends[1], ends[0]}]; mutual && !ok {
+			return false
+		}
+	}
+	return true
 }

@@ -19,11 +19,6 @@ func TestServices(t *testing.T) {
 			a2 <- udp a:1000 > a2:8080 data=question ttl=63
 			a2 -> udp a2:8080 > a:1000 data=answer
 			a <- udp local:80 > a:1000 data=answer ttl=63`},
-		{"super-packet through a service", `
-			a -> tcp a:1000 > web:80 flags=A seq=1 len=30000 gso=1360 df
-			b <- tcp a:1000 > b:8080 flags=A seq=1 len=30000 gso=1360
-			b -> tcp b:8080 > a:1000 flags=A seq=1 len=20000 gso=1360 df
-			a <- tcp web:80 > a:1000 flags=A seq=1 len=20000 gso=1360`},
 		{"hairpin: the pod sees the service", `
 			a -> tcp a:1000 > self:80 flags=S
 			a <- tcp self:1000 > a:8080 flags=S

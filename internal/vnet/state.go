@@ -11,6 +11,15 @@ import (
 	"github.com/netctl/netctl/internal/packet"
 )
 
+// Batch publishes once for everything that f changes.
+func (c *Cluster) Batch(f func()) {
+	c.tb.Helper()
+	c.hold = true
+	f()
+	c.hold = false
+	c.Publish()
+}
+
 // AddPod starts a pod on a node and publishes.
 func (c *Cluster) AddPod(name, node string) *Pod {
 	c.tb.Helper()

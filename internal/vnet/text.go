@@ -46,6 +46,32 @@ func (c *Cluster) Build(f Family, text string) []byte {
 	return s.Build()
 }
 
+// BuildTuple is Build for ends that are known as a tuple; what are the words
+// that follow the ends.
+func (c *Cluster) BuildTuple(t packet.Tuple, what string) []byte {
+	c.tb.Helper()
+	s := packettest.Spec{
+		Src: netip.AddrPortFrom(t.Src.Netip(), t.SrcPort), Dst: netip.AddrPortFrom(t.Dst.Netip(), t.DstPort),
+		Proto: t.Proto, TTL: 64,
+	}
+	for _, w := range strings.Fields(what) {
+		key, value, _ := strings.Cut(w, "=")
+		if err := set(&s, key, value); err != nil {
+			c.tb.Fatalf("packet %q: %v", what, err)
+		}
+	}
+	return s.Build()
+}
+
+// Tuple returns the tuple of two names.
+func (c *Cluster) Tuple(f Family, proto uint8, src string, srcPort uint16, dst string, dstPort uint16) packet.Tuple {
+	c.tb.Helper()
+	return packet.Tuple{
+		Src: packet.AddrFrom(c.Addr(f, src)), Dst: packet.AddrFrom(c.Addr(f, dst)),
+		SrcPort: srcPort, DstPort: dstPort, Proto: proto,
+	}
+}
+
 // end reads "name" or "name:port".
 func (c *Cluster) end(f Family, s string) netip.AddrPort {
 	c.tb.Helper()
