@@ -154,7 +154,7 @@ func (e *exchanger) ask(ctx context.Context, c *call, up netip.AddrPort) (*reply
 	}
 	whole, err := e.roundTrip(ctx, c, up, "tcp", true)
 	if err != nil {
-		return r, nil //nolint:nilerr // the truncated answer is one, and exchange knows it
+		return r, nil // the truncated answer is one, and exchange knows it
 	}
 	return whole, nil
 }

@@ -289,7 +289,7 @@ func parseDashed4(b []byte) (netip.Addr, bool) {
 	return netip.AddrFrom4(out), part == 4
 }
 
-func parseDashed6(b []byte) (netip.Addr, bool) {
+func parseDashed6(b []byte) (netip.Addr, bool) { //nolint:gocognit // a scanner in one piece; a loop with three ends
 	var out [16]byte
 	n, gap := 0, -1 // bytes written; where "--" stands
 	for i := 0; i < len(b); {

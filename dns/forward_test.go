@@ -27,7 +27,9 @@ func TestForward(t *testing.T) {
 			return packed(m)[0]
 		}
 		return [][]byte{
-			{}, {1}, evil(func(m *mdns.Msg) { m.Id++ }),
+			{},
+			{1},
+			evil(func(m *mdns.Msg) { m.Id++ }),
 			evil(func(m *mdns.Msg) { m.Question[0].Name = "other.example.org." }),
 			evil(func(m *mdns.Msg) { m.Question[0].Name = "eee.example.org." }), // of the same length
 			evil(func(m *mdns.Msg) { m.Question[0].Qtype = mdns.TypeMX }),

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -115,7 +117,8 @@ func FuzzReply(f *testing.F) {
 	q := a.query(0, true)
 	end := len(q) - optLen
 	for _, rr := range [][]string{
-		{"www.example.org. 60 IN A 192.0.2.1"}, {"www.example.org. 60 IN CNAME a.example.org.", "a.example.org. 5 IN TXT \"x\""},
+		{"www.example.org. 60 IN A 192.0.2.1"},
+		{"www.example.org. 60 IN CNAME a.example.org.", "a.example.org. 5 IN TXT \"x\""},
 		{"www.example.org. 60 IN SRV 1 2 3 a.example.org.", "www.example.org. 60 IN HTTPS 1 . alpn=h2"},
 	} {
 		var m mdns.Msg
@@ -191,8 +194,8 @@ func TestSkipName(t *testing.T) {
 		{"label type 10", 0, []byte("\x80a\x00"), 0},
 		{"cut", 0, []byte("\x02a"), 0},
 		{"no end", 0, []byte("\x01a"), 0},
-		{"255 bytes", 0, append(long[:len(long):len(long)], 0), 255},
-		{"257 bytes", 0, append(long[:len(long):len(long)], 1, 'a', 0), 0},
+		{"255 bytes", 0, append(slices.Clip(long), 0), 255},
+		{"257 bytes", 0, append(slices.Clip(long), 1, 'a', 0), 0},
 	}
 	for _, tt := range tests {
 		got := skipName(append(head[:headerLen:headerLen], tt.b...), headerLen+tt.at)
@@ -268,7 +271,7 @@ func TestCacheIsBounded(t *testing.T) {
 	long := now.Add(time.Hour)
 	c.put("first to go", &reply{msg: make([]byte, 10), expires: now.Add(-1)}, now)
 	for i := range cacheEntries + 500 {
-		c.put(fmt.Sprint(i), &reply{msg: make([]byte, 10), expires: long}, now)
+		c.put(strconv.Itoa(i), &reply{msg: make([]byte, 10), expires: long}, now)
 	}
 	if len(c.entries) != cacheEntries {
 		t.Errorf("%d entries", len(c.entries))

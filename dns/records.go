@@ -3,6 +3,7 @@ package dns
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 
 	mdns "github.com/miekg/dns"
@@ -63,6 +64,7 @@ func (b *builder) records(qtype uint16, f *found) {
 		b.port(qtype, f)
 	case kindExternal:
 		b.external(qtype, f)
+	default: // no records of their own, or answered without a builder
 	}
 }
 
@@ -144,10 +146,8 @@ func (z *Zone) chase(s *service) (chain []string, last *found) {
 		if f.kind != kindExternal {
 			return chain, &f
 		}
-		for _, o := range seen {
-			if o == f.svc {
-				return nil, nil
-			}
+		if slices.Contains(seen, f.svc) {
+			return nil, nil
 		}
 		s = f.svc
 		seen = append(seen, s)
@@ -238,7 +238,7 @@ type entry struct {
 // entries returns what an SRV question for the name counts, in the order of
 // the objects: every address with every port. host, a label in lower case,
 // limits it to the endpoints of that name, and p to one port.
-func (s *service) entries(host []byte, p *portName) []entry {
+func (s *service) entries(host []byte, p *portName) []entry { //nolint:gocognit // two nests of the objects' own shape
 	var out []entry
 	if !s.object.Headless && host == nil {
 		list := append(unpacked(s.all.v4, 4), unpacked(s.all.v6, 16)...)

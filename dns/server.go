@@ -168,6 +168,7 @@ func (z *Zone) answer(q *question, query, out []byte) ([]byte, Status) {
 		if address && z.leavesZone(f.svc) {
 			return out, Forward
 		}
+	default:
 	}
 	if z.hasRecords(q.qtype, f.kind) {
 		if msg := z.build(q, query, &f); msg != nil {

@@ -205,7 +205,8 @@ var rows = []row{
 	{"SPEC-07 PTR v4", "1.0.0.10.in-addr.arpa", mdns.TypePTR, 0, []string{"1.0.0.10.in-addr.arpa. 30 IN PTR svc1.testns.svc.cluster.local."}, nil},
 	{
 		"SPEC-08 PTR v6", "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.c.b.a.4.3.2.1.ip6.arpa", mdns.TypePTR, 0,
-		[]string{"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.c.b.a.4.3.2.1.ip6.arpa. 30 IN PTR svc6.testns.svc.cluster.local."}, nil,
+		[]string{"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.c.b.a.4.3.2.1.ip6.arpa. 30 IN PTR svc6.testns.svc.cluster.local."},
+		nil,
 	},
 	{"SPEC-09 headless, ready endpoints only", "hdls1.testns.svc.cluster.local", mdns.TypeA, 0, []string{
 		"hdls1.testns.svc.cluster.local. 30 IN A 172.0.0.2", "hdls1.testns.svc.cluster.local. 30 IN A 172.0.0.3",
@@ -241,7 +242,8 @@ var rows = []row{
 	{"SPEC-14 PTR of an endpoint", "4.0.0.172.in-addr.arpa", mdns.TypePTR, 0, []string{"4.0.0.172.in-addr.arpa. 30 IN PTR dup-name.hdls1.testns.svc.cluster.local."}, nil},
 	{
 		"SPEC-14 PTR of an endpoint v6", "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.D.C.B.A.8.7.6.5.ip6.arpa", mdns.TypePTR, 0,
-		[]string{"2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.D.C.B.A.8.7.6.5.ip6.arpa. 30 IN PTR 5678-abcd--2.hdls1.testns.svc.cluster.local."}, nil,
+		[]string{"2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.D.C.B.A.8.7.6.5.ip6.arpa. 30 IN PTR 5678-abcd--2.hdls1.testns.svc.cluster.local."},
+		nil,
 	},
 	{"SPEC-15 ExternalName", "external.testns.svc.cluster.local", mdns.TypeCNAME, 0, []string{"external.testns.svc.cluster.local. 30 IN CNAME ext.interwebs.test."}, nil},
 
@@ -335,7 +337,8 @@ var rows = []row{
 	{"RC-19 to nothing", "to-nothing.testns.svc.cluster.local", mdns.TypeA, 0, nil, nil},
 	{"RC-19 an address is no name", "address.testns.svc.cluster.local", mdns.TypeA, 3, nil, nil},
 	{
-		"RC-20 NS", "cluster.local", mdns.TypeNS, 0, []string{"cluster.local. 30 IN NS kube-dns.kube-system.svc.cluster.local."},
+		"RC-20 NS", "cluster.local", mdns.TypeNS, 0,
+		[]string{"cluster.local. 30 IN NS kube-dns.kube-system.svc.cluster.local."},
 		[]string{"kube-dns.kube-system.svc.cluster.local. 30 IN A 10.0.0.10", "kube-dns.kube-system.svc.cluster.local. 30 IN AAAA 10::a"},
 	},
 	{"RC-20 SOA", "Cluster.local", mdns.TypeSOA, 0, []string{"Cluster.local. 5 IN SOA ns.dns.Cluster.local. hostmaster.Cluster.local. 7 7200 1800 86400 5"}, nil},

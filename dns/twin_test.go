@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -328,7 +329,7 @@ func randomCluster(r *rand.Rand) dns.Input {
 		}
 		for i := range r.IntN(4) {
 			in.Pods = append(in.Pods, &model.Pod{
-				Name: named(ns, fmt.Sprint(i)), Addresses: []netip.Addr{addr(), addr()}, Terminating: r.IntN(4) == 0, Finished: r.IntN(4) == 0,
+				Name: named(ns, strconv.Itoa(i)), Addresses: []netip.Addr{addr(), addr()}, Terminating: r.IntN(4) == 0, Finished: r.IntN(4) == 0,
 			})
 		}
 	}
