@@ -64,8 +64,7 @@ func advices() []advice {
 
 // asError returns err as the runtime shall see it.
 func asError(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		out := *e
 		return &out
 	}

@@ -124,12 +124,12 @@ func (in *Installation) installBinary() (bool, error) {
 func (in *Installation) sameBinary(path string) (bool, error) {
 	have, err := os.Open(path)
 	if err != nil {
-		return false, nil //nolint:nilerr // whatever it is, it is replaced
+		return false, nil // whatever it is, it is replaced
 	}
 	defer func() { _ = have.Close() }()
 	info, err := have.Stat()
 	if err != nil || !info.Mode().IsRegular() || info.Mode().Perm() != 0o755 {
-		return false, nil //nolint:nilerr // as above
+		return false, nil // as above
 	}
 	want, err := in.Binary()
 	if err != nil {

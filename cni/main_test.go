@@ -204,7 +204,7 @@ type node struct {
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "cni") // t.TempDir is too long for a socket
+	dir, err := os.MkdirTemp("", "cni") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,8 +353,7 @@ func execute(t *testing.T, cmd *exec.Cmd) answer {
 	start := time.Now()
 	err := cmd.Run()
 	a := answer{out: out.String(), stderr: errs.String(), took: time.Since(start)}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		a.exit = exit.ExitCode()
 	} else if err != nil && !errors.Is(err, io.ErrClosedPipe) {
 		t.Fatal(err)

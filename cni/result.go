@@ -32,7 +32,7 @@ func render(a *Attachment, res Result, version string, prev json.RawMessage) ([]
 		if !p.IsValid() {
 			return nil, errors.New("render result: invalid address")
 		}
-		r.IPs = append(r.IPs, &types100.IPConfig{Interface: types100.Int(index), Address: ipNet(p)})
+		r.IPs = append(r.IPs, &types100.IPConfig{Interface: new(index), Address: ipNet(p)})
 	}
 	for _, route := range res.Routes {
 		if !route.Dst.IsValid() {

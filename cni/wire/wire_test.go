@@ -28,7 +28,7 @@ func TestFrameRoundTrip(t *testing.T) {
 	if string(got.Config) != string(want.Config) || got.ContainerID != want.ContainerID {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	for i := range len(frame) {
+	for i := range frame {
 		if _, err := wire.ReadFrame(bytes.NewReader(frame[:i])); err == nil {
 			t.Errorf("frame cut at %d passed", i)
 		}
