@@ -120,7 +120,7 @@ func Carve(p Plan) (Layout, error) {
 }
 
 // check reports what is wrong with a plan before any carving.
-func (p Plan) check() error {
+func (p Plan) check() error { //nolint:gocognit // a flat list of checks
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, n := range []struct {
@@ -168,6 +168,8 @@ func (p Plan) check() error {
 }
 
 // special is the ranges that no cluster can have.
+//
+//nolint:gochecknoglobals // a table known at compile time
 var special = []Taken{
 	{"this host", netip.MustParsePrefix("0.0.0.0/8")},
 	{"loopback", netip.MustParsePrefix("127.0.0.0/8")},

@@ -6,11 +6,11 @@ import (
 )
 
 var (
-	// ErrLocked: another process has the pool's record open.
+	// ErrLocked says that another process has the pool's record open.
 	ErrLocked = errors.New("the address record is in use by another process")
-	// ErrNoBlock: the pool that blocks are claimed from has none left.
+	// ErrNoBlock says that the pool that blocks are claimed from has none left.
 	ErrNoBlock = errors.New("no free block")
-	// ErrConflict: an address or a container is recorded for somebody else.
+	// ErrConflict says that an address or a container is recorded for somebody else.
 	ErrConflict = errors.New("recorded for another pod")
 )
 

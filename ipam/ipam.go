@@ -27,6 +27,7 @@ import (
 	"math/big"
 	"math/bits"
 	"net/netip"
+	"strconv"
 )
 
 // The fixed roles within a block, as offsets from its first address.
@@ -131,7 +132,7 @@ func nth(p netip.Prefix, length int, n uint64) netip.Prefix {
 // count writes 2^n as a number for people.
 func count(n int) string {
 	if n < 64 {
-		return fmt.Sprint(uint64(1) << n)
+		return strconv.FormatUint(uint64(1)<<n, 10)
 	}
 	return new(big.Int).Lsh(big.NewInt(1), uint(n)).String()
 }

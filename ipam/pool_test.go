@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -448,8 +449,8 @@ func churn(t *testing.T, dir string) {
 	}
 	round := os.Getenv("IPAM_TEST_ROUND")
 	var have []ipam.ID
-	for n := 0; n < 100_000; n++ {
-		i := ipam.ID{ContainerID: "r" + round + "-" + fmt.Sprint(n), IfName: "eth0"}
+	for n := range 100_000 {
+		i := ipam.ID{ContainerID: "r" + round + "-" + strconv.Itoa(n), IfName: "eth0"}
 		l, err := p.Allocate(i, "u", ipam.IPv4)
 		if err != nil {
 			t.Fatal(err)
