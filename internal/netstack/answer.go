@@ -4,10 +4,11 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"github.com/netctl/netctl/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // answer is a small packet that Write made and Run sends: Write itself calls
@@ -135,7 +136,7 @@ func (s *Stack) answerNetwork(orig []byte, e networkError) {
 		return
 	}
 	from := s.router(&p, e.code) // who said so, if it was not the destination
-	if !(e.kind == kindUnreachable && e.code == packet.UnreachPort) && e.from.IsValid() && e.from.Is4() == p.Is4() {
+	if (e.kind != kindUnreachable || e.code != packet.UnreachPort) && e.from.IsValid() && e.from.Is4() == p.Is4() {
 		from = packet.AddrFrom(e.from)
 	}
 	dst := make([]byte, packet.MaxError)
@@ -146,6 +147,8 @@ func (s *Stack) answerNetwork(orig []byte, e networkError) {
 		dst = packet.TooBig(dst, &p, from, e.mtu)
 	case kindTimeExceeded:
 		dst = packet.TimeExceeded(dst, &p, from)
+	case kindNone:
+		return
 	}
 	s.enqueue(answer{buf: dst})
 }

@@ -8,10 +8,11 @@ import (
 	"os"
 	"sync"
 
-	"github.com/netctl/netctl/internal/packet"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // errNoPing: the kernel allows this process neither a ping socket (sysctl

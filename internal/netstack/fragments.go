@@ -6,8 +6,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/netctl/netctl/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // maxPieces bounds the fragments of one datagram: 64 KiB in pieces of the

@@ -6,10 +6,11 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/netctl/netctl/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 func echoOn(port uint16) func(netip.AddrPort) func(net.Conn) {

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
-	"github.com/netctl/netctl/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 func TestQuotaLeavesRoom(t *testing.T) {
@@ -104,7 +106,7 @@ func TestFragmentsInAnyOrder(t *testing.T) {
 		if len(parts) == 1 || len(parts) > maxPieces {
 			continue // one part is no fragment
 		}
-		repeated := append(parts[:len(parts):len(parts)], parts[:len(parts)/2]...)
+		repeated := append(slices.Clip(parts), parts[:len(parts)/2]...)
 		r.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
 		f := newFragments(new(counters))
 		dst := make([]byte, packet.MaxSize)

@@ -4,12 +4,13 @@ import (
 	"encoding/binary"
 	"math/bits"
 
-	"github.com/netctl/netctl/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // link is gVisor's network card: segments of up to 64 KiB in both directions.

@@ -8,9 +8,10 @@ import (
 	"runtime"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/packet"
-	"golang.org/x/sys/unix"
 )
 
 // inNamespace runs f on a thread in a new network namespace whose loopback has

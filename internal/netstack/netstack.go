@@ -42,9 +42,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/netctl/netctl/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // Timeouts and sizes. RFC 5382 asks a NAT to keep an established connection
@@ -93,10 +94,14 @@ func (l *Limits) setDefaults() {
 		field *int
 		value int
 	}{
-		{&l.Dials, 4096}, {&l.DialsPerPod, 256},
-		{&l.Conns, 32768}, {&l.ConnsPerPod, 4096},
-		{&l.Flows, 16384}, {&l.FlowsPerPod, 2048},
-		{&l.Echoes, 1024}, {&l.EchoesPerPod, 64},
+		{&l.Dials, 4096},
+		{&l.DialsPerPod, 256},
+		{&l.Conns, 32768},
+		{&l.ConnsPerPod, 4096},
+		{&l.Flows, 16384},
+		{&l.FlowsPerPod, 2048},
+		{&l.Echoes, 1024},
+		{&l.EchoesPerPod, 64},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -256,6 +261,7 @@ func (s *Stack) receive(p *packet.Packet) {
 	case packet.KindICMPError:
 		s.receiveError(p)
 		return
+	case packet.KindNone, packet.KindWhole:
 	}
 	switch p.Tuple.Proto {
 	case packet.ProtoTCP:
@@ -366,11 +372,9 @@ func (s *Stack) start(f func()) bool {
 	if s.stopped {
 		return false
 	}
-	s.work.Add(1)
-	go func() {
-		defer s.work.Done()
+	s.work.Go(func() {
 		f()
-	}()
+	})
 	return true
 }
 

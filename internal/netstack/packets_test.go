@@ -8,9 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
 	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/packet"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
 // packets collects what arrives at the pod, copied.

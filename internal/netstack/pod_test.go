@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netctl/netctl/internal/netstack"
-	"github.com/netctl/netctl/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -19,6 +17,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/netctl/netctl/internal/netstack"
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // The addresses of the test. The pod speaks to documentation addresses; the

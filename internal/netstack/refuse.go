@@ -18,6 +18,8 @@ const localAge = 2 * time.Second
 // neverDial are the ranges that are never reached on behalf of a pod: what is
 // not an address of a host, what only this host or link can mean, and forms of
 // IPv6 that carry an IPv4 address past the other rules.
+//
+//nolint:gochecknoglobals // a table known at compile time
 var neverDial = []struct {
 	prefix netip.Prefix
 	reason string
@@ -107,7 +109,7 @@ func routesToHost(dst netip.Addr) error {
 		return errors.New("broadcast or prohibited address")
 	}
 	if err != nil {
-		return nil //nolint:nilerr // no route: the dial itself will say so
+		return nil // no route: the dial itself will say so
 	}
 	defer c.Close()
 	if src, ok := c.LocalAddr().(*net.UDPAddr); ok {

@@ -5,8 +5,9 @@ import (
 	"net/netip"
 	"syscall"
 
-	"github.com/netctl/netctl/internal/packet"
 	"golang.org/x/sys/unix"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // errorBurst bounds how many queued errors are read at a time.

@@ -33,6 +33,7 @@ const (
 // Drops is how many values Drop has.
 const Drops = int(dropEnd)
 
+//nolint:gochecknoglobals // a table known at compile time
 var dropNames = [Drops]string{
 	DropNone:        "none",
 	DropMalformed:   "malformed",

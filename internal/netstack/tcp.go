@@ -9,7 +9,6 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/netctl/netctl/internal/packet"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -17,6 +16,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // Buffers of one connection in gVisor. The path to a pod is a memory copy, so
