@@ -184,7 +184,7 @@ func (t *Table) Seen(ref Ref, size int, tcpFlags uint8, now uint32) {
 	if low(s[wordSeq].Load()) != ref.seq() {
 		return
 	}
-	n := tally(s[wordTally].Add(uint64(size)<<tallyShift | 1)) //nolint:gosec // a size is not negative
+	n := tally(s[wordTally].Add(uint64(size)<<tallyShift | 1)) // a size is not negative
 	if n&tallyFull != 0 {
 		s.spill()
 	}
@@ -197,7 +197,7 @@ func (t *Table) Seen(ref Ref, size int, tcpFlags uint8, now uint32) {
 
 // Len returns the number of connections.
 func (t *Table) Len() int {
-	return int(t.head[headCount].Load()) //nolint:gosec // at most maxSlots
+	return int(t.head[headCount].Load()) // at most maxSlots
 }
 
 // Stats is a snapshot of the table's counters. Connections and Slots are the
@@ -223,5 +223,5 @@ func (t *Table) Stats() Stats {
 
 // OwnerLen returns how many connections count against owner.
 func (t *Table) OwnerLen(owner uint32) int {
-	return int(t.owners[owner%ownerSlots].Load()) //nolint:gosec // at most maxSlots
+	return int(t.owners[owner%ownerSlots].Load()) // at most maxSlots
 }

@@ -14,12 +14,12 @@ import (
 // wordsOf shows a page-aligned mapping as words. It is valid until the mapping
 // is undone.
 func wordsOf(b []byte) []atomic.Uint64 {
-	return unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8) //nolint:gosec // page-aligned, len(b)/8 words long
+	return unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8) // page-aligned, len(b)/8 words long
 }
 
 // slotsOf shows words as slots.
 func slotsOf(w []atomic.Uint64) []slot {
-	return unsafe.Slice((*slot)(unsafe.Pointer(unsafe.SliceData(w))), len(w)/slotWords) //nolint:gosec // a slot is slotWords of them
+	return unsafe.Slice((*slot)(unsafe.Pointer(unsafe.SliceData(w))), len(w)/slotWords) // a slot is slotWords of them
 }
 
 // mapFile maps the first size bytes of f, shared and writable.
@@ -104,5 +104,5 @@ func freeSpace(f *os.File) (uint64, error) {
 	if st.Blocks == 0 {
 		return 1 << 62, nil // a file system without a bound, such as an unlimited tmpfs
 	}
-	return st.Bavail * uint64(st.Bsize), nil //nolint:gosec // a size is not negative
+	return st.Bavail * uint64(st.Bsize), nil // a size is not negative
 }

@@ -207,12 +207,12 @@ func judge(f *os.File, cfg *Config) (slots int, r Refusal, err error) {
 	case w[headVersion] != headIdentity:
 		return 0, RefusedVersion, nil
 	case w[headSum] != checksum(w[:headSum]), w[headSlots] > maxSlots, w[headSlots] < minSlots,
-		bits.OnesCount64(w[headSlots]) != 1, st.Size() != int64(sizeWords(int(w[headSlots])))*8: //nolint:gosec // at most maxSlots by the case before
+		bits.OnesCount64(w[headSlots]) != 1, st.Size() != int64(sizeWords(int(w[headSlots])))*8: // at most maxSlots by the case before
 		return 0, RefusedTorn, nil
 	case w[headEpoch] != epochOf(cfg.Epoch):
 		return 0, RefusedEpoch, nil
 	}
-	return int(w[headSlots]), NotRefused, nil //nolint:gosec // at most maxSlots
+	return int(w[headSlots]), NotRefused, nil // at most maxSlots
 }
 
 // create makes the file an empty table. The magic is written last.
@@ -225,7 +225,7 @@ func create(f *os.File, cfg *Config) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	if free < uint64(size) { //nolint:gosec // a size is not negative
+	if free < uint64(size) { // a size is not negative
 		return nil, fmt.Errorf("file system has %d bytes left, the table needs up to %d", free, size)
 	}
 	if err := f.Truncate(int64(size)); err != nil {
@@ -291,8 +291,8 @@ func build(w []atomic.Uint64, cfg *Config) *Table {
 	at, n := slotsAt(cfg.Slots), cfg.Slots
 	return &Table{
 		head: w[:headEnd], locks: w[locksAt : locksAt+stripes], owners: w[ownersAt : ownersAt+ownerSlots],
-		tags: w[tagsAt : tagsAt+n/bucketSize], slots: slotsOf(w[at : at+n*slotWords]), nslots: uint32(n), //nolint:gosec // at most maxSlots
-		bucketMask: uint32(n/bucketSize) - 1, perOwner: uint32(cfg.PerOwner), timeouts: cfg.Timeouts, //nolint:gosec // at most maxSlots
+		tags: w[tagsAt : tagsAt+n/bucketSize], slots: slotsOf(w[at : at+n*slotWords]), nslots: uint32(n), // at most maxSlots
+		bucketMask: uint32(n/bucketSize) - 1, perOwner: uint32(cfg.PerOwner), timeouts: cfg.Timeouts, // at most maxSlots
 	}
 }
 
@@ -303,7 +303,7 @@ func (t *Table) format(cfg *Config) error {
 		return fmt.Errorf("flow table hash key: %w", err)
 	}
 	var w [headSum]uint64
-	w[headMagic], w[headVersion], w[headSlots], w[headEpoch] = magic, headIdentity, uint64(cfg.Slots), epochOf(cfg.Epoch) //nolint:gosec // validated
+	w[headMagic], w[headVersion], w[headSlots], w[headEpoch] = magic, headIdentity, uint64(cfg.Slots), epochOf(cfg.Epoch) // validated
 	for i := range hashWords {
 		w[headKey+i] = binary.NativeEndian.Uint64(b[i*8:])
 	}

@@ -39,10 +39,10 @@ const (
 	usedMark = 1 << 16 // in wordPorts
 )
 
-func low(w uint64) uint32  { return uint32(w) } //nolint:gosec // the low half is what is asked for
+func low(w uint64) uint32  { return uint32(w) } // the low half is what is asked for
 func high(w uint64) uint32 { return uint32(w >> 32) }
 
-func flagsOf(ports uint64) Flags { return Flags(ports) } //nolint:gosec // the low 16 bits of wordPorts
+func flagsOf(ports uint64) Flags { return Flags(ports) } // the low 16 bits of wordPorts
 
 // key is a tuple as the words wordKey to wordPorts hold it, flags left out.
 type key [5]uint64
@@ -57,7 +57,7 @@ func (w *key) set(k *packet.Tuple) {
 func (w *key) tuple() packet.Tuple {
 	return packet.Tuple{
 		Src: addrOf(w[0], w[1]), Dst: addrOf(w[2], w[3]),
-		SrcPort: uint16(w[4] >> 48), DstPort: uint16(w[4] >> 32), Proto: uint8(w[4] >> 24), //nolint:gosec // the named bits
+		SrcPort: uint16(w[4] >> 48), DstPort: uint16(w[4] >> 32), Proto: uint8(w[4] >> 24), // the named bits
 	}
 }
 
@@ -103,7 +103,7 @@ func (s *slot) fill(e *Entry, s0, ports uint64) {
 	binary.LittleEndian.PutUint64(e.Rewrite.Dst[0:8], s[wordRewrite+2].Load())
 	binary.LittleEndian.PutUint64(e.Rewrite.Dst[8:16], s[wordRewrite+3].Load())
 	out := s[wordOut].Load()
-	e.Rewrite.SrcPort, e.Rewrite.DstPort, e.Out = uint16(out>>48), uint16(out>>32), low(out) //nolint:gosec // the named bits
+	e.Rewrite.SrcPort, e.Rewrite.DstPort, e.Out = uint16(out>>48), uint16(out>>32), low(out) // the named bits
 	gens := s[wordGens].Load()
 	e.OutGen, e.FrontGen = high(gens), low(gens)
 	a := activity(s[wordActivity].Load())
@@ -180,8 +180,8 @@ func makeActivity(seen uint32, st State, front uint16) activity {
 }
 
 func (a activity) lastSeen() uint32  { return uint32(a >> 32) }
-func (a activity) state() State      { return State(a >> 24) } //nolint:gosec // the named bits
-func (a activity) frontSlot() uint16 { return uint16(a >> 8) } //nolint:gosec // the named bits
+func (a activity) state() State      { return State(a >> 24) } // the named bits
+func (a activity) frontSlot() uint16 { return uint16(a >> 8) } // the named bits
 
 // tally is packets and bytes in one word, so that a packet costs one locked
 // instruction and not two (6 ns of 38).
@@ -241,7 +241,7 @@ func matchTags(word, tag uint64) uint64 {
 }
 
 // firstTag returns the index of the lowest byte of a match.
-func firstTag(m uint64) uint32 { return uint32(bits.TrailingZeros64(m)) / 8 } //nolint:gosec // 0 to 8
+func firstTag(m uint64) uint32 { return uint32(bits.TrailingZeros64(m)) / 8 } // 0 to 8
 
 // setTag stores a tag; the caller holds the stripe lock of the bucket.
 func (t *Table) setTag(i uint32, tag uint64) {

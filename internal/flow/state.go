@@ -298,7 +298,7 @@ func (t *Table) advance(i uint32, n uint64, tcpFlags uint8, now uint32) {
 	s := &t.slots[i]
 	touch(&s[wordActivity], now)
 	ports := s[wordPorts].Load()
-	reverse, proto := flagsOf(ports)&FlagReverse != 0, uint8(ports>>24) //nolint:gosec // the named bits
+	reverse, proto := flagsOf(ports)&FlagReverse != 0, uint8(ports>>24) // the named bits
 	partner := high(s[wordPartner].Load())
 	if partner >= t.nslots {
 		return
@@ -329,7 +329,7 @@ func touch(w *atomic.Uint64, now uint32) {
 }
 
 // after returns by how many seconds a is later than b, on a clock that wraps.
-func after(a, b uint32) int32 { return int32(a - b) } //nolint:gosec // wraps on purpose
+func after(a, b uint32) int32 { return int32(a - b) } // wraps on purpose
 
 // advanceState maps the state and returns the one that holds afterwards.
 func advanceState(w *atomic.Uint64, step func(State) State) State {
