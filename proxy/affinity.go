@@ -72,7 +72,7 @@ func (a *Affinity) pick(f *Frontend, list []Backend, client packet.Addr, random,
 	k := pinKey{pin: f.pin, client: client}
 	h := maphash.Comparable(a.seed, k)
 	s := &a.shards[h%affinityShards]
-	set := int(h / affinityShards % a.sets * affinityWays) //nolint:gosec // an index of entries
+	set := int(h / affinityShards % a.sets * affinityWays) // an index of entries
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := choosePinned(s.entries[set:set+affinityWays], k, now)
@@ -106,7 +106,7 @@ func choosePinned(set []pinned, k pinKey, now uint32) *pinned {
 
 // age is the seconds since seen; workers' clocks may differ by one.
 func age(now, seen uint32) uint32 {
-	if d := int32(now - seen); d > 0 { //nolint:gosec // wraps on purpose
+	if d := int32(now - seen); d > 0 { // wraps on purpose
 		return uint32(d)
 	}
 	return 0

@@ -93,5 +93,5 @@ func (f *Frontend) seal() *Frontend {
 // frontends does not matter.
 func (t *Table) count(f *Frontend) {
 	g := &t.generations[f.slot]
-	*g += uint32(f.sum>>32 ^ f.sum&(1<<32-1)) //nolint:gosec // 32 bits by the mask
+	*g += uint32(f.sum>>32 ^ f.sum&(1<<32-1)) // 32 bits by the mask
 }

@@ -238,7 +238,7 @@ func (t *Table) Pick(f *Frontend, client packet.Addr, random uint32, aff *Affini
 
 // spread maps a random number to [0, n) without a division.
 func spread(random uint32, n int) int {
-	return int(uint64(random) * uint64(n) >> 32) //nolint:gosec // n is a length
+	return int(uint64(random) * uint64(n) >> 32) // n is a length
 }
 
 func contains(set []netip.Prefix, a packet.Addr) bool {
