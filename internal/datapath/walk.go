@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/packet"
@@ -78,12 +79,7 @@ func (in *Input) walk(buf []byte) Drop {
 func (e *PortEntry) admits(src packet.Addr) bool {
 	switch e.Kind {
 	case KindPod, KindHost:
-		for i := range e.Addrs {
-			if e.Addrs[i] == src {
-				return true
-			}
-		}
-		return false
+		return slices.Contains(e.Addrs, src)
 	case KindOverlay, KindNetstack, KindDNS:
 		return true
 	default:
