@@ -74,7 +74,7 @@ func ipamPlan(io streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text := ""
+			var text string
 			switch output {
 			case "", "table":
 				text = layout.Table()

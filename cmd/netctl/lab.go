@@ -215,8 +215,7 @@ func waitFor(ctx context.Context, c *exec.Cmd) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.Process.Signal(os.Interrupt) })
 	defer stop()
 	err := c.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exitCode(max(exit.ExitCode(), 1))
 	}
 	return err

@@ -20,7 +20,7 @@ import (
 )
 
 // version is set by the build.
-var version = "dev" //nolint:gochecknoglobals // the linker sets it
+var version = "dev" // the linker sets it
 
 // The exit codes: what was asked is done, it failed, it was asked wrongly.
 const (
