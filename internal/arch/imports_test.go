@@ -48,7 +48,7 @@ var rows = map[string]row{
 		reason:  "reads the tables of proxy and policy by their concrete types; the one feature that imports another",
 	},
 	"internal/netstack": {
-		imports: []string{"internal/packet"},
+		imports: []string{"internal/packet", "internal/quota"},
 		reason:  "a port: packets in, packets out; sockets are given to it as functions",
 	},
 	"overlay": {
@@ -120,6 +120,9 @@ var rows = map[string]row{
 	},
 	"internal/packet/packettest": {
 		reason: "builds and checks packets independently of package packet, so that it can test it",
+	},
+	"internal/quota": {
+		reason: "counts per address; whoever bounds its clients uses it",
 	},
 	"internal/model": {
 		reason: "plain values; the standard library only",

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/quota"
 )
 
 // datagrams holds the flows of UDP and ICMP echo: one kernel socket for each
@@ -13,7 +14,7 @@ import (
 // pod loses its own oldest flow.
 type datagrams struct {
 	stack                *Stack
-	flowQuota, echoQuota *quota
+	flowQuota, echoQuota *quota.Quota
 
 	mu     sync.Mutex
 	flows  map[packet.Tuple]*flow   // guarded by mu
@@ -33,8 +34,8 @@ type recentKey struct {
 func newDatagrams(s *Stack) *datagrams {
 	return &datagrams{
 		stack:     s,
-		flowQuota: newQuota(s.cfg.Limits.Flows, s.cfg.Limits.FlowsPerPod),
-		echoQuota: newQuota(s.cfg.Limits.Echoes, s.cfg.Limits.EchoesPerPod),
+		flowQuota: share(s.cfg.Limits.Flows, s.cfg.Limits.FlowsPerPod),
+		echoQuota: share(s.cfg.Limits.Echoes, s.cfg.Limits.EchoesPerPod),
 		flows:     make(map[packet.Tuple]*flow),
 		recent:    make(map[recentKey]*list.List),
 		ids:       make(map[echoID]struct{}),
@@ -88,19 +89,19 @@ func (d *datagrams) flow(key *packet.Tuple) *flow {
 	}
 	owner := key.Src.Netip()
 	who := recentKey{key.Src, key.Proto}
-	g := q.take(owner)
-	if g != grantOK {
+	g := q.Take(owner)
+	if g != quota.OK {
 		// The oldest goes before the bound is reached: its socket needs a
 		// moment to close, and counts until then.
 		d.evict(who)
 	}
-	if g == grantNone {
+	if g == quota.None {
 		d.stack.counters.drop(full)
 		return nil
 	}
 	f := newFlow(d, *key)
 	if !d.stack.start(f.run) {
-		q.give(owner)
+		q.Give(owner)
 		d.stack.counters.drop(DropClosing)
 		return nil
 	}
@@ -148,7 +149,7 @@ func (d *datagrams) ended(f *flow) {
 	if f.key.Proto != packet.ProtoUDP {
 		q = d.echoQuota
 	}
-	q.give(f.key.Src.Netip())
+	q.Give(f.key.Src.Netip())
 }
 
 // forget closes the flows of an address.

@@ -14,52 +14,6 @@ import (
 	"github.com/netctl/netctl/internal/packet"
 )
 
-func TestQuotaLeavesRoom(t *testing.T) {
-	t.Parallel()
-	const whole, fair = 4096, 4
-	for _, greedy := range []int{1, 3, 30, 255} {
-		q := newQuota(whole, whole)
-		for i := range greedy {
-			owner := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
-			for q.take(owner) != grantNone {
-			}
-			if q.count(owner) < fair {
-				t.Errorf("owner %d of %d got %d, want at least %d", i, greedy, q.count(owner), fair)
-			}
-		}
-		next := netip.MustParseAddr("fd00::1")
-		for i := range fair {
-			if q.take(next) == grantNone {
-				t.Errorf("%d greedy owners leave %d for the next, want %d", greedy, i, fair)
-			}
-		}
-		if q.take(next) != grantNone || q.size() > whole {
-			t.Errorf("%d greedy owners: the next got more than its share", greedy)
-		}
-	}
-}
-
-func TestQuotaIsExact(t *testing.T) {
-	t.Parallel()
-	q := newQuota(100, 3)
-	a := netip.MustParseAddr("10.0.0.1")
-	for i, want := range []grant{grantOK, grantOK, grantOK, grantNone} {
-		if got := q.take(a); got != want {
-			t.Errorf("take %d: %d, want %d", i, got, want)
-		}
-	}
-	q.give(a)
-	if q.take(a) != grantOK {
-		t.Error("given back, but not to be had")
-	}
-	for range 3 {
-		q.give(a)
-	}
-	if q.size() != 0 || len(q.held) != 0 {
-		t.Errorf("%d held, %d owners", q.size(), len(q.held))
-	}
-}
-
 // fragmentOf builds one IPv4 fragment.
 func fragmentOf(t testing.TB, id uint16, offset int, data []byte, more bool) *packet.Packet {
 	t.Helper()

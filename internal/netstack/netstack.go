@@ -23,8 +23,8 @@
 //     pod sees what a host would: refused stays refused, unreachable stays
 //     unreachable, silence stays silence.
 //   - A destination that Config.Refuse refuses gets no packet at all.
-//   - Everything is bounded in total and per source address (quota), and
-//     greedy pods cannot take the last quarter.
+//   - Everything is bounded in total and per source address (package quota),
+//     and greedy pods cannot take the last quarter.
 //   - After Run or Close returns no goroutine and no socket of it is left.
 //
 // Tests need no root: a second gVisor stack plays the pod, wired to ours, and
@@ -46,6 +46,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/quota"
 )
 
 // Timeouts and sizes. RFC 5382 asks a NAT to keep an established connection
@@ -108,6 +109,9 @@ func (l *Limits) setDefaults() {
 		}
 	}
 }
+
+// share keeps enough for 256 addresses of whatever size the whole is.
+func share(whole, perPod int) *quota.Quota { return quota.New(whole, perPod, whole/1024) }
 
 // Config is what New needs. Only Out is required.
 type Config struct {
@@ -173,7 +177,7 @@ type Stack struct {
 	link      *link
 	forwarder *tcp.Forwarder
 
-	dials, conns *quota
+	dials, conns *quota.Quota
 	datagrams    *datagrams
 	fragments    *fragments
 	answers      chan answer
@@ -218,8 +222,8 @@ func New(cfg Config) (*Stack, error) {
 	s := &Stack{
 		cfg:      cfg,
 		log:      cfg.Logger,
-		dials:    newQuota(cfg.Limits.Dials, cfg.Limits.DialsPerPod),
-		conns:    newQuota(cfg.Limits.Conns, cfg.Limits.ConnsPerPod),
+		dials:    share(cfg.Limits.Dials, cfg.Limits.DialsPerPod),
+		conns:    share(cfg.Limits.Conns, cfg.Limits.ConnsPerPod),
 		answers:  make(chan answer, answerQueue),
 		done:     make(chan struct{}),
 		began:    time.Now(),

@@ -104,8 +104,8 @@ func (s *Stack) Stats() Stats {
 		BytesUp: c.bytesUp.Load(), BytesDown: c.bytesDown.Load(),
 		FlowsOpened: c.flowsOpened.Load(), FlowsEvicted: c.evicted.Load(),
 		Reassembled: c.complete.Load(),
-		Dials:       s.dials.size(), Conns: s.conns.size(),
-		Flows: s.datagrams.flowQuota.size(), Echoes: s.datagrams.echoQuota.size(),
+		Dials:       s.dials.Size(), Conns: s.conns.Size(),
+		Flows: s.datagrams.flowQuota.Size(), Echoes: s.datagrams.echoQuota.Size(),
 	}
 	for i := range out.Drops {
 		out.Drops[i] = c.drops[i].Load()

@@ -18,6 +18,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/quota"
 )
 
 // Buffers of one connection in gVisor. The path to a pod is a memory copy, so
@@ -144,12 +145,12 @@ func (s *Stack) admit(key connKey, id stack.TransportEndpointID, pkt *stack.Pack
 		return
 	}
 	owner := key.src.Addr()
-	if s.dials.take(owner) == grantNone {
+	if s.dials.Take(owner) == quota.None {
 		s.counters.drop(DropDialLimit)
 		return
 	}
-	if s.conns.take(owner) == grantNone {
-		s.dials.give(owner)
+	if s.conns.Take(owner) == quota.None {
+		s.dials.Give(owner)
 		s.counters.drop(DropConnLimit)
 		return
 	}
@@ -160,8 +161,8 @@ func (s *Stack) admit(key connKey, id stack.TransportEndpointID, pkt *stack.Pack
 	if !s.forwarder.HandlePacket(id, pkt) {
 		s.counters.drop(DropMalformed)
 		delete(s.attempts, key)
-		s.dials.give(owner)
-		s.conns.give(owner)
+		s.dials.Give(owner)
+		s.conns.Give(owner)
 		s.work.Done()
 	}
 }
@@ -175,7 +176,7 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 		src: netip.AddrPortFrom(addrOf(id.RemoteAddress), id.RemotePort),
 		dst: netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort),
 	}
-	defer s.conns.give(key.src.Addr())
+	defer s.conns.Give(key.src.Addr())
 
 	var server func(net.Conn)
 	if s.cfg.Serve != nil {
@@ -200,7 +201,7 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 		return
 	}
 	c.pod = ep
-	s.tune(ep, host, s.conns.count(key.src.Addr()) > crowd)
+	s.tune(ep, host, s.conns.Held(key.src.Addr()) > crowd)
 	if !s.register(c) {
 		c.abort()
 		return
@@ -242,7 +243,7 @@ func (s *Stack) settle(req *tcp.ForwarderRequest, key connKey) {
 	s.mu.Lock()
 	delete(s.attempts, key)
 	s.mu.Unlock()
-	s.dials.give(key.src.Addr())
+	s.dials.Give(key.src.Addr())
 }
 
 // answerDial tells the pod what happened to its SYN, as the network would.
