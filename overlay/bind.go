@@ -83,6 +83,7 @@ func (b *bind) receive(fn conn.ReceiveFunc, closed <-chan struct{}) conn.Receive
 				if b.settleTie(eps[i]) {
 					sizes[i] = 0 // ignored
 				}
+				eps[i] = asker{Endpoint: eps[i], ties: b.ties}
 			case messageResponse:
 				b.ties.answered(eps[i])
 			}
@@ -128,8 +129,11 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 			keepalives++
 		}
 	}
-	e, known := ep.(*endpoint)
-	if known {
+	var to *window // nil: an answer to somebody unknown
+	switch e := ep.(type) {
+	case *endpoint:
+		ep, to = e.Endpoint, e.to
+	case asker:
 		ep = e.Endpoint
 	}
 	if len(bufs) == 1 { // handshake messages travel alone
@@ -143,10 +147,10 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 		}
 	}
 	err := b.transmit(bufs, ep)
-	if known && keepalives > 0 {
-		b.windows.settled(e.to, time.Now())
-	} else if known && data > 0 {
-		b.windows.sent(e.to, data, time.Now())
+	if to != nil && keepalives > 0 {
+		b.windows.settled(to, time.Now())
+	} else if to != nil && data > 0 {
+		b.windows.sent(to, data, time.Now())
 	}
 	return err
 }

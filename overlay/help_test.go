@@ -103,12 +103,13 @@ func start(t testing.TB, net *overlaytest.Network, i byte, change func(*overlay.
 		name: "n" + string('0'+i), key: newKey(t), in: newInbox(), at: netip.AddrPortFrom(a, overlay.DefaultPort),
 		cidr: []netip.Prefix{
 			netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, i, 0}), 24),
+			netip.PrefixFrom(a, 32),
 			netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0, 7: i}), 64),
 		},
 	}
 	cfg := overlay.WireGuardConfig{
 		Key: n.key, ListenPort: overlay.DefaultPort, MTU: testMTU, Sink: n.in.sink,
-		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if net != nil {
 		cfg.Bind = net.Bind(a)

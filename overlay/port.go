@@ -10,6 +10,11 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
+// fullBatch is how many segments are collected before a batch goes: as many as
+// the kernel takes in one send, so that a super-packet of 60 KiB is not cut in
+// two by the end of such a send, and comes out whole at the other end.
+const fullBatch = 64
+
 // port is the TUN device that WireGuard believes it has: Read gives it the
 // router's packets, cut to tunnel size, and Write takes what it decrypted.
 // Functions are in the order in which packets meet them.
@@ -63,7 +68,7 @@ func (p *port) fill(bufs [][]byte, sizes []int, offset int) (n int, wait bool) {
 	bytes := 0
 	for n < len(bufs) {
 		if !p.cutting {
-			step := p.next(len(bufs)-n, n == 0)
+			step := p.next(min(len(bufs), fullBatch)-n, n == 0)
 			if step == stepSkip {
 				continue
 			}
@@ -113,7 +118,7 @@ func (p *port) next(room int, first bool) step {
 		return p.skip(DropTooBig)
 	}
 	segments := p.cut.Count()
-	if segments > room && !first {
+	if !first && segments > room {
 		return stepEmpty
 	}
 	switch p.windows.admit(to, segments, time.Now()) {

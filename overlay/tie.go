@@ -19,9 +19,10 @@ const (
 	// ours are never answered (our clock was set back, so that the peer takes
 	// them for replays), its own must get through.
 	maxTies = 2
-	// answerTime is how long WireGuard may take to answer an initiation: it
-	// needs 0.2 ms, and up to some 10 ms on a busy machine.
-	answerTime = 50 * time.Millisecond
+	// answerTime is how long our initiation waits for WireGuard to look at the
+	// peer's. That takes 0.2 ms, more on a busy machine, and we hear of it:
+	// this is for what it throws away without a word (a wrong checksum).
+	answerTime = time.Second
 	// maxStrangers bounds how many initiations from unknown addresses are
 	// remembered.
 	maxStrangers = 64
@@ -41,13 +42,15 @@ const (
 //	  |<------- response ---------|  first arrived; else a replay, ignored
 //
 // If B's comes first, but A's WireGuard begins its own before it has looked at
-// it, A's is held until the answer to B's leaves, or is not to be expected.
+// it, A's is held until the answer to B's leaves or B's is rejected. Otherwise
+// WireGuard handles B's initiation and B's response at once, and may end with a
+// session whose index the peer does not know.
 type ties struct {
 	self Key
 	send func(message []byte, to conn.Endpoint) // a held initiation; not called after close
 
 	mu        sync.Mutex
-	from      map[netip.AddrPort]*tie // by configured endpoint; guarded by mu
+	from      map[netip.AddrPort]*tie // by the addresses of a peer; guarded by mu
 	strangers [maxStrangers]stranger  // guarded by mu
 	next      int                     // index into strangers; guarded by mu
 	closed    bool                    // guarded by mu
@@ -79,25 +82,31 @@ func newTies(self Key, send func([]byte, conn.Endpoint)) *ties {
 func (ts *ties) setPeers(peers []Peer) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
+	known := make(map[Key]*tie, len(ts.from))
+	for _, t := range ts.from {
+		known[t.key] = t
+	}
 	next := make(map[netip.AddrPort]*tie, len(peers))
 	for _, p := range peers {
-		t := ts.from[p.Endpoint]
-		if t == nil || t.key != p.PublicKey {
-			t = &tie{key: p.PublicKey, passed: ts.strangerPassed(p.Endpoint)}
+		t := known[p.PublicKey]
+		if t == nil {
+			t = &tie{key: p.PublicKey}
 		}
+		// A node with several addresses may send from another than it is
+		// reached at; its addresses are among the allowed IPs.
 		next[p.Endpoint] = t
+		for _, prefix := range p.AllowedIPs {
+			if prefix.IsSingleIP() {
+				next[netip.AddrPortFrom(prefix.Addr(), p.Endpoint.Port())] = t
+			}
+		}
+	}
+	for _, s := range ts.strangers {
+		if t := next[s.addr]; t != nil && s.passed.After(t.passed) {
+			t.passed = s.passed
+		}
 	}
 	ts.from = next
-}
-
-// strangerPassed needs mu.
-func (ts *ties) strangerPassed(a netip.AddrPort) (last time.Time) {
-	for _, s := range ts.strangers {
-		if s.addr == a && s.passed.After(last) {
-			last = s.passed
-		}
-	}
-	return last
 }
 
 // wins reports whether our initiations take precedence over the peer's.
@@ -128,6 +137,10 @@ func (ts *ties) begin(message []byte, to conn.Endpoint, now time.Time) (send boo
 func (ts *ties) release(t *tie) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
+	ts.releaseLocked(t)
+}
+
+func (ts *ties) releaseLocked(t *tie) {
 	if ts.closed || t.held == nil {
 		return
 	}
@@ -147,6 +160,26 @@ func (ts *ties) respond(to conn.Endpoint) {
 	if t.held != nil {
 		t.held.Stop()
 		t.held = nil
+	}
+}
+
+// rejected notes that WireGuard has looked at an initiation from there and
+// will not answer it.
+func (ts *ties) rejected(from netip.AddrPort) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for i := range ts.strangers {
+		if ts.strangers[i].addr == from {
+			ts.strangers[i] = stranger{}
+		}
+	}
+	t := ts.from[from]
+	if t == nil {
+		return
+	}
+	t.passed = time.Time{}
+	if t.held != nil && t.held.Stop() {
+		ts.releaseLocked(t)
 	}
 }
 
@@ -189,6 +222,19 @@ func (ts *ties) close() {
 			t.held.Stop()
 		}
 	}
+}
+
+// asker is where an initiation came from. WireGuard asks for the name of those
+// whose initiations it rejects, to log it, and so we learn of that.
+type asker struct {
+	conn.Endpoint
+	ties *ties
+}
+
+// DstToString returns the address.
+func (a asker) DstToString() string {
+	a.ties.rejected(addrPort(a.Endpoint))
+	return a.Endpoint.DstToString()
 }
 
 // addrPort returns the remote address of an endpoint of any bind.

@@ -3,6 +3,7 @@ package overlay
 import (
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -17,6 +18,10 @@ func (e fakeEndpoint) DstToString() string { return e.at }
 
 func TestTies(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, testTies)
+}
+
+func testTies(t *testing.T) {
 	const at = "192.0.2.9:51820"
 	peer, msg, now := fakeEndpoint{at: at}, []byte{1, 2, 3}, time.Now()
 	setup := func(self, other byte) (*ties, chan []byte) {
@@ -55,9 +60,16 @@ func TestTies(t *testing.T) {
 	}
 
 	ts, held := setup(1, 2) // theirs comes first, ours is held
-	if refused(ts, now) || ts.begin(msg, peer, now) {
+	if refused(ts, now) || ts.begin(msg, peer, now) || len(held) > 0 {
 		t.Error("ours must wait for the answer to theirs")
 	}
+	if name := (asker{peer, ts}).DstToString(); name != at || len(held) != 1 {
+		t.Error("ours must go when theirs is rejected")
+	}
+
+	ts, held = setup(1, 2)
+	refused(ts, now)
+	ts.begin(msg, peer, now)
 	if got := <-held; string(got) != string(msg) {
 		t.Errorf("sent %v later, want ours", got)
 	}
@@ -66,7 +78,7 @@ func TestTies(t *testing.T) {
 	refused(ts, now)
 	ts.begin(msg, peer, now)
 	ts.respond(peer) // theirs is answered: ours is not needed
-	time.Sleep(2 * answerTime)
+	time.Sleep(answerTime + answerTime/4)
 	if len(held) != 0 {
 		t.Error("ours was sent although theirs was answered")
 	}

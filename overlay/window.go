@@ -14,8 +14,9 @@ import (
 // the tun.Device and the Bind, and hold back the rest.
 const (
 	// maxMoving bounds packets on their way to peers with a session; more wait
-	// in the ring. Five super-packets keep the cores busy.
-	maxMoving = 256
+	// in the ring. Four super-packets keep two cores as busy as any number
+	// does (BenchmarkStream), in half the memory.
+	maxMoving = 192
 	// maxHeld bounds packets that wait inside WireGuard for a handshake, over
 	// all peers, and maxHeldPerPeer for one peer; more are dropped.
 	maxHeld        = 512
@@ -33,7 +34,7 @@ const (
 
 	// maxOpening bounds datagrams read from the socket and not yet decrypted;
 	// more wait in the socket's buffer.
-	maxOpening = 256
+	maxOpening = 128
 	// openingLost is after how long without progress the count is taken to be
 	// of packets that were refused inside (forged, replayed) and forgotten.
 	openingLost = 5 * time.Millisecond

@@ -3,6 +3,7 @@ package overlay
 import (
 	"math/rand/v2"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -31,10 +32,8 @@ func TestWindows(t *testing.T) {
 		}
 	}
 	ws.sent(live, 40, now) // there is a session
-	for name, want := range map[string]admission{"a": admitNow} {
-		if got := ws.admit(live, maxMoving, now); got != want {
-			t.Fatalf("%s: got %d, want %d", name, got, want)
-		}
+	if got := ws.admit(live, maxMoving, now); got != admitNow {
+		t.Fatalf("up to the bound with a session: got %d, want now", got)
 	}
 	if got := ws.admit(live, 1, now); got != admitWait {
 		t.Fatalf("over the bound with a session: got %d, want wait", got)
@@ -116,6 +115,10 @@ func TestWindowsAddUp(t *testing.T) {
 
 func TestOpening(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, testOpening)
+}
+
+func testOpening(t *testing.T) {
 	o, closed := newOpening(), make(chan struct{})
 	timer := time.NewTimer(time.Hour)
 	o.count.Store(maxOpening)

@@ -93,6 +93,9 @@ type WireGuard struct {
 	nodes   map[Key]string  // their names; guarded by mu
 	applied []Peer          // what the device has for sure, nil: look; guarded by mu
 	closed  bool            // guarded by mu
+
+	greetings map[Key]greeting // guarded by mu
+	greeter   *time.Timer      // runs greetLate
 }
 
 var _ Engine = (*WireGuard)(nil)
@@ -112,7 +115,10 @@ func NewWireGuard(cfg WireGuardConfig) (*WireGuard, error) {
 	w := &WireGuard{
 		log: cfg.Logger, self: cfg.Key.Public(), windows: newWindows(), count: new(counters),
 		wins: make(map[Key]*window), nodes: make(map[Key]string), applied: []Peer{},
+		greetings: make(map[Key]greeting),
 	}
+	w.greeter = time.AfterFunc(time.Hour, w.greetLate)
+	w.greeter.Stop()
 	w.routes.Store(new(bart.Table[*window]))
 	open := newOpening()
 	w.bind = &bind{inner: cfg.Bind, windows: w.windows, opening: open, count: w.count}
@@ -206,9 +212,7 @@ func (w *WireGuard) Apply(peers []Peer) error {
 	}
 	w.commit(want, c)
 	w.applied = want
-	for _, key := range c.greet {
-		w.greet(key)
-	}
+	w.greet(c)
 	return nil
 }
 
@@ -244,19 +248,6 @@ func (w *WireGuard) commit(want []Peer, c change) {
 		}
 	}
 	w.log.Info("overlay peers applied", "peers", len(want), "added", len(c.added), "removed", len(c.gone))
-}
-
-// greet starts a handshake, so that the first packet need not wait for it;
-// and after a restart, so that the peer stops using a session that is gone.
-func (w *WireGuard) greet(key Key) {
-	peer := w.dev.LookupPeer(device.NoisePublicKey(key))
-	if peer == nil {
-		return
-	}
-	if err := peer.SendHandshakeInitiation(false); err != nil {
-		// WireGuard repeats it: a peer that is not up yet is no error.
-		w.log.Debug("overlay handshake not sent", "node", w.nodes[key], "err", err)
-	}
 }
 
 // probe has WireGuard send what it holds for the peer, or a keepalive, which
@@ -313,6 +304,7 @@ func (w *WireGuard) Close() error {
 	w.mu.Lock()
 	closed := w.closed
 	w.closed = true
+	w.greeter.Stop()
 	w.mu.Unlock()
 	if !closed {
 		w.bind.ties.close()

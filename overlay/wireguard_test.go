@@ -51,7 +51,7 @@ func TestPacketsCrossUDP(t *testing.T) {
 	}{
 		{"v4", "127.0.0.1", overlay.UDPConfig{}},
 		{"v6", "::1", overlay.UDPConfig{}},
-		{"v4 without GSO", "127.0.0.1", overlay.UDPConfig{NoGSO: true}},
+		{"v4 without GSO", "127.0.0.1", overlay.UDPConfig{GSO: overlay.OffloadOff}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -145,7 +145,7 @@ func TestNothingLeavesInPlaintext(t *testing.T) {
 	a, b := pair(t, net)
 	for _, pkt := range [][]byte{
 		udp(pod4(1), addr("10.0.3.1"), secret), udp(pod4(1), addr("8.8.8.8"), secret),
-		udp(pod6(1), addr("2001:db8::1"), secret), udp(pod4(1), addr("192.0.2.2"), secret),
+		udp(pod6(1), addr("2001:db8::1"), secret), udp(pod4(1), addr("192.0.2.99"), secret),
 	} {
 		if err := a.Send(pkt); !errors.Is(err, overlay.ErrNoPeer) {
 			t.Errorf("send to stranger: got %v, want ErrNoPeer", err)
@@ -364,7 +364,7 @@ func TestRestartWithSameKey(t *testing.T) {
 	// Apply shook hands, so that a drops the session that b has lost: well
 	// before the 15 s after which WireGuard notices by itself.
 	got := eventually(t, "packet after", again.in, func() { a.send(t, udp(pod4(1), pod4(2), "after")) })
-	if p := payloads(t, got[:1]); string(p) != "after" {
+	if p := payloads(t, got[:1]); !strings.HasPrefix(string(p), "after") {
 		t.Errorf("got %q", p)
 	}
 }
