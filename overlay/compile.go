@@ -16,6 +16,27 @@ type Input struct {
 	Nodes    []*model.Node
 	Blocks   []model.Block
 	Reserved []netip.Prefix // ranges that no node may claim: the service CIDRs
+	// Pools are the ranges that all pods live in: a node's pods cannot be
+	// anywhere else. None: anywhere.
+	Pools []netip.Prefix
+	// Protected are addresses that this node depends on and that belong to no
+	// node: its gateways and resolvers, the API server's.
+	Protected []netip.Addr
+}
+
+// Mesh is what Compile makes of what the nodes say of themselves.
+type Mesh struct {
+	Peers     []Peer         // sorted by node
+	Claims    []Claim        // that were accepted, of all nodes, sorted by range
+	Contested []netip.Prefix // this node's pod ranges that another claims with no less right
+	Problems  []Problem      // what was refused, sorted
+}
+
+// Claim is a range that belongs to a node.
+type Claim struct {
+	Node    string
+	Prefix  netip.Prefix
+	Address bool // an address of the node itself, not a range of its pods
 }
 
 // Reason is why a claim of a node was refused.
@@ -32,6 +53,9 @@ const (
 	ReasonBadAddress                    // an address that cannot be a node's
 	ReasonOverlap                       // a range or address that another has a better claim to
 	ReasonTwice                         // a range or address that another claims with equal right: neither gets it
+	ReasonOutside                       // a range of pods outside the cluster's pod ranges
+	ReasonProtected                     // holds an address that this node depends on
+	ReasonContested                     // a range of this node that another claims, too
 )
 
 // String returns the reason as messages spell it.
@@ -53,6 +77,12 @@ func (r Reason) String() string {
 		return "overlaps another's"
 	case ReasonTwice:
 		return "claimed twice"
+	case ReasonOutside:
+		return "outside the cluster's pod ranges"
+	case ReasonProtected:
+		return "holds an address that belongs to no node"
+	case ReasonContested:
+		return "also claimed by another node; no pod gets an address of it"
 	default:
 		return "unknown"
 	}
@@ -73,9 +103,8 @@ func (p Problem) String() string {
 	return fmt.Sprintf("node %s: %s: %s", p.Node, p.Reason, p.Detail)
 }
 
-// Compile returns the peers of the node Self, sorted by node, and what it
-// refused, sorted too. It is pure: equal input, in whatever order, gives
-// deep-equal output.
+// Compile returns the mesh as the node Self sees it. It is pure: equal input,
+// in whatever order, gives deep-equal output.
 //
 // What a Node object says is a claim, and one node may be in the wrong hands.
 // Claims are weighed by who makes them: what this node knows of itself and
@@ -83,9 +112,11 @@ func (p Problem) String() string {
 // blocks, then addresses. A claim that overlaps a better one is refused; of
 // equal claims that overlap, all are. Keys stand for themselves: two nodes
 // with one key are both refused.
-func Compile(in Input) ([]Peer, []Problem) {
+func Compile(in Input) Mesh {
 	c := &compiler{self: in.Self, accepted: new(bart.Table[string]), prefixes: make(map[string][]netip.Prefix)}
-	c.resolve(c.claims(in))
+	byRank := c.claims(in)
+	contested := c.contested(byRank)
+	c.resolve(byRank)
 	keys := c.keys(in.Nodes)
 	var self *model.Node
 	for _, n := range in.Nodes {
@@ -107,14 +138,51 @@ func Compile(in Input) ([]Peer, []Problem) {
 			continue
 		}
 		prefixes := c.prefixes[n.Name]
-		slices.SortFunc(prefixes, comparePrefixes)
+		slices.SortFunc(prefixes, netip.Prefix.Compare)
 		peers = append(peers, Peer{Node: n.Name, PublicKey: key, Endpoint: endpoint, AllowedIPs: slices.Compact(prefixes)})
 	}
 	slices.SortFunc(peers, func(a, b Peer) int { return cmp.Compare(a.Node, b.Node) })
 	slices.SortFunc(c.problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Detail, b.Detail))
 	})
-	return peers, slices.Compact(c.problems)
+	return Mesh{Peers: peers, Claims: c.claimed(), Contested: contested, Problems: slices.Compact(c.problems)}
+}
+
+// claimed lists what was accepted.
+func (c *compiler) claimed() []Claim {
+	var out []Claim
+	for prefix, node := range c.accepted.AllSorted() {
+		if node == "" {
+			continue
+		}
+		isRange := c.ranges.Get(prefix)
+		out = append(out, Claim{Node: node, Prefix: prefix, Address: !isRange})
+	}
+	return out
+}
+
+// contested finds the pod ranges of this node that another node claims with no
+// less right. What runs in them goes on, as far as others let it, but handing
+// out more of them would give one address to two pods.
+func (c *compiler) contested(byRank [numRanks][]claim) []netip.Prefix {
+	var out []netip.Prefix
+	for _, own := range byRank[rankSelf] {
+		if own.node == "" || own.address {
+			continue
+		}
+		for r := rankPodCIDR; r <= own.made; r++ {
+			for _, other := range byRank[r] {
+				if other.prefix.Overlaps(own.prefix) {
+					out = append(out, own.prefix)
+					c.problems = append(c.problems, Problem{
+						Node: c.self, Reason: ReasonContested, Detail: fmt.Sprintf("%s, by node %s as %s", own.prefix, other.node, other.prefix),
+					})
+				}
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
 }
 
 // rank orders claims by who makes them; lower is better.
@@ -133,6 +201,7 @@ type claim struct {
 	prefix  netip.Prefix
 	node    string // "": reserved
 	address bool   // an address of the node, not a range of pods
+	made    rank   // how it was made; for this node's own, which all rank first
 	refused string // by whom; meaningful while a rank is resolved
 }
 
@@ -162,10 +231,15 @@ func (c *compiler) claims(in Input) (out [numRanks][]claim) {
 			c.problem(node, ReasonBadAddress, p.String())
 			return
 		}
+		if why := in.refuses(prefix, r); why != 0 && node != in.Self {
+			c.problem(node, why, p.String())
+			return
+		}
+		cl := claim{prefix: prefix, node: node, address: r == rankAddress, made: r}
 		if node == in.Self && r != rankAddress {
 			r = rankSelf
 		}
-		out[r] = append(out[r], claim{prefix: prefix, node: node, address: r == rankAddress})
+		out[r] = append(out[r], cl)
 	}
 	for _, p := range in.Reserved {
 		add(rankSelf, p, "")
@@ -196,6 +270,24 @@ func (c *compiler) claims(in Input) (out [numRanks][]claim) {
 	return out
 }
 
+// refuses says why no other node can have a range, whoever else wants it.
+func (in *Input) refuses(p netip.Prefix, r rank) Reason {
+	switch {
+	case r == rankSelf:
+		return 0
+	case slices.ContainsFunc(in.Protected, p.Contains):
+		return ReasonProtected
+	case r == rankAddress && slices.ContainsFunc(in.Pools, p.Overlaps):
+		return ReasonBadAddress // pods' addresses are no node's
+	case r == rankAddress || len(in.Pools) == 0:
+		return 0
+	case !slices.ContainsFunc(in.Pools, func(pool netip.Prefix) bool { return pool.Overlaps(p) && pool.Bits() <= p.Bits() }):
+		return ReasonOutside
+	default:
+		return 0
+	}
+}
+
 // usable reports whether a can be the address of a node for other nodes.
 func usable(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() &&
@@ -207,7 +299,7 @@ func (c *compiler) resolve(byRank [numRanks][]claim) {
 	for r := range byRank {
 		claims := byRank[r]
 		slices.SortFunc(claims, func(a, b claim) int {
-			return cmp.Or(comparePrefixes(a.prefix, b.prefix), cmp.Compare(a.node, b.node))
+			return cmp.Or(a.prefix.Compare(b.prefix), cmp.Compare(a.node, b.node))
 		})
 		if rank(r) != rankSelf { //nolint:gosec // below numRanks
 			claims = c.refuseTaken(claims)

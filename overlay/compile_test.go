@@ -35,17 +35,20 @@ func with(m *model.Node, change func(*model.Node)) *model.Node {
 }
 
 // show writes peers and problems as lines.
-func show(peers []overlay.Peer, problems []overlay.Problem) string {
+func show(m overlay.Mesh) string {
 	var b strings.Builder
-	for _, p := range peers {
+	for _, p := range m.Peers {
 		fmt.Fprintf(&b, "%s %d %s", p.Node, p.PublicKey[0], p.Endpoint)
 		for _, a := range p.AllowedIPs {
 			fmt.Fprintf(&b, " %s", a)
 		}
 		b.WriteByte('\n')
 	}
-	for _, p := range problems {
+	for _, p := range m.Problems {
 		fmt.Fprintln(&b, p)
+	}
+	for _, p := range m.Contested {
+		fmt.Fprintln(&b, "contested", p)
 	}
 	return b.String()
 }
@@ -118,7 +121,8 @@ func TestCompile(t *testing.T) {
 		{
 			"this node's podCIDR", overlay.Input{Nodes: []*model.Node{self(), n(2, "10.0.0.0/16", "10.1.0.0/16")}},
 			"n2 2 192.0.2.2:51820 10.1.0.0/16 192.0.2.2/32 2001:db8::2/128\n" +
-				"node n2: overlaps another's: 10.0.0.0/16, which is in conflict with 10.0.1.0/24 of node n1\n",
+				"node n1: also claimed by another node; no pod gets an address of it: 10.0.1.0/24, by node n2 as 10.0.0.0/16\n" +
+				"node n2: overlaps another's: 10.0.0.0/16, which is in conflict with 10.0.1.0/24 of node n1\ncontested 10.0.1.0/24\n",
 		},
 		{
 			"service range", overlay.Input{Reserved: []netip.Prefix{prefix("10.96.0.0/12")}, Nodes: []*model.Node{self(), n(2, "10.97.0.0/24", "10.0.2.0/24")}},
@@ -155,6 +159,21 @@ func TestCompile(t *testing.T) {
 				"node n2: invalid address: 127.0.0.1\nnode n2: invalid address: 224.0.0.1\nnode n2: invalid address: ::\nnode n2: invalid address: fe80::1\n",
 		},
 		{
+			"blocks outside the pools, or around what the node depends on", overlay.Input{
+				Nodes: []*model.Node{self(), n(2, "10.0.2.0/24"), with(n(3, "10.0.3.0/24"), func(m *model.Node) {
+					m.Addresses = append(m.Addresses, addr("203.0.113.53"))
+				})},
+				Blocks: []model.Block{
+					{CIDR: prefix("203.0.113.9/32"), Node: "n3"}, {CIDR: prefix("128.0.0.0/1"), Node: "n3"}, {CIDR: prefix("10.0.9.0/25"), Node: "n2"},
+				},
+				Pools: []netip.Prefix{prefix("10.0.0.0/16")}, Protected: []netip.Addr{addr("203.0.113.53")},
+			},
+			"n2 2 192.0.2.2:51820 10.0.2.0/24 10.0.9.0/25 192.0.2.2/32 2001:db8::2/128\n" + n3 +
+				"node n3: outside the cluster's pod ranges: 203.0.113.9/32\n" +
+				"node n3: holds an address that belongs to no node: 128.0.0.0/1\n" +
+				"node n3: holds an address that belongs to no node: 203.0.113.53/32\n",
+		},
+		{
 			"block of a node that is gone", overlay.Input{
 				Nodes: []*model.Node{self(), n(2, "10.0.2.0/24")}, Blocks: []model.Block{{CIDR: prefix("10.9.0.0/26"), Node: "gone"}},
 			},
@@ -176,7 +195,8 @@ func TestCompileRandom(t *testing.T) {
 		seed := rand.Uint64()
 		rng := rand.New(rand.NewPCG(seed, 2))
 		in := randomInput(rng)
-		peers, problems := overlay.Compile(in)
+		mesh := overlay.Compile(in)
+		peers := mesh.Peers
 		for i, p := range peers {
 			for _, a := range p.AllowedIPs {
 				for _, r := range in.Reserved {
@@ -205,12 +225,8 @@ func TestCompileRandom(t *testing.T) {
 		}
 		rng.Shuffle(len(in.Nodes), func(i, j int) { in.Nodes[i], in.Nodes[j] = in.Nodes[j], in.Nodes[i] })
 		rng.Shuffle(len(in.Blocks), func(i, j int) { in.Blocks[i], in.Blocks[j] = in.Blocks[j], in.Blocks[i] })
-		peers2, problems2 := overlay.Compile(in)
-		if d := cmp.Diff(peers, peers2, cmpopts.EquateComparable(overlay.Key{}, netip.AddrPort{}, netip.Prefix{})); d != "" {
-			t.Fatalf("seed %d: shuffled input gives other peers:\n%s", seed, d)
-		}
-		if d := cmp.Diff(problems, problems2); d != "" {
-			t.Fatalf("seed %d: shuffled input gives other problems:\n%s", seed, d)
+		if d := cmp.Diff(mesh, overlay.Compile(in), cmpopts.EquateComparable(overlay.Key{}, netip.AddrPort{}, netip.Prefix{})); d != "" {
+			t.Fatalf("seed %d: shuffled input gives another mesh:\n%s", seed, d)
 		}
 	}
 }
@@ -254,8 +270,8 @@ func BenchmarkCompile1000(b *testing.B) {
 		})
 	}
 	for b.Loop() {
-		if peers, problems := overlay.Compile(in); len(peers) != 999 || len(problems) != 0 {
-			b.Fatal(len(peers), problems)
+		if m := overlay.Compile(in); len(m.Peers) != 999 || len(m.Problems) != 0 {
+			b.Fatal(len(m.Peers), m.Problems)
 		}
 	}
 }

@@ -100,19 +100,20 @@ type Agent struct {
 	log *slog.Logger
 	mtu int
 
-	flows    *flow.Table
-	affinity *proxy.Affinity
-	pool     *ipam.Pool
-	records  *records
-	router   *datapath.Router
-	workers  *datapath.Workers
-	engine   overlay.Engine
-	key      overlay.Key
-	resolver *dns.Server
-	stack    *netstack.Stack
-	host     *kernel.TUN
-	cni      *cni.Server
-	loop     *loop
+	flows     *flow.Table
+	affinity  *proxy.Affinity
+	pool      *ipam.Pool
+	records   *records
+	router    *datapath.Router
+	workers   *datapath.Workers
+	engine    overlay.Engine
+	key       overlay.Key
+	resolver  *dns.Server
+	upstreams *dns.ResolvConf
+	stack     *netstack.Stack
+	host      *kernel.TUN
+	cni       *cni.Server
+	loop      *loop
 
 	state atomic.Pointer[model.State]
 
@@ -211,8 +212,8 @@ func (a *Agent) openPorts() error {
 	if err != nil {
 		return fmt.Errorf("start the overlay: %w", err)
 	}
-	upstreams := dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
-	a.resolver = dns.New(dns.Config{Upstreams: upstreams.Upstreams, Logger: a.log})
+	a.upstreams = dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
+	a.resolver = dns.New(dns.Config{Upstreams: a.upstreams.Upstreams, Logger: a.log})
 	outside := a.router.NewInputs(NetstackPort)
 	guard := new(netstack.HostGuard)
 	a.stack, err = netstack.New(netstack.Config{

@@ -19,19 +19,23 @@ const claimTimeout = 10 * time.Second
 
 // compile is the loop's: what is true now, as values.
 func (a *Agent) compile() Output {
-	state := a.state.Load()
-	if err := a.setBlocks(state); err != nil {
-		a.log.Warn("the node's pod ranges cannot be used", "error", err)
-	}
 	return Compile(Input{
-		State: state, Node: a.cfg.Node, Domain: a.cfg.Domain,
+		State: a.state.Load(), Protected: a.protected(), Node: a.cfg.Node, Domain: a.cfg.Domain,
 		ClusterCIDRs: a.cfg.ClusterCIDRs, Ports: a.localPorts(), Previous: &a.last,
 	})
 }
 
-// setBlocks tells the address pool which ranges are this node's.
-func (a *Agent) setBlocks(s *model.State) error {
-	return a.pool.SetBlocks(s.NodePrefixes(a.cfg.Node))
+// protected are the addresses that the node's own network depends on.
+func (a *Agent) protected() []netip.Addr {
+	var out []netip.Addr
+	for _, u := range a.upstreams.Upstreams() {
+		out = append(out, u.Addr())
+	}
+	gateways, err := kernel.Gateways()
+	if err != nil {
+		a.log.Warn("the node's gateways are not known", "error", err)
+	}
+	return append(out, gateways...)
 }
 
 // localPorts returns the ports that exist, by ID.
@@ -49,6 +53,9 @@ func (a *Agent) localPorts() []LocalPort {
 // publish is the loop's: it puts what was compiled in force.
 func (a *Agent) publish(out Output) error {
 	a.last = out
+	if err := a.pool.SetBlocks(out.Blocks); err != nil {
+		return fmt.Errorf("use the node's pod ranges: %w", err)
+	}
 	a.affinity.Sweep(out.Tables.Services, a.router.Now())
 	a.resolver.Publish(out.Zone)
 	return a.workers.Publish(out.Tables)

@@ -47,7 +47,7 @@ func (a *Agent) know(t *testing.T, node *model.Node, blocks ...model.Block) {
 	t.Helper()
 	s := &model.State{Revision: 1, Synced: true, Nodes: []*model.Node{node}, Blocks: blocks}
 	a.state.Store(s)
-	if err := a.setBlocks(s); err != nil {
+	if err := a.pool.SetBlocks(s.NodePrefixes(node.Name)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -53,6 +53,9 @@ type Input struct {
 	// ClusterCIDRs are ranges whose addresses are never "outside", besides what
 	// the State says of nodes and services.
 	ClusterCIDRs []netip.Prefix
+	// Protected are addresses that this node depends on: no node can claim them
+	// and no range that holds them is routed to netctl0.
+	Protected []netip.Addr
 	// Previous may be what was compiled before: what has not changed is shared
 	// with it. It does not change the result.
 	Previous *Output
@@ -65,6 +68,7 @@ type Output struct {
 	Zone       *dns.Zone
 	HostRoutes []kernel.Route // towards netctl0
 	HostAddrs  []netip.Prefix // on netctl0
+	Blocks     []netip.Prefix // that this node's pods get addresses from
 	Problems   []string
 }
 
@@ -77,7 +81,7 @@ func Compile(in Input) Output {
 	c.ports()
 	c.host()
 	return Output{
-		Tables: c.tables, Peers: c.peers, Zone: c.zone,
+		Tables: c.tables, Peers: c.mesh.Peers, Zone: c.zone, Blocks: c.blocks,
 		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Problems: c.problems,
 	}
 }
@@ -85,7 +89,8 @@ func Compile(in Input) Output {
 type compiler struct {
 	in         Input
 	tables     *datapath.Tables
-	peers      []overlay.Peer
+	mesh       overlay.Mesh
+	blocks     []netip.Prefix
 	zone       *dns.Zone
 	hostRoutes []kernel.Route
 	hostAddrs  []netip.Prefix
@@ -123,22 +128,24 @@ func (c *compiler) self() *model.Node {
 // features compiles what the parts make of the State.
 func (c *compiler) features() {
 	s := c.in.State
-	var problems []overlay.Problem
-	c.peers, problems = overlay.Compile(overlay.Input{Self: c.in.Node, Nodes: s.Nodes, Blocks: s.Blocks, Reserved: s.ServiceCIDRs})
-	for _, p := range problems {
+	c.mesh = overlay.Compile(overlay.Input{
+		Self: c.in.Node, Nodes: s.Nodes, Blocks: s.Blocks, Reserved: s.ServiceCIDRs, Pools: c.podRanges(), Protected: c.in.Protected,
+	})
+	for _, p := range c.mesh.Problems {
 		c.problem(p.String())
 	}
 	in := proxy.Input{
 		Node: c.in.Node, Zone: c.self().Zone, Services: s.Services, Slices: s.EndpointSlices, ServiceCIDRs: s.ServiceCIDRs,
-		Local: s.NodePrefixes(c.in.Node),
+		Exclude: slices.Concat(c.podRanges(), s.ServiceCIDRs),
 	}
-	for _, n := range s.Nodes {
-		for _, a := range n.Addresses {
-			in.Exclude = append(in.Exclude, host(a))
+	for _, claim := range c.mesh.Claims {
+		in.Exclude = append(in.Exclude, claim.Prefix)
+		if claim.Node == c.in.Node {
+			in.Local = append(in.Local, claim.Prefix)
 		}
 	}
-	for _, a := range c.self().Addresses {
-		in.Local = append(in.Local, host(a))
+	for _, a := range c.in.Protected {
+		in.Exclude = append(in.Exclude, host(a))
 	}
 	if t := c.previous().Tables; t != nil {
 		in.Previous = t.Services
@@ -177,46 +184,40 @@ func (c *compiler) names() {
 }
 
 // routes fills the routing table from the widest range to the single address,
-// later entries standing above earlier ones of the same prefix.
+// later entries standing above earlier ones of the same prefix. Only claims
+// that the overlay accepted count: what a node says of itself is not a fact.
 func (c *compiler) routes() {
-	s := c.in.State
-	c.route(netip.MustParsePrefix("0.0.0.0/0"), datapath.Route{Port: NetstackPort})
-	c.route(netip.MustParsePrefix("::/0"), datapath.Route{Port: NetstackPort})
+	outside := datapath.Route{Port: NetstackPort}
+	if len(c.podRanges()) == 0 {
+		// Without them a pod of a node that is not known yet would be "outside", and
+		// what is sent to it would leave in plaintext.
+		outside = datapath.Route{Reason: datapath.DropNoClusterRange}
+		c.problem("the cluster's pod ranges are not known, so nothing is known to be outside: set --cluster-cidr or apply a BlockPool")
+	}
+	c.route(netip.MustParsePrefix("0.0.0.0/0"), outside)
+	c.route(netip.MustParsePrefix("::/0"), outside)
 	for _, p := range c.podRanges() {
 		c.route(p, datapath.Route{Reason: datapath.DropUnownedAddress})
 	}
-	for _, p := range s.ServiceCIDRs {
+	for _, p := range c.in.State.ServiceCIDRs {
 		c.route(p, datapath.Route{Reason: datapath.DropUnallocated})
 	}
-	for _, n := range s.Nodes {
-		if n.Name == c.in.Node {
-			continue
-		}
-		unready := datapath.Route{Reason: datapath.DropPeerUnready}
-		for _, p := range s.NodePrefixes(n.Name) {
-			c.route(p, unready)
-		}
-		for _, a := range n.Addresses {
-			c.route(host(a), unready)
-		}
+	reachable := map[string]bool{}
+	for _, p := range c.mesh.Peers {
+		reachable[p.Node] = true
 	}
-	for _, p := range c.peers {
-		for _, allowed := range p.AllowedIPs {
-			c.route(allowed, datapath.Route{Port: OverlayPort, HostAddress: allowed.IsSingleIP() && isNodeAddress(s.Node(p.Node), allowed.Addr())})
+	for _, claim := range c.mesh.Claims {
+		switch {
+		case claim.Node == c.in.Node:
+			c.own(claim)
+		case reachable[claim.Node]:
+			c.route(claim.Prefix, datapath.Route{Port: OverlayPort, HostAddress: claim.Address})
+		default:
+			c.route(claim.Prefix, datapath.Route{Reason: datapath.DropPeerUnready})
 		}
-	}
-	for _, p := range s.NodePrefixes(c.in.Node) {
-		c.route(p, datapath.Route{Reason: datapath.DropUnownedAddress})
-		if own := &c.tables.RouterAddrs[family(p.Addr())]; *own == (packet.Addr{}) {
-			*own = packet.AddrFrom(ipam.RouterAddr(p))
-		}
-		c.hostAddrs = append(c.hostAddrs, host(ipam.HostAddr(p)))
 	}
 	for _, a := range c.hostAddrs {
 		c.route(a, datapath.Route{Port: HostPort, HostAddress: true})
-	}
-	for _, a := range c.self().Addresses {
-		c.route(host(a), datapath.Route{Port: HostPort, HostAddress: true})
 	}
 	for _, a := range c.tables.DNS {
 		if a != (packet.Addr{}) {
@@ -227,6 +228,23 @@ func (c *compiler) routes() {
 		for _, a := range p.Addrs {
 			c.route(host(a), datapath.Route{Port: p.ID})
 		}
+	}
+}
+
+// own routes a range or address of this node.
+func (c *compiler) own(claim overlay.Claim) {
+	p := claim.Prefix
+	if claim.Address {
+		c.route(p, datapath.Route{Port: HostPort, HostAddress: true})
+		return
+	}
+	c.route(p, datapath.Route{Reason: datapath.DropUnownedAddress})
+	if own := &c.tables.RouterAddrs[family(p.Addr())]; *own == (packet.Addr{}) {
+		*own = packet.AddrFrom(ipam.RouterAddr(p))
+	}
+	c.hostAddrs = append(c.hostAddrs, host(ipam.HostAddr(p)))
+	if !slices.Contains(c.mesh.Contested, p) {
+		c.blocks = append(c.blocks, p)
 	}
 }
 
@@ -267,16 +285,14 @@ func (c *compiler) ports() {
 		case datapath.KindOverlay:
 			// Flows of peers depend on who owns which range: a node that comes or goes
 			// has them judged again.
-			for _, p := range c.peers {
+			for _, p := range c.mesh.Peers {
 				for _, a := range p.AllowedIPs {
 					write([]byte(p.Node), []byte(a.String()))
 				}
 			}
 		case datapath.KindNetstack:
-			for _, n := range c.in.State.Nodes {
-				for _, a := range n.Addresses {
-					write(a.AsSlice())
-				}
+			for _, claim := range c.mesh.Claims {
+				write([]byte(claim.Prefix.String()))
 			}
 			for _, p := range slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs) {
 				write([]byte(p.String()))
@@ -301,11 +317,14 @@ func (c *compiler) hostSources() []netip.Addr {
 // netctl0, and the node speaks to them with its own address (any other source
 // would have UDP servers answer from the wrong one).
 func (c *compiler) host() {
-	var ranges []netip.Prefix
-	ranges = append(ranges, c.podRanges()...)
-	ranges = append(ranges, c.in.State.ServiceCIDRs...)
-	for _, n := range c.in.State.Nodes {
-		ranges = append(ranges, c.in.State.NodePrefixes(n.Name)...)
+	ranges := slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs)
+	keep := slices.Concat(c.self().Addresses, c.in.Protected)
+	for _, claim := range c.mesh.Claims {
+		if claim.Address {
+			keep = append(keep, claim.Prefix.Addr())
+		} else {
+			ranges = append(ranges, claim.Prefix)
+		}
 	}
 	source := map[int]netip.Addr{}
 	for _, a := range slices.Backward(c.self().Addresses) {
@@ -314,24 +333,19 @@ func (c *compiler) host() {
 	seen := map[netip.Prefix]bool{}
 	for _, p := range ranges {
 		src, ok := source[family(p.Addr())]
-		if !ok {
+		i := slices.IndexFunc(keep, p.Contains)
+		switch {
+		case seen[p]:
+		case !ok:
 			c.problem("no route to " + p.String() + " for the node's processes: node " + c.in.Node + " has no address of that family")
-			continue
-		}
-		if seen[p] || p.Contains(src) {
-			continue
+		case i >= 0:
+			c.problem("no route to " + p.String() + " for the node's processes: it holds " + keep[i].String() + ", which lies outside the cluster; choose another range")
+		default:
+			c.hostRoutes = append(c.hostRoutes, kernel.Route{Dst: p, Src: src})
 		}
 		seen[p] = true
-		c.hostRoutes = append(c.hostRoutes, kernel.Route{Dst: p, Src: src})
 	}
-	slices.SortFunc(c.hostRoutes, func(a, b kernel.Route) int { return comparePrefixes(a.Dst, b.Dst) })
-}
-
-func comparePrefixes(a, b netip.Prefix) int {
-	if d := a.Addr().Compare(b.Addr()); d != 0 {
-		return d
-	}
-	return a.Bits() - b.Bits()
+	slices.SortFunc(c.hostRoutes, func(a, b kernel.Route) int { return a.Dst.Compare(b.Dst) })
 }
 
 // family is 0 for IPv4, 1 for IPv6: the index of two-family arrays.
@@ -344,7 +358,3 @@ func family(a netip.Addr) int {
 
 // host returns the prefix that holds a alone.
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-func isNodeAddress(n *model.Node, a netip.Addr) bool {
-	return n != nil && slices.Contains(n.Addresses, a)
-}

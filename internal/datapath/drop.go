@@ -10,6 +10,7 @@ const (
 	DropMalformed           // headers that contradict themselves or the length
 	DropSpoofedSource       // the source does not belong to the port it came in by
 	DropNoRoute             // nowhere to go
+	DropNoClusterRange      // the cluster's pod ranges are not known, so nothing is known to be outside
 	DropUnownedAddress      // inside a cluster range, but nobody's
 	DropPeerUnready         // the node that owns the address has no WireGuard key yet
 	DropTransit             // a peer or socket asked us to carry for a third party
@@ -36,7 +37,7 @@ const (
 // String returns the reason as metrics and traces name it.
 func (d Drop) String() string {
 	names := [dropCount]string{
-		"none", "malformed", "spoofed_source", "no_route", "unowned_address", "peer_unready", "transit",
+		"none", "malformed", "spoofed_source", "no_route", "no_cluster_range", "unowned_address", "peer_unready", "transit",
 		"no_endpoints", "service_local", "unallocated", "egress_policy", "ingress_policy", "not_answered",
 		"ttl", "too_big", "fragment", "icmp_unmatched", "flow_owner_full", "flow_table_full", "source_ports",
 		"unknown_reply", "port_full", "port_gone", "panic",
@@ -61,7 +62,7 @@ const (
 // in silence, as people expect of a NetworkPolicy.
 func answerTo(d Drop) answer {
 	switch d {
-	case DropNoRoute, DropUnownedAddress, DropPeerUnready:
+	case DropNoRoute, DropNoClusterRange, DropUnownedAddress, DropPeerUnready:
 		return answerHost
 	case DropNoEndpoints:
 		return answerPort

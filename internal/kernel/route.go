@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -231,4 +232,27 @@ func familyOf(a netip.Addr) int {
 		return netlink.FAMILY_V4
 	}
 	return netlink.FAMILY_V6
+}
+
+// Gateways returns the routers that the routes of the caller's namespace lead
+// by way of, sorted and once each.
+func Gateways() ([]netip.Addr, error) {
+	list, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var out []netip.Addr
+	add := func(ip net.IP) {
+		if a, ok := netip.AddrFromSlice(ip); ok && !a.IsUnspecified() {
+			out = append(out, a.Unmap())
+		}
+	}
+	for _, r := range list {
+		add(r.Gw)
+		for _, hop := range r.MultiPath {
+			add(hop.Gw)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
 }

@@ -1,0 +1,355 @@
+package agent_test
+
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/netctl/netctl/internal/agent"
+	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/overlay"
+)
+
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func key(t *testing.T) string {
+	t.Helper()
+	k, err := overlay.NewPrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.Public().String()
+}
+
+// node makes node "nI" with everything that an agent publishes.
+func node(t *testing.T, i string) *model.Node {
+	t.Helper()
+	return &model.Node{
+		Name: "n" + i, PublicKey: key(t),
+		Addresses: []netip.Addr{addr("192.0.2." + i), addr("2001:db8::" + i)},
+		PodCIDRs:  []netip.Prefix{prefix("10.1." + i + ".0/24"), prefix("fd00:1:0:" + i + "::/64")},
+		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2." + i + ":51820")},
+	}
+}
+
+// input is the view of n1 on a cluster of three nodes, with one pod.
+func input(t *testing.T) agent.Input {
+	t.Helper()
+	return agent.Input{
+		Node: "n1", Domain: "cluster.local",
+		ClusterCIDRs: []netip.Prefix{prefix("10.1.0.0/16"), prefix("fd00:1::/48")},
+		State: &model.State{
+			Revision: 7, Synced: true,
+			Nodes:        []*model.Node{node(t, "1"), node(t, "2"), node(t, "3")},
+			ServiceCIDRs: []netip.Prefix{prefix("10.96.0.0/16"), prefix("fd00:96::/112")},
+			Services: []*model.Service{{
+				Name: model.Name{Namespace: "kube-system", Name: "kube-dns"}, Type: model.ClusterIP,
+				ClusterIPs: []netip.Addr{addr("10.96.0.10"), addr("fd00:96::a")},
+				Ports:      []model.ServicePort{{Name: "dns", Protocol: model.UDP, Port: 53}},
+			}},
+		},
+		Ports: []agent.LocalPort{
+			{ID: agent.HostPort, Kind: datapath.KindHost, Name: "netctl0", MTU: 1420},
+			{ID: agent.OverlayPort, Kind: datapath.KindOverlay, Name: "overlay", MTU: 1420},
+			{ID: agent.NetstackPort, Kind: datapath.KindNetstack, Name: "netstack", MTU: 65535},
+			{ID: agent.DNSPort, Kind: datapath.KindDNS, Name: "dns", MTU: 65535},
+			pod(agent.FirstPodPort, "default/a", "10.1.1.5", "fd00:1:0:1::5"),
+		},
+	}
+}
+
+func pod(id datapath.PortID, name, v4, v6 string) agent.LocalPort {
+	return agent.LocalPort{
+		ID: id, Kind: datapath.KindPod, Name: name, MTU: 1420, Incarnation: name + "-1",
+		Addrs: []netip.Addr{addr(v4), addr(v6)},
+	}
+}
+
+// change edits a copy of a node's object.
+func change(in *agent.Input, i int, edit func(*model.Node)) {
+	s := *in.State
+	s.Nodes = slices.Clone(s.Nodes)
+	n := *s.Nodes[i]
+	edit(&n)
+	s.Nodes[i] = &n
+	in.State = &s
+}
+
+func TestRoutes(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		edit func(*agent.Input)
+		dst  string
+		want datapath.Route
+	}{
+		{"outside", nil, "198.51.100.1", datapath.Route{Port: agent.NetstackPort}},
+		{"outside v6", nil, "2001:db8:ffff::1", datapath.Route{Port: agent.NetstackPort}},
+		{"own pod", nil, "10.1.1.5", datapath.Route{Port: agent.FirstPodPort}},
+		{"own pod v6", nil, "fd00:1:0:1::5", datapath.Route{Port: agent.FirstPodPort}},
+		{"unowned here", nil, "10.1.1.6", datapath.Route{Reason: datapath.DropUnownedAddress}},
+		{"the router", nil, "10.1.1.2", datapath.Route{Reason: datapath.DropUnownedAddress}},
+		{"netctl0", nil, "10.1.1.1", datapath.Route{Port: agent.HostPort, HostAddress: true}},
+		{"this node", nil, "192.0.2.1", datapath.Route{Port: agent.HostPort, HostAddress: true}},
+		{"this node v6", nil, "2001:db8::1", datapath.Route{Port: agent.HostPort, HostAddress: true}},
+		{"pod of another node", nil, "10.1.2.9", datapath.Route{Port: agent.OverlayPort}},
+		{"pod of another node v6", nil, "fd00:1:0:2::9", datapath.Route{Port: agent.OverlayPort}},
+		{"another node", nil, "192.0.2.2", datapath.Route{Port: agent.OverlayPort, HostAddress: true}},
+		{"range of nobody", nil, "10.1.77.7", datapath.Route{Reason: datapath.DropUnownedAddress}},
+		{"service of nobody", nil, "10.96.7.7", datapath.Route{Reason: datapath.DropUnallocated}},
+		{"name server over TCP", nil, "10.96.0.10", datapath.Route{Port: agent.NetstackPort}},
+		{
+			"node without a key", func(in *agent.Input) { change(in, 1, func(n *model.Node) { n.PublicKey = "" }) },
+			"10.1.2.9", datapath.Route{Reason: datapath.DropPeerUnready},
+		},
+		{
+			"address of a node without a key", func(in *agent.Input) { change(in, 1, func(n *model.Node) { n.PublicKey = "" }) },
+			"192.0.2.2", datapath.Route{Reason: datapath.DropPeerUnready},
+		},
+		{
+			"range that two nodes claim", func(in *agent.Input) { change(in, 1, func(n *model.Node) { n.PodCIDRs = in.State.Nodes[2].PodCIDRs }) },
+			"10.1.3.9", datapath.Route{Reason: datapath.DropUnownedAddress},
+		},
+		{
+			"block", func(in *agent.Input) {
+				s := *in.State
+				s.Blocks = []model.Block{{CIDR: prefix("10.1.50.0/25"), Node: "n3"}}
+				in.State = &s
+			}, "10.1.50.9", datapath.Route{Port: agent.OverlayPort},
+		},
+		{
+			"a node's claim on another node's pod", func(in *agent.Input) {
+				change(in, 2, func(n *model.Node) { n.Addresses = append(slices.Clone(n.Addresses), addr("10.1.2.9")) })
+			}, "10.1.2.9", datapath.Route{Port: agent.OverlayPort},
+		},
+		{
+			"a node's block inside another node's range", func(in *agent.Input) {
+				s := *in.State
+				s.Blocks = []model.Block{{CIDR: prefix("10.1.2.8/29"), Node: "n3"}}
+				in.State = &s
+			}, "10.1.2.9", datapath.Route{Port: agent.OverlayPort},
+		},
+		{
+			"a node's claim on a pod of ours", func(in *agent.Input) {
+				change(in, 2, func(n *model.Node) { n.Addresses = append(slices.Clone(n.Addresses), addr("10.1.1.5")) })
+			}, "10.1.1.5", datapath.Route{Port: agent.FirstPodPort},
+		},
+		{
+			"a node's claim on this node", func(in *agent.Input) {
+				change(in, 2, func(n *model.Node) { n.Addresses = append(slices.Clone(n.Addresses), addr("192.0.2.1")) })
+			}, "192.0.2.1", datapath.Route{Port: agent.HostPort, HostAddress: true},
+		},
+		{
+			"a node's claim on a service", func(in *agent.Input) {
+				change(in, 2, func(n *model.Node) { n.Addresses = append(slices.Clone(n.Addresses), addr("10.96.7.7")) })
+			}, "10.96.7.7", datapath.Route{Reason: datapath.DropUnallocated},
+		},
+		{
+			"a node that is gone", func(in *agent.Input) {
+				s := *in.State
+				s.Nodes = s.Nodes[:1]
+				in.State = &s
+			}, "10.1.2.9", datapath.Route{Reason: datapath.DropUnownedAddress},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			in := input(t)
+			if tt.edit != nil {
+				tt.edit(&in)
+			}
+			got, _ := agent.Compile(in).Tables.Routes.Lookup(addr(tt.dst))
+			if got != tt.want {
+				t.Errorf("route to %s is %+v, want %+v", tt.dst, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestTables(t *testing.T) {
+	t.Parallel()
+	in := input(t)
+	tb := agent.Compile(in).Tables
+	if tb.Revision != 7 || tb.Netstack != agent.NetstackPort || tb.DNSPort != agent.DNSPort {
+		t.Errorf("revision %d, netstack %d, dns %d", tb.Revision, tb.Netstack, tb.DNSPort)
+	}
+	if want := [2]packet.Addr{packet.AddrFrom(addr("10.1.1.2")), packet.AddrFrom(addr("fd00:1:0:1::2"))}; tb.RouterAddrs != want {
+		t.Errorf("router has %v, want %v", tb.RouterAddrs, want)
+	}
+	if want := [2]packet.Addr{packet.AddrFrom(addr("10.96.0.10")), packet.AddrFrom(addr("fd00:96::a"))}; tb.DNS != want {
+		t.Errorf("name server has %v, want %v", tb.DNS, want)
+	}
+	var host []string
+	for _, a := range tb.Ports[agent.HostPort].Addrs {
+		host = append(host, a.String())
+	}
+	if want := []string{"192.0.2.1", "2001:db8::1", "10.1.1.1", "fd00:1:0:1::1"}; !slices.Equal(host, want) {
+		t.Errorf("the host may send from %v, want %v", host, want)
+	}
+	if e := tb.Ports[agent.FirstPodPort]; e.Kind != datapath.KindPod || e.Name != "default/a" || len(e.Addrs) != 2 || e.MTU != 1420 {
+		t.Errorf("pod's entry is %+v", e)
+	}
+	if e := tb.Ports[datapath.NoPort]; e.Kind != 0 || e.Port != nil {
+		t.Errorf("port 0 is taken: %+v", e)
+	}
+	in.State = &model.State{Synced: true}
+	if tb := agent.Compile(in).Tables; tb.DNSPort != datapath.NoPort {
+		t.Error("there is a name server without its Service")
+	}
+}
+
+func TestHost(t *testing.T) {
+	t.Parallel()
+	in := input(t)
+	out := agent.Compile(in)
+	if want := []netip.Prefix{prefix("10.1.1.1/32"), prefix("fd00:1:0:1::1/128")}; !slices.Equal(out.HostAddrs, want) {
+		t.Errorf("netctl0 has %v, want %v", out.HostAddrs, want)
+	}
+	got := map[string]string{}
+	for _, r := range out.HostRoutes {
+		got[r.Dst.String()] = r.Src.String()
+	}
+	for dst, src := range map[string]string{
+		"10.1.0.0/16": "192.0.2.1", "10.96.0.0/16": "192.0.2.1", "10.1.2.0/24": "192.0.2.1",
+		"fd00:1::/48": "2001:db8::1", "fd00:96::/112": "2001:db8::1",
+	} {
+		if got[dst] != src {
+			t.Errorf("route to %s has source %q, want %s", dst, got[dst], src)
+		}
+	}
+	change(&in, 2, func(n *model.Node) { n.PodCIDRs = []netip.Prefix{prefix("192.0.2.0/26"), prefix("0.0.0.0/0")} })
+	out = agent.Compile(in)
+	for _, r := range out.HostRoutes {
+		if r.Dst.Contains(addr("192.0.2.2")) {
+			t.Errorf("the node's way to another node is routed away: %v", r.Dst)
+		}
+	}
+	change(&in, 0, func(n *model.Node) { n.Addresses = n.Addresses[:1] })
+	out = agent.Compile(in)
+	for _, r := range out.HostRoutes {
+		if r.Dst.Addr().Is6() {
+			t.Errorf("route %v without a source of its family", r.Dst)
+		}
+	}
+	if !slices.ContainsFunc(out.Problems, func(p string) bool { return strings.Contains(p, "no address of that family") }) {
+		t.Errorf("nobody is told of missing routes: %v", out.Problems)
+	}
+}
+
+// A port's generation moves with what its flows depend on, and with nothing else.
+func TestGenerations(t *testing.T) {
+	t.Parallel()
+	podOf := func(in *agent.Input, edit func(*agent.LocalPort)) {
+		in.Ports = slices.Clone(in.Ports)
+		edit(&in.Ports[len(in.Ports)-1])
+	}
+	tests := []struct {
+		name  string
+		edit  func(*agent.Input)
+		moved []datapath.PortID
+	}{
+		{"nothing", func(*agent.Input) {}, nil},
+		{"revision", func(in *agent.Input) {
+			s := *in.State
+			s.Revision++
+			in.State = &s
+		}, nil},
+		{"a service", func(in *agent.Input) {
+			s := *in.State
+			s.Services = append(slices.Clone(s.Services), &model.Service{
+				Name: model.Name{Namespace: "z", Name: "z"}, ClusterIPs: []netip.Addr{addr("10.96.0.99")},
+				Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80}},
+			})
+			in.State = &s
+		}, nil},
+		{"another pod", func(in *agent.Input) {
+			in.Ports = append(slices.Clone(in.Ports), pod(agent.FirstPodPort+1, "default/b", "10.1.1.9", "fd00:1:0:1::9"))
+		}, nil},
+		{"the pod was replaced", func(in *agent.Input) {
+			podOf(in, func(p *agent.LocalPort) { p.Incarnation = "another" })
+		}, []datapath.PortID{agent.FirstPodPort}},
+		{"the pod's address", func(in *agent.Input) {
+			podOf(in, func(p *agent.LocalPort) { p.Addrs = []netip.Addr{addr("10.1.1.77")} })
+		}, []datapath.PortID{agent.FirstPodPort}},
+		{"a peer's key", func(in *agent.Input) {
+			change(in, 1, func(n *model.Node) { n.PublicKey = "" })
+		}, []datapath.PortID{agent.OverlayPort}},
+		{"a node is gone", func(in *agent.Input) {
+			s := *in.State
+			s.Nodes = s.Nodes[:2]
+			in.State = &s
+		}, []datapath.PortID{agent.OverlayPort, agent.NetstackPort}},
+		{"this node's address", func(in *agent.Input) {
+			change(in, 0, func(n *model.Node) { n.Addresses = []netip.Addr{addr("192.0.2.111")} })
+		}, []datapath.PortID{agent.HostPort, agent.NetstackPort}},
+	}
+	base := input(t)
+	before := agent.Compile(base).Tables.Ports
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			in := base
+			tt.edit(&in)
+			after := agent.Compile(in).Tables.Ports
+			var moved []datapath.PortID
+			for id := range before {
+				if before[id].Gen != after[id].Gen {
+					moved = append(moved, datapath.PortID(id)) //nolint:gosec // an index
+				}
+			}
+			if !slices.Equal(moved, tt.moved) {
+				t.Errorf("generations of ports %v moved, want %v", moved, tt.moved)
+			}
+		})
+	}
+}
+
+// Two ports never have one generation: a flow would not notice that it goes
+// somewhere else.
+func TestGenerationsAreApart(t *testing.T) {
+	t.Parallel()
+	in := input(t)
+	in.Ports = append(in.Ports, pod(agent.FirstPodPort+1, "default/b", "10.1.1.9", "fd00:1:0:1::9"))
+	seen := map[uint32]string{}
+	for _, e := range agent.Compile(in).Tables.Ports[1:] {
+		if other, ok := seen[e.Gen]; ok {
+			t.Errorf("%s and %s have one generation", e.Name, other)
+		}
+		seen[e.Gen] = e.Name
+	}
+}
+
+func TestCompileIsPure(t *testing.T) {
+	t.Parallel()
+	in := input(t)
+	first, second := agent.Compile(in), agent.Compile(in)
+	if !reflect.DeepEqual(first, second) {
+		t.Error("two compiles of one input differ")
+	}
+	with := in
+	with.Previous = &first
+	if third := agent.Compile(with); !reflect.DeepEqual(first, third) {
+		t.Error("what was compiled before changes the result")
+	}
+	old := input(t)
+	old.State.Services = nil
+	before := agent.Compile(old)
+	with.Previous = &before
+	if fourth := agent.Compile(with); !reflect.DeepEqual(first, fourth) {
+		t.Error("another State that was compiled before changes the result")
+	}
+}
+
+func TestEmptyStateDropsWhatItShould(t *testing.T) {
+	t.Parallel()
+	out := agent.Compile(agent.Input{State: &model.State{}, Node: "n1"})
+	if len(out.Peers) != 0 || len(out.HostRoutes) != 0 || out.Tables == nil || out.Zone == nil {
+		t.Errorf("of nothing came %+v", out)
+	}
+}
