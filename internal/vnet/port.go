@@ -74,24 +74,31 @@ func (p *Port) Send(bufs ...[]byte) {
 	p.inputs.Deliver(copies...)
 }
 
-// Take returns what the port got since the last call, parsed, and fails the
-// test for packets that nobody should have been given.
+// TakeUnchecked returns what the port got since the last call, not parsed.
+func (p *Port) TakeUnchecked() []*packet.Packet {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]*packet.Packet, len(p.got))
+	for i := range p.got {
+		out[i] = &packet.Packet{Buf: p.got[i]}
+	}
+	p.got = nil
+	return out
+}
+
+// Take is TakeUnchecked with the packets parsed; it fails the test for packets
+// that nobody should have been given.
 func (p *Port) Take() []*packet.Packet {
 	p.tb.Helper()
-	p.mu.Lock()
-	got := p.got
-	p.got = nil
-	p.mu.Unlock()
-	out := make([]*packet.Packet, 0, len(got))
-	for _, buf := range got {
-		q := &packet.Packet{Buf: buf}
+	var out []*packet.Packet
+	for _, q := range p.TakeUnchecked() {
 		if f := packet.Parse(q); f != packet.FaultNone {
-			p.tb.Errorf("%s got a packet that is %v: %x", p.Name, f, buf)
+			p.tb.Errorf("%s got a packet that is %v: %x", p.Name, f, q.Buf)
 			continue
 		}
 		if q.Kind != packet.KindFirstFragment && q.Kind != packet.KindLaterFragment {
 			if err := packettest.Check(q.Buf); err != nil {
-				p.tb.Errorf("%s got a packet with a wrong %v: %x", p.Name, err, buf)
+				p.tb.Errorf("%s got a packet with a wrong %v: %x", p.Name, err, q.Buf)
 			}
 		}
 		out = append(out, q)

@@ -1,0 +1,63 @@
+package datapath_test
+
+import (
+	"testing"
+
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/vnet"
+)
+
+// FuzzWalk gives arbitrary bytes to the ports that others can write to. The
+// walk must not panic, and what it emits must parse, with right checksums
+// where they were right, and have a source that its port may have sent.
+func FuzzWalk(f *testing.F) {
+	script := router(f, vnet.Config{})
+	for _, fam := range vnet.Families() {
+		for _, line := range []string{
+			"udp a:1000 > a2:53 len=18", "tcp a:1000 > web:80 flags=S mss=1460", "echo a > b id=7",
+			"tcp a:1000 > web:80 flags=A len=9000 gso=1360", "unreach-port a2 > a [udp:a:1000>a2:53]",
+			"too-big b > a mtu=1280 [tcp:a:1000>b:8080]", "udp a:1000 > kube-dns:53 len=40", "udp n1:1 > a:2",
+			"udp b:1000 > a:53 len=100", "tcp a:1000 > none:80 flags=S", "udp a:1 > outside:2 len=3000",
+		} {
+			buf := script.Build(fam, line)
+			for way := range uint8(3) {
+				f.Add(way, buf, buf)
+			}
+		}
+		parts := vnet.Split(script.Build(fam, "udp a:1000 > web:80 len=3000"), 1200, 7)
+		f.Add(uint8(0), parts[0], parts[1])
+	}
+	f.Fuzz(func(t *testing.T, way uint8, first, second []byte) {
+		if len(first) > packet.MaxSize || len(second) > packet.MaxSize {
+			return
+		}
+		c := router(t, vnet.Config{Slots: 64})
+		c.Play(vnet.V4, `
+			a -> tcp a:1000 > web:80 flags=S
+			overlay.n1 <- tcp a:1000 > b:8080 flags=S`)
+		name := []string{"a", "n1", "overlay.n1"}[way%3]
+		c.Port(name).Send(first, second)
+		c.Port(name).Send(second, first)
+		n := c.Node("n1")
+		sum := n.Router.Counters()
+		if sum.ByReason()["panic"] != 0 {
+			t.Fatal("the walk panicked")
+		}
+		routes := n.Router.Tables().Routes
+		for _, port := range []string{"a", "a2", "n1", "overlay.n1", "netstack.n1"} {
+			p := c.Port(port)
+			for _, q := range p.TakeUnchecked() {
+				if f := packet.Parse(q); f != packet.FaultNone {
+					t.Fatalf("%s got a packet that is %v: %x", port, f, q.Buf)
+				}
+				src, dst := q.Tuple.Src.Netip(), q.Tuple.Dst.Netip()
+				if rt, ok := routes.Lookup(src); !ok || rt.Port == p.ID && port != name && port != "a2" {
+					t.Errorf("%s got a packet from %s, which is behind it", port, src)
+				}
+				if rt, _ := routes.Lookup(dst); rt.Port != p.ID && port != name {
+					t.Errorf("%s got a packet for %s, which is not behind it", port, dst)
+				}
+			}
+		}
+	})
+}
