@@ -33,7 +33,8 @@
 // answered. A reply over UDP is no longer than the client's EDNS size and 1232
 // bytes, 512 without EDNS; a longer one is cut at a record and has TC set. An
 // error reply is no longer than its question. No queue, cache or goroutine
-// count is without a bound. SERVFAIL for a name of the cluster is given only
+// count is without a bound, and of each a quarter is kept for clients that have
+// little, so that a greedy one is refused and not the next. SERVFAIL for a name of the cluster is given only
 // before the first complete list of the cluster's objects.
 //
 // Known differences to CoreDNS, all wanted: the SOA minimum (how long a
@@ -113,8 +114,13 @@ const (
 
 	// maxInFlight is kubeadm's max_concurrent of the forward plugin.
 	maxInFlight = 1000
-	// maxAskers bounds the clients that wait for upstream, all together.
-	maxAskers = 8192
+	// fairInFlight is what a client may always have out: A and AAAA of a name.
+	fairInFlight = 2
+	// maxAskers bounds the questions that wait for upstream, all together, and
+	// askersPerClient those of one client.
+	maxAskers       = 8192
+	askersPerClient = maxAskers / 8
+	fairAskers      = 8
 	// attemptTimeout and totalTimeout leave room for three upstreams before a
 	// resolver's usual 5 s are over.
 	attemptTimeout = 1500 * time.Millisecond
@@ -136,6 +142,9 @@ const (
 	writeTimeout = 5 * time.Second
 	// maxPipeline bounds the unanswered questions of a stream.
 	maxPipeline = 64
-	// maxStreams bounds the streams served at a time.
-	maxStreams = 1024
+	// maxStreams bounds the streams served at a time, and streamsPerClient
+	// those of one client.
+	maxStreams       = 1024
+	streamsPerClient = maxStreams / 8
+	fairStreams      = 2
 )

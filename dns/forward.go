@@ -3,11 +3,14 @@ package dns
 import (
 	"context"
 	"encoding/binary"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	mdns "github.com/miekg/dns"
+
+	"github.com/netctl/netctl/internal/quota"
 )
 
 // forwarder asks upstream what is not a name of the cluster. Identical
@@ -23,9 +26,11 @@ type forwarder struct {
 	// queue hands calls to Run. It never blocks: it holds as many as calls.
 	queue chan *call
 
+	inFlight *quota.Quota // calls, of who began them
+	waiting  *quota.Quota // askers
+
 	mu      sync.Mutex
 	calls   map[string]*call // guarded by mu
-	askers  int              // guarded by mu
 	stopped bool             // guarded by mu
 
 	forwarded, collapsed, refused, loops atomic.Uint64
@@ -35,6 +40,7 @@ type forwarder struct {
 type call struct {
 	key    string
 	ask    ask
+	owner  netip.Addr    // who began it
 	id     atomic.Uint32 // of the query that is out, 0 when there is none
 	askers []asker       // guarded by forwarder.mu
 }
@@ -49,6 +55,7 @@ type ask struct {
 // asker is a client that waits.
 type asker struct {
 	client
+	from  netip.Addr
 	head  []byte // header and question of the query, a copy
 	qtype uint16
 	chain []string // CNAMEs before the name that is asked
@@ -71,6 +78,8 @@ func newForwarder(cfg Config) *forwarder {
 		f.total = totalTimeout
 	}
 	f.queue = make(chan *call, f.maxInFlight)
+	f.inFlight = quota.New(f.maxInFlight, max(f.maxInFlight/4, fairInFlight), fairInFlight)
+	f.waiting = quota.New(maxAskers, askersPerClient, fairAskers)
 	return f
 }
 
@@ -113,8 +122,9 @@ func (f *forwarder) setStopped(stopped bool) {
 // it needs of query and does not block. reply is called exactly once, from a
 // goroutine of Run or, when the answer is known (cache, refusal), before
 // Forward returns; the bytes are borrowed until reply returns, and reply must
-// not block.
-func (s *Server) Forward(query []byte, udp bool, reply func(msg []byte)) {
+// not block. What one client may have on its way is bounded: beyond that it is
+// told REFUSED.
+func (s *Server) Forward(from netip.Addr, query []byte, udp bool, reply func(msg []byte)) {
 	var q question
 	if fault := q.parse(query, udp); fault != faultNone {
 		if fault != faultDrop {
@@ -124,7 +134,7 @@ func (s *Server) Forward(query []byte, udp bool, reply func(msg []byte)) {
 		reply(nil)
 		return
 	}
-	a := asker{client: q.client, head: append([]byte(nil), query[:q.end]...), qtype: q.qtype}
+	a := asker{client: q.client, from: from.Unmap(), head: append([]byte(nil), query[:q.end]...), qtype: q.qtype}
 	a.reply = func(msg []byte) { reply(s.count(msg)) }
 	target := ask{wire: string(q.name.wire[:q.name.len]), qtype: q.qtype}
 	z := s.zone.Load()
@@ -205,24 +215,29 @@ func (f *forwarder) submit(a asker, target ask) {
 func (f *forwarder) enqueue(key string, a asker, target ask) uint16 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c := f.calls[key]
-	switch {
-	case f.stopped:
+	if f.stopped {
 		return rcodeServer
-	case f.askers >= maxAskers, c == nil && len(f.calls) >= f.maxInFlight:
+	}
+	if f.waiting.Take(a.from) == quota.None {
 		f.refused.Add(1)
 		return rcodeRefused
+	}
+	c := f.calls[key]
+	switch {
 	case c != nil:
 		f.collapsed.Add(1)
 		if f.isOwn(c, &a) {
 			f.loops.Add(1)
 		}
+	case f.inFlight.Take(a.from) == quota.None:
+		f.waiting.Give(a.from)
+		f.refused.Add(1)
+		return rcodeRefused
 	default:
-		c = &call{key: key, ask: target}
+		c = &call{key: key, ask: target, owner: a.from}
 		f.calls[key] = c
 		f.queue <- c // has room for every call there may be
 	}
-	f.askers++
 	c.askers = append(c.askers, a)
 	return rcodeSuccess
 }
@@ -269,7 +284,10 @@ func (f *forwarder) done(c *call, r *reply) {
 	delete(f.calls, c.key)
 	askers := c.askers
 	c.askers = nil
-	f.askers -= len(askers)
+	f.inFlight.Give(c.owner)
+	for i := range askers {
+		f.waiting.Give(askers[i].from)
+	}
 	f.mu.Unlock()
 	now := f.now()
 	for i := range askers {
@@ -313,9 +331,7 @@ func (f *forwarder) statistics() Stats {
 		Forwarded: f.forwarded.Load(), Collapsed: f.collapsed.Load(), Refused: f.refused.Load(),
 		Loops: f.loops.Load(), UpstreamFailures: f.failures.Load(),
 	}
-	f.mu.Lock()
-	st.InFlight, st.Waiting = len(f.calls), f.askers
-	f.mu.Unlock()
+	st.InFlight, st.Waiting = f.inFlight.Size(), f.waiting.Size()
 	f.cache.mu.Lock()
 	defer f.cache.mu.Unlock()
 	st.CacheHits, st.CacheMisses, st.CacheEntries = f.cache.hits, f.cache.misses, len(f.cache.entries)

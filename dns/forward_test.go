@@ -221,7 +221,7 @@ func TestCollapse(t *testing.T) {
 		q := query(t, string(spelling), mdns.TypeA, uint16(i%2)*1232)
 		binary.BigEndian.PutUint16(q, uint16(i))
 		got := make(chan []byte, 1)
-		s.Forward(q, true, func(b []byte) { got <- slices.Clone(b) })
+		s.Forward(aClient, q, true, func(b []byte) { got <- slices.Clone(b) })
 		clear(q[12:]) // the query is not Forward's
 		wg.Go(func() {
 			var m mdns.Msg
@@ -250,7 +250,7 @@ func TestBoundedInFlight(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Add(1)
-		s.Forward(query(t, fmt.Sprintf("w%d.example.org", i), mdns.TypeA, 0), true, func(b []byte) {
+		s.Forward(pod(i), query(t, fmt.Sprintf("w%d.example.org", i), mdns.TypeA, 0), true, func(b []byte) {
 			defer wg.Done()
 			switch b[3] & 15 {
 			case mdns.RcodeRefused:
@@ -452,7 +452,7 @@ func TestForwardAfterRun(t *testing.T) {
 	got := make(chan byte, 100)
 	reply := func(b []byte) { got <- b[3] & 15 }
 	for i := range 10 {
-		s.Forward(query(t, fmt.Sprintf("w%d.example.org", i), mdns.TypeA, 0), true, reply)
+		s.Forward(aClient, query(t, fmt.Sprintf("w%d.example.org", i), mdns.TypeA, 0), true, reply)
 	}
 	done := make(chan error)
 	go func() { done <- s.Run(ctx) }()
@@ -461,7 +461,7 @@ func TestForwardAfterRun(t *testing.T) {
 	}
 	cancel()
 	<-done
-	s.Forward(query(t, "late.example.org", mdns.TypeA, 0), true, reply)
+	s.Forward(aClient, query(t, "late.example.org", mdns.TypeA, 0), true, reply)
 	for range 11 {
 		if r := <-got; r != mdns.RcodeServerFailure {
 			t.Errorf("rcode %d", r)
@@ -488,5 +488,57 @@ func TestForwardOfWhatIsNotOutside(t *testing.T) {
 	q = query(t, "to-service.testns.svc.cluster.local", mdns.TypeA, 0)
 	if m := checkReply(t, q, forward(t, s, q, true), true); len(m.Answer) != 2 {
 		t.Errorf("got %v", m)
+	}
+}
+
+// pod returns the address of one of many clients.
+func pod(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}) }
+
+// TestGreedyClientsLeaveRoom: whatever some clients ask, the next one gets two
+// questions out, which is what a resolver asks at once (A and AAAA).
+func TestGreedyClientsLeaveRoom(t *testing.T) {
+	t.Parallel()
+	const inFlight = 80
+	for _, greedy := range []int{1, 4, 12} {
+		t.Run(fmt.Sprintf("%d greedy", greedy), func(t *testing.T) {
+			t.Parallel()
+			s := run(t, dns.Config{MaxInFlight: inFlight, AttemptTimeout: time.Second, TotalTimeout: time.Second}, newUpstream(t, silent))
+			ask := func(client netip.Addr, name string) bool {
+				var refused atomic.Bool // before Forward returns, or never
+				s.Forward(client, query(t, name, mdns.TypeA, 0), true, func(b []byte) {
+					refused.Store(b[3]&15 == mdns.RcodeRefused)
+				})
+				return refused.Load()
+			}
+			for i := range greedy {
+				got := 0
+				for j := range 2 * inFlight {
+					if !ask(pod(i), fmt.Sprintf("g%d-%d.example.org", i, j)) {
+						got++
+					}
+				}
+				if got < 2 || got > inFlight/4 {
+					t.Errorf("greedy client %d has %d questions out, want 2 to %d", i, got, inFlight/4)
+				}
+			}
+			for _, name := range []string{"a.example.org", "b.example.org"} {
+				if ask(pod(1000), name) {
+					t.Errorf("the modest client's question for %s is refused", name)
+				}
+			}
+		})
+	}
+}
+
+// TestOneClientMayNotWaitForAll: questions that join others are bounded, too.
+func TestOneClientMayNotWaitForAll(t *testing.T) {
+	t.Parallel()
+	s := run(t, dns.Config{AttemptTimeout: time.Second, TotalTimeout: time.Second}, newUpstream(t, silent))
+	q := query(t, "www.example.org", mdns.TypeA, 0)
+	for range 10_000 {
+		s.Forward(aClient, q, true, func([]byte) {})
+	}
+	if st := s.Stats(); st.Waiting > 1024 || st.Waiting < 64 {
+		t.Errorf("%d answers wait for one client", st.Waiting)
 	}
 }

@@ -101,7 +101,7 @@ func (s *Server) serveUDP(c *net.UDPConn) error {
 		case Answered:
 			_, _ = c.WriteToUDPAddrPort(reply, from) // the client asks again
 		case Forward:
-			s.Forward(buf[:n], true, func(msg []byte) {
+			s.Forward(from.Addr(), buf[:n], true, func(msg []byte) {
 				if len(msg) > 0 {
 					_, _ = c.WriteToUDPAddrPort(msg, from)
 				}

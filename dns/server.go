@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"github.com/netctl/netctl/internal/quota"
 )
 
 // Config is what a Server needs. The zero value answers the default domain
@@ -26,7 +28,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Now is the clock of the cache; nil is time.Now.
 	Now func() time.Time
-	// MaxInFlight bounds the questions that wait for upstream; 0 is 1000.
+	// MaxInFlight bounds the questions that wait for upstream; 0 is 1000. One
+	// client gets a quarter of them at most.
 	MaxInFlight int
 	// AttemptTimeout and TotalTimeout bound one upstream and one question;
 	// 0 is 1.5 s and 4.5 s.
@@ -42,18 +45,18 @@ type Server struct {
 	forward *forwarder
 	log     *slog.Logger
 	idle    time.Duration
-	streams atomic.Int64
+	streams *quota.Quota
 	stats   counters
 }
 
-// Stats are counts since the start, save the gauges InFlight, Waiting and
-// CacheEntries.
+// Stats are counts since the start, save the gauges InFlight, Waiting,
+// Streams and CacheEntries.
 type Stats struct {
 	Dropped          uint64     // no query at all
 	Replies          [16]uint64 // of Answer, by response code
 	Forwarded        uint64     // questions sent upstream
 	Collapsed        uint64     // clients that shared somebody's question
-	Refused          uint64     // beyond MaxInFlight
+	Refused          uint64     // beyond a bound, of all or of the client
 	UpstreamFailures uint64     // exchanges without a usable answer
 	Loops            uint64     // our own queries that came back
 	CacheHits        uint64
@@ -61,6 +64,7 @@ type Stats struct {
 	CacheEntries     int
 	InFlight         int // questions that wait for upstream
 	Waiting          int // clients that wait for them
+	Streams          int // being served
 }
 
 type counters struct {
@@ -74,7 +78,10 @@ func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{log: cfg.Logger, idle: cfg.IdleTimeout, forward: newForwarder(cfg)}
+	s := &Server{
+		log: cfg.Logger, idle: cfg.IdleTimeout, forward: newForwarder(cfg),
+		streams: quota.New(maxStreams, streamsPerClient, fairStreams),
+	}
 	if s.idle == 0 {
 		s.idle = idleTimeout
 	}
@@ -92,6 +99,7 @@ func (s *Server) Zone() *Zone { return s.zone.Load() }
 func (s *Server) Stats() Stats {
 	st := s.forward.statistics()
 	st.Dropped = s.stats.dropped.Load()
+	st.Streams = s.streams.Size()
 	for i := range s.stats.replies {
 		st.Replies[i] = s.stats.replies[i].Load()
 	}

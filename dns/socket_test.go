@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,6 +74,60 @@ func stream(t *testing.T, s *dns.Server) (client net.Conn, ended chan struct{}) 
 	}()
 	t.Cleanup(func() { client.Close(); <-ended })
 	return client, ended
+}
+
+// from is a connection of somebody.
+type from struct {
+	net.Conn
+	addr netip.Addr
+}
+
+func (c from) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.addr, 5000)) }
+
+// TestGreedyStreamsLeaveRoom: a client that opens all streams it can leaves
+// enough for the others.
+func TestGreedyStreamsLeaveRoom(t *testing.T) {
+	t.Parallel()
+	s := dns.New(dns.Config{IdleTimeout: time.Minute})
+	s.Publish(dns.Compile(cluster()))
+	var ended atomic.Int32
+	open := func(client netip.Addr) net.Conn {
+		mine, theirs := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.ServeTCP(from{theirs, client})
+			ended.Add(1)
+		}()
+		t.Cleanup(func() { _ = mine.Close(); <-done })
+		return mine
+	}
+	const greedy, each, bound = 6, 200, 128
+	for i := range greedy * each {
+		client := pod(i % greedy)
+		if i >= greedy*each/2 {
+			client = netip.AddrFrom16(client.As16()) // the mapped form is the same client
+		}
+		open(client)
+	}
+	const refused = greedy * (each - bound)
+	deadline := time.Now().Add(10 * time.Second)
+	for ended.Load() < refused && time.Now().Before(deadline) {
+		time.Sleep(time.Millisecond)
+	}
+	if n := ended.Load(); n != refused || s.Stats().Streams != greedy*bound {
+		t.Errorf("%d streams refused and %d served, want %d and %d", n, s.Stats().Streams, refused, greedy*bound)
+	}
+	c := open(pod(1000))
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write(framed(query(t, "svc1.testns.svc.cluster.local", mdns.TypeA, 0))); err != nil {
+		t.Fatal("the modest client's stream: ", err)
+	}
+	if m := readFramed(t, c); len(m.Answer) != 1 {
+		t.Errorf("got %v", m)
+	}
 }
 
 func framed(q []byte) []byte {

@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"net/netip"
 	"time"
+
+	"github.com/netctl/netctl/internal/quota"
 )
 
 // ServeTCP answers the questions of a stream, each with its length in front
@@ -13,14 +16,15 @@ import (
 // client closed it, was idle, sent what is no query, or does not read. Answers
 // may come in another order than the questions (RFC 7766 §7); at most 64
 // questions of a stream wait at a time, then it is not read until one is
-// answered. Beyond 1024 streams a new one is closed at once. The connection
-// must support deadlines.
+// answered. Beyond 1024 streams, and 128 of the same remote address, a new one
+// is closed at once. The connection must support deadlines.
 func (s *Server) ServeTCP(conn net.Conn) {
 	defer conn.Close()
-	defer s.streams.Add(-1)
-	if s.streams.Add(1) > maxStreams {
+	client := remote(conn)
+	if s.streams.Take(client) == quota.None {
 		return
 	}
+	defer s.streams.Give(client)
 	w := &streamWriter{
 		conn: conn, replies: make(chan []byte, maxPipeline), slots: make(chan struct{}, maxPipeline), stop: make(chan struct{}),
 	}
@@ -29,14 +33,24 @@ func (s *Server) ServeTCP(conn net.Conn) {
 		defer close(done)
 		w.run()
 	}()
-	s.readStream(conn, w)
+	s.readStream(conn, client, w)
 	w.drain(s.forward.total + time.Second)
 	close(w.stop)
 	<-done
 }
 
+// remote returns who is at the other end. Connections that do not know that
+// count as one client.
+func remote(conn net.Conn) netip.Addr {
+	a, ok := conn.RemoteAddr().(*net.TCPAddr)
+	if !ok || a == nil {
+		return netip.Addr{}
+	}
+	return a.AddrPort().Addr().Unmap()
+}
+
 // readStream reads questions until there is no next one.
-func (s *Server) readStream(conn net.Conn, w *streamWriter) {
+func (s *Server) readStream(conn net.Conn, client netip.Addr, w *streamWriter) {
 	var length [2]byte
 	in := bufio.NewReader(conn)
 	buf := make([]byte, 0, plainUDP)
@@ -64,7 +78,7 @@ func (s *Server) readStream(conn net.Conn, w *streamWriter) {
 		case Answered:
 			w.send(reply)
 		case Forward:
-			s.Forward(buf[:n], false, func(msg []byte) { w.send(append([]byte(nil), msg...)) })
+			s.Forward(client, buf[:n], false, func(msg []byte) { w.send(append([]byte(nil), msg...)) })
 		default: // not a query: this is not a client
 			<-w.slots
 			return

@@ -93,7 +93,7 @@ func (p *ResolverPort) Write(buf []byte) error {
 	case dns.Answered:
 		p.inputs.Deliver(packet.UDP(b.frame, server, client, reply))
 	case dns.Forward:
-		p.server.Forward(q.Data(), true, func(msg []byte) { p.send(server, client, msg) })
+		p.server.Forward(client.Addr(), q.Data(), true, func(msg []byte) { p.send(server, client, msg) })
 	case dns.Drop:
 	}
 	return nil

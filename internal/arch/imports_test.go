@@ -65,7 +65,7 @@ var rows = map[string]row{
 		reason:  "a pure table",
 	},
 	"dns": {
-		imports: []string{"internal/model"},
+		imports: []string{"internal/model", "internal/quota"},
 		reason:  "messages in, messages out; packets are the agent's affair",
 	},
 	"ipam": {
