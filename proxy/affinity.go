@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"hash/maphash"
+	"maps"
 	"slices"
 	"sync"
 
@@ -15,6 +16,9 @@ const DefaultAffinityEntries = 1 << 16
 const (
 	affinityShards = 64
 	affinityWays   = 8 // entries among which the longest idle gives way
+	// sweepEvery is how many seconds clients whose time is over stay when
+	// nothing else changes. They only cost memory that is there anyway.
+	sweepEvery = 60
 )
 
 // AffinityConfig says how large an Affinity is.
@@ -30,11 +34,16 @@ type Affinity struct {
 	seed   maphash.Seed
 	shards []affinityShard
 	sets   uint64 // of one shard
+
+	mu    sync.Mutex
+	pins  map[uint64]uint32 // what was swept with last, nil before; guarded by mu
+	swept uint32            // when that was; guarded by mu
 }
 
 type affinityShard struct {
 	mu      sync.Mutex
 	entries []pinned // guarded by mu
+	used    int      // how many entries are; guarded by mu
 }
 
 type pinKey struct {
@@ -84,6 +93,9 @@ func (a *Affinity) pick(f *Frontend, list []Backend, client packet.Addr, random,
 		}
 	}
 	b := list[spread(random, len(list))]
+	if !e.used {
+		s.used++
+	}
 	*e = pinned{key: k, addr: b.Addr, port: b.Port, used: true, seen: now}
 	return b
 }
@@ -114,8 +126,16 @@ func age(now, seen uint32) uint32 {
 
 // Sweep forgets what t has no use for: the clients of service ports that are
 // gone or no longer ask for affinity (AFF-5), and those whose time is over. It
-// is called when t is published.
+// is called when t is published, and looks at the clients only when the
+// affinities of t are others than before, or a minute has passed: meanwhile
+// Pick waits.
 func (a *Affinity) Sweep(t *Table, now uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pins != nil && age(now, a.swept) < sweepEvery && maps.Equal(a.pins, t.pins) {
+		return
+	}
+	a.pins, a.swept = t.pins, now
 	for i := range a.shards {
 		a.shards[i].sweep(t, now)
 	}
@@ -124,10 +144,19 @@ func (a *Affinity) Sweep(t *Table, now uint32) {
 func (s *affinityShard) sweep(t *Table, now uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	left := s.used
 	for i := range s.entries {
+		if left == 0 {
+			return
+		}
 		e := &s.entries[i]
-		if timeout, ok := t.pins[e.key.pin]; e.used && (!ok || age(now, e.seen) >= timeout) {
+		if !e.used {
+			continue
+		}
+		left--
+		if timeout, ok := t.pins[e.key.pin]; !ok || age(now, e.seen) >= timeout {
 			*e = pinned{}
+			s.used--
 		}
 	}
 }
@@ -138,11 +167,7 @@ func (a *Affinity) Len() int {
 	for i := range a.shards {
 		s := &a.shards[i]
 		s.mu.Lock()
-		for j := range s.entries {
-			if s.entries[j].used {
-				n++
-			}
-		}
+		n += s.used
 		s.mu.Unlock()
 	}
 	return n

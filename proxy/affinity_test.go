@@ -189,6 +189,38 @@ func TestAffinitySwitch(t *testing.T) {
 	}
 }
 
+// TestSweepsWhenItMatters: tables are published far more often than the service
+// ports with affinity change, and a sweep is in the way of packets.
+func TestSweepsWhenItMatters(t *testing.T) {
+	t.Parallel()
+	c := newClients(t, fiveEndpoints(), sticky(10*time.Second))
+	same, _ := proxy.Compile(newWorld(sticky(10*time.Second)).in)
+	shorter, _ := proxy.Compile(newWorld(fiveEndpoints(), sticky(5*time.Second)).in)
+	c.aff.Sweep(c.tab, 100)
+	c.spread(front, podHere, 101)
+	for _, step := range []struct {
+		tab  *proxy.Table
+		now  uint32
+		want int
+		why  string
+	}{
+		{c.tab, 130, 1, "the same table again"},
+		{same, 131, 1, "a table with other endpoints and the same affinities"},
+		{shorter, 132, 0, "another timeout"},
+	} {
+		c.aff.Sweep(step.tab, step.now)
+		if n := c.aff.Len(); n != step.want {
+			t.Errorf("%s: %d clients remembered, want %d", step.why, n, step.want)
+		}
+	}
+	c.tab = shorter
+	c.spread(front, podHere, 133)
+	c.aff.Sweep(shorter, 132+60)
+	if n := c.aff.Len(); n != 0 {
+		t.Errorf("a minute later: %d clients remembered", n)
+	}
+}
+
 // A service that is deleted and made again starts anew.
 func TestAffinityOfAnotherServiceOfThatName(t *testing.T) {
 	t.Parallel()
