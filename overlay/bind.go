@@ -89,7 +89,7 @@ func (b *bind) receive(fn conn.ReceiveFunc, closed <-chan struct{}) conn.Receive
 			}
 		}
 		b.opening.count.Add(int64(data))
-		b.count.rxDatagrams.Add(uint64(max(n, 0))) //nolint:gosec // not negative
+		b.count.rxDatagrams.Add(uint64(max(n, 0)))
 		b.count.rxBatches.Add(1)
 		return n, err
 	}
@@ -108,7 +108,7 @@ func (b *bind) settleTie(from conn.Endpoint) bool {
 // repeat sends a message that WireGuard has sent, or believes it has. If that
 // fails, WireGuard's own repetition follows.
 func (b *bind) repeat(message []byte, to conn.Endpoint) {
-	_ = b.transmit([][]byte{message}, to) //nolint:errcheck // counted, and see above
+	_ = b.transmit([][]byte{message}, to)
 }
 
 // Send passes WireGuard messages to ep and refuses a batch that holds
@@ -157,8 +157,7 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 
 func (b *bind) transmit(bufs [][]byte, to conn.Endpoint) error {
 	err := b.inner.Send(bufs, to)
-	var gso conn.ErrUDPGSODisabled
-	if errors.As(err, &gso) {
+	if gso, ok := errors.AsType[conn.ErrUDPGSODisabled](err); ok {
 		b.count.gsoDisabled.Add(1)
 		err = gso.RetryErr
 	}

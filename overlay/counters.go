@@ -59,7 +59,7 @@ type Counters struct {
 // Dropped calls yield for every reason.
 func (c *Counters) Dropped(yield func(Drop, uint64) bool) {
 	for d, n := range c.Drops {
-		if !yield(Drop(d), n) { //nolint:gosec // the index is below numDrops
+		if !yield(Drop(d), n) {
 			return
 		}
 	}

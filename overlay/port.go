@@ -5,9 +5,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/netctl/netctl/internal/packet"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // fullBatch is how many segments are collected before a batch goes: as many as
@@ -91,7 +92,7 @@ func (p *port) fill(bufs [][]byte, sizes []int, offset int) (n int, wait bool) {
 		p.finish()
 	}
 	p.count.txSegments.Add(uint64(n))
-	p.count.txBytes.Add(uint64(bytes)) //nolint:gosec // a sum of lengths
+	p.count.txBytes.Add(uint64(bytes))
 	return n, wait
 }
 
@@ -129,6 +130,7 @@ func (p *port) next(room int, first bool) step {
 		return stepWait
 	case admitProbe:
 		p.probe(to)
+	case admitDrop:
 	}
 	return p.skip(DropNoSession)
 }
@@ -177,7 +179,7 @@ func (p *port) Write(bufs [][]byte, offset int) (int, error) {
 	}
 	out := c.Flush()
 	p.count.rxSegments.Add(uint64(len(bufs)))
-	p.count.rxBytes.Add(uint64(bytes)) //nolint:gosec // a sum of lengths
+	p.count.rxBytes.Add(uint64(bytes))
 	p.count.rxPackets.Add(uint64(len(out)))
 	if len(out) > 0 {
 		p.sink(out)

@@ -129,7 +129,7 @@ func parseStatus(text string) (peers map[Key]PeerStatus, port uint16, err error)
 		case name == "listen_port" && current == nil:
 			var n uint64
 			n, err = strconv.ParseUint(value, 10, 16)
-			port = uint16(n) //nolint:gosec // parsed with 16 bits
+			port = uint16(n)
 		case current != nil:
 			err = current.set(name, value)
 		}

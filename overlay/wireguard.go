@@ -12,10 +12,11 @@ import (
 	"time"
 
 	"github.com/gaissmai/bart"
-	"github.com/netctl/netctl/internal/packet"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/netctl/netctl/internal/packet"
 )
 
 const (

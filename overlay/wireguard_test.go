@@ -2,11 +2,14 @@ package overlay_test
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/overlay/overlaytest"
@@ -134,7 +138,7 @@ func TestNothingLeavesInPlaintext(t *testing.T) {
 		defer mu.Unlock()
 		p := d.Payload
 		if len(p) < 32 || p[0] < 1 || p[0] > 4 || p[1] != 0 || p[2] != 0 || p[3] != 0 {
-			bad = append(bad, fmt.Sprintf("%x", p))
+			bad = append(bad, hex.EncodeToString(p))
 		} else {
 			seen[p[0]]++
 		}
@@ -300,10 +304,8 @@ func TestApplyReachesAnyState(t *testing.T) {
 
 func slicesHave(peers []overlay.Peer, p netip.Prefix) bool {
 	for _, q := range peers {
-		for _, o := range q.AllowedIPs {
-			if o == p {
-				return true
-			}
+		if slices.Contains(q.AllowedIPs, p) {
+			return true
 		}
 	}
 	return false
@@ -533,9 +535,9 @@ func TestLossyReorderingNetwork(t *testing.T) {
 		}
 	}
 	count(eventually(t, "anything", b.in, func() {}))
-	for i := 0; seen["last"+fmt.Sprint(i)] == 0; {
+	for i := 0; seen["last"+strconv.Itoa(i)] == 0; {
 		i++
-		last := udp(pod4(1), pod4(2), "last"+fmt.Sprint(i))
+		last := udp(pod4(1), pod4(2), "last"+strconv.Itoa(i))
 		count(eventually(t, "last packet", b.in, func() { a.send(t, last) }))
 	}
 	if got := len(seen); got < n/2 || got > n*95/100 {

@@ -358,11 +358,11 @@ func (Endpoint) ClearSrc() {}
 func (Endpoint) SrcToString() string { return "" }
 
 // DstToString returns "address:port".
-func (e Endpoint) DstToString() string { return e.AddrPort.String() }
+func (e Endpoint) DstToString() string { return e.String() }
 
 // DstToBytes returns the address as handshake cookies use it.
 func (e Endpoint) DstToBytes() []byte {
-	b, _ := e.MarshalBinary() //nolint:errcheck // never fails
+	b, _ := e.MarshalBinary()
 	return b
 }
 
