@@ -91,6 +91,7 @@ type Lab struct {
 	cfg  Config
 	dir  string
 	exe  string // the netctl binary that agents and containers run
+	cni  func() (io.ReadCloser, error)
 	log  *slog.Logger
 	out  io.Writer // progress, for people
 	lock *os.File
@@ -101,8 +102,11 @@ type Lab struct {
 type Options struct {
 	Root string // directory that holds the labs; "" for the default
 	Exe  string // this program; "" to find out
-	Log  *slog.Logger
-	Out  io.Writer
+	// Plugin opens the CNI plugin that nodes get; nil: the one that this program
+	// holds.
+	Plugin func() (io.ReadCloser, error)
+	Log    *slog.Logger
+	Out    io.Writer
 }
 
 // DefaultRoot is where labs are kept: on /run, so that a reboot, which ends
@@ -188,7 +192,7 @@ func lockLab(name string, opts Options) (*Lab, error) {
 	}
 	return &Lab{
 		cfg: Config{Name: name}, dir: filepath.Join(opts.Root, name),
-		exe: opts.Exe, log: opts.Log, out: opts.Out, lock: lock,
+		exe: opts.Exe, cni: opts.Plugin, log: opts.Log, out: opts.Out, lock: lock,
 	}, nil
 }
 

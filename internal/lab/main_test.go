@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -21,14 +22,19 @@ import (
 	"github.com/netctl/netctl/internal/kernel"
 )
 
-// program is the netctl that the labs of these tests consist of, built once.
-// With the race detector on, it has one, too.
-var program string
+// program is the netctl that the labs of these tests consist of, and plugin the
+// CNI plugin that is embedded in it, built once. With the race detector on, the
+// program has one, too.
+var program, plugin string
 
 // atOnce bounds how many labs live at the same time.
 var atOnce = make(chan struct{}, 2)
 
 func TestMain(m *testing.M) {
+	if os.Getenv("CNI_COMMAND") != "" {
+		fmt.Fprintln(os.Stderr, "the test was installed as the CNI plugin")
+		os.Exit(1)
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "nctl")
 		if err != nil {
@@ -40,7 +46,8 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		if program, err = buildProgram(dir); err != nil {
+		program, plugin = filepath.Join(dir, "netctl"), filepath.Join(dir, "netctl-cni")
+		if err := build(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
@@ -48,20 +55,20 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// buildProgram builds netctl with the CNI plugin embedded, as make does, but
-// without writing into the source tree.
-func buildProgram(dir string) (string, error) {
+// build builds netctl with the CNI plugin embedded, as make does, but without
+// writing into the source tree.
+func build(dir string) error {
 	module, err := filepath.Abs("../..")
 	if err != nil {
-		return "", err
+		return err
 	}
-	plugin, overlay, out := filepath.Join(dir, "netctl-cni"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "netctl")
+	overlay := filepath.Join(dir, "overlay.json")
 	data, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(module, "cni/bin/netctl-cni"): plugin}})
 	if err != nil {
-		return "", err
+		return err
 	}
 	if err := os.WriteFile(overlay, data, 0o600); err != nil {
-		return "", err
+		return err
 	}
 	race, cgo := "-race=false", "CGO_ENABLED=0"
 	if raceDetector {
@@ -69,15 +76,15 @@ func buildProgram(dir string) (string, error) {
 	}
 	for _, b := range [][]string{
 		{"CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", plugin, "./cni/plugin"},
-		{cgo, "go", "build", race, "-trimpath", "-overlay", overlay, "-o", out, "./cmd/netctl"},
+		{cgo, "go", "build", race, "-trimpath", "-overlay", overlay, "-o", program, "./cmd/netctl"},
 	} {
 		cmd := exec.Command(b[1], b[2:]...)
 		cmd.Dir, cmd.Env = module, append(os.Environ(), b[0])
 		if text, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%s: %w\n%s", strings.Join(b, " "), err, text)
+			return fmt.Errorf("%s: %w\n%s", strings.Join(b, " "), err, text)
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // needKernel skips a test where the kernel lacks what a lab is made of.
@@ -137,7 +144,7 @@ func up(t *testing.T, cfg Config, manifests ...string) *Lab {
 		cfg.Families = IPv4
 	}
 	root := rootDir(t)
-	l, err := New(cfg, Options{Root: root, Exe: program, Out: t.Output()})
+	l, err := New(cfg, Options{Root: root, Exe: program, Plugin: openPlugin, Out: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,6 +155,8 @@ func up(t *testing.T, cfg Config, manifests ...string) *Lab {
 	apply(t, l, manifests...)
 	return l
 }
+
+func openPlugin() (io.ReadCloser, error) { return os.Open(plugin) }
 
 func down(t *testing.T, l *Lab, root string) {
 	t.Helper()

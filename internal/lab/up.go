@@ -197,7 +197,7 @@ func (l *Lab) installNode(node string) error {
 	}
 	_, err := cni.Install(cni.Installation{
 		BinDir: l.path("cni", "bin"), ConfDir: l.path("nodes", node, "cni"), ConfName: conflistName,
-		Conflist: cni.Conflist{Socket: l.socket(node)},
+		Conflist: cni.Conflist{Socket: l.socket(node)}, Binary: l.cni,
 	})
 	if err != nil {
 		return fmt.Errorf("install the CNI plugin: %w", err)
@@ -270,10 +270,17 @@ func (l *Lab) KillAgent(node string) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("kill the agent of %s: %w", node, err)
 	}
-	for startTime(pid) != "gone" && !zombie(pid) {
+	for !ended(pid) {
 		pause(time.Millisecond)
 	}
 	return nil
+}
+
+// ended reports whether all of a process has ended, reaped or not: its main
+// thread may be a zombie while others still hold its files and their locks.
+func ended(pid int) bool {
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err != nil || len(threads) == 0 || len(threads) == 1 && zombie(pid)
 }
 
 func zombie(pid int) bool {

@@ -1,0 +1,229 @@
+package lab
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
+)
+
+// pod returns a pod of the lab as it is now.
+func (l *Lab) podNow(t *testing.T, name string) *cluster.Pod {
+	t.Helper()
+	p, err := l.findPod(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (l *Lab) serviceNow(t *testing.T, name string) *cluster.Service {
+	t.Helper()
+	have, err := l.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := have.service(model.Name{Namespace: "default", Name: name})
+	if s == nil {
+		t.Fatalf("no service %s", name)
+	}
+	return s
+}
+
+// conversation is a TCP connection to an echo server that stays open.
+type conversation struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// dialFrom opens a connection inside a pod's or node's namespace.
+func (l *Lab) dialFrom(t *testing.T, part string, to netip.AddrPort) (*conversation, error) {
+	t.Helper()
+	ns, err := l.namespace(part)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	c := &conversation{}
+	err = ns.Do(func() error { // one address: the socket is made in this thread
+		var err error
+		c.Conn, err = net.DialTimeout("tcp", to.String(), 5*time.Second)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	c.r = bufio.NewReader(c)
+	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return nil, err
+	}
+	if _, err := c.r.ReadString('\n'); err != nil {
+		return nil, fmt.Errorf("introduction: %w", err)
+	}
+	return c, nil
+}
+
+// say sends a text and waits for its echo.
+func (c *conversation) say(text string) error {
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(c.r, got); err != nil {
+		return err
+	}
+	if string(got) != text {
+		return fmt.Errorf("said %q, heard %q", text, got)
+	}
+	return nil
+}
+
+// The agent is the router of its node: when it is killed, its pods wait, and
+// when it is back, everything goes on where it was.
+func TestRestartKeepsConnectionsAndPods(t *testing.T) {
+	t.Parallel()
+	l := up(t, Config{Families: DualStack}, podYAML("client", "node1", "sleep", "600"), echoYAML("server", "node2"), echoYAML("near", "node1"))
+	open := map[string]*conversation{}
+	dial := func(name string, to netip.Addr) {
+		t.Helper()
+		c, err := l.dialFrom(t, "pod.default.client", netip.AddrPortFrom(to, 7))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		open[name] = c
+	}
+	for _, target := range []string{"server", "near"} {
+		for _, a := range l.podNow(t, target).Addresses {
+			dial(fmt.Sprintf("pod %s at %s", target, a), a)
+		}
+		for _, a := range l.serviceNow(t, target).ClusterIPs {
+			dial(fmt.Sprintf("service %s at %s", target, a), a)
+		}
+	}
+	describe := func() kernel.Link {
+		t.Helper()
+		ns, err := l.namespace("pod.default.client")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		f, err := kernel.Describe(ns, podInterface)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	before := describe()
+	for round, nodes := range [][]string{{"node1"}, {"node2"}, {"node1", "node2"}} {
+		for _, node := range nodes {
+			if err := l.KillAgent(node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := describe(); got.Index != before.Index || !slices.Equal(got.Addresses, before.Addresses) {
+			t.Errorf("while the agent is away the pod has %+v, had %+v", got, before)
+		}
+		for _, node := range nodes {
+			l.restartAgent(t, node)
+		}
+		start := time.Now()
+		for name, c := range open {
+			for i := range 3 {
+				if err := c.say(fmt.Sprintf("round %d, %d: %s", round, i, name)); err != nil {
+					t.Errorf("after %v was killed: %s: %v", nodes, name, err)
+					break
+				}
+			}
+		}
+		t.Logf("%d connections spoke %s after %v was back", len(open), time.Since(start), nodes)
+	}
+	after := describe()
+	if after.Index != before.Index || !slices.Equal(after.Addresses, before.Addresses) || len(after.Routes) != len(before.Routes) {
+		t.Errorf("the pod has %+v, had %+v", after, before)
+	}
+	apply(t, l, podYAML("late", "node1", "sleep", "600"))
+	for _, a := range l.serviceNow(t, "server").ClusterIPs {
+		c, err := l.dialFrom(t, "pod.default.late", netip.AddrPortFrom(a, 7))
+		if err == nil {
+			err = c.say("hello")
+		}
+		if err != nil {
+			t.Errorf("a pod that came after the restart: %v", err)
+		}
+	}
+	addrs := map[netip.Addr]string{}
+	for _, p := range []string{"client", "near", "late", "server"} {
+		for _, a := range l.podNow(t, p).Addresses {
+			if other := addrs[a]; other != "" {
+				t.Errorf("%s and %s have %s", p, other, a)
+			}
+			addrs[a] = p
+		}
+	}
+}
+
+// A second agent for a node ends at once, says why, and disturbs nothing.
+func TestSecondAgentIsRefused(t *testing.T) {
+	t.Parallel()
+	l := up(t, Config{Nodes: 1}, podYAML("client", "node1", "sleep", "600"), echoYAML("server", "node1"))
+	c, err := l.dialFrom(t, "pod.default.client", netip.AddrPortFrom(l.podNow(t, "server").Addresses[0], 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.withOutput("node1", "netctl", "agent", "--node=node1", "--cluster-dir="+l.clusterDir(), "--state-dir="+l.stateDir("node1"))
+	if err == nil || !strings.Contains(out, "in use by another process") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if err := c.say("still there?"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A pod that is deleted takes its connections along: its peers are told.
+func TestDeletedPodLeavesEndpointsAndEndsItsConnections(t *testing.T) {
+	t.Parallel()
+	l := up(t, Config{}, podYAML("client", "node1", "sleep", "600"), echoYAML("server", "node2"))
+	svc := netip.AddrPortFrom(l.serviceNow(t, "server").ClusterIPs[0], 7)
+	c, err := l.dialFrom(t, "pod.default.client", svc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.DeleteObject(t.Context(), "Pod", model.Name{Namespace: "default", Name: "server"}); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	err = c.say("anybody?")
+	if err == nil || time.Since(start) > 5*time.Second {
+		t.Errorf("the connection ended after %s with %v", time.Since(start), err)
+	}
+	t.Logf("ended after %s: %v", time.Since(start), err)
+	status, err := l.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range status.Services {
+		if s.Name == "default/server" && len(s.Endpoints) > 0 {
+			t.Errorf("endpoints %v", s.Endpoints)
+		}
+	}
+	eventually(t, 5*time.Second, func() error {
+		if _, err := l.dialFrom(t, "pod.default.client", svc); !ErrRefused(err) {
+			return fmt.Errorf("a service without endpoints: %w", errors.Join(err, errors.New("want a refusal")))
+		}
+		return nil
+	})
+}
