@@ -45,7 +45,7 @@ var rows = map[string]row{
 	},
 	"internal/datapath": {
 		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "proxy"},
-		tests:   []string{"internal/agent", "internal/vnet"},
+		tests:   []string{"internal/agent", "internal/packet/packettest", "internal/vnet"},
 		reason:  "reads the tables of proxy and policy by their concrete types; the one feature that imports another",
 	},
 	"internal/netstack": {
