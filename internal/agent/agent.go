@@ -72,6 +72,7 @@ const (
 	// tunnelOverhead is what WireGuard adds to a packet over IPv6 (40+8+32).
 	tunnelOverhead    = 80
 	defaultUnderlay   = 1500
+	minMTU            = 1280 // RFC 8200 §5
 	hostInterface     = "netctl0"
 	txQueueLen        = 1000 // semantics of drops: a full queue loses packets in silence
 	reconcileInterval = 30 * time.Second
@@ -88,8 +89,8 @@ func (c *Config) Validate() error {
 	if !filepath.IsAbs(c.StateDir) {
 		errs = append(errs, fmt.Errorf("state directory %q: use an absolute path", c.StateDir))
 	}
-	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
-		errs = append(errs, fmt.Errorf("MTU %d: IPv6 needs at least 1280, and 65535 is the most", c.MTU))
+	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > 65535) {
+		errs = append(errs, fmt.Errorf("MTU %d: IPv6 needs at least %d, and 65535 is the most", c.MTU, minMTU))
 	}
 	return errors.Join(errs...)
 }
@@ -113,20 +114,25 @@ type Agent struct {
 	stack     *netstack.Stack
 	host      *kernel.TUN
 	cni       *cni.Server
+	holds     holds
+	guard     netstack.HostGuard
+	claims    chan struct{} // asks keepClaims for a turn
+	ports     portIDs
 	loop      *loop
 
 	state atomic.Pointer[model.State]
 
 	mu     sync.Mutex
-	fixed  []LocalPort              // immutable after open
-	pods   map[cni.ID]*pod          // guarded by mu
-	ids    map[datapath.PortID]bool // guarded by mu: in use
-	adding map[cni.ID]struct{}      // guarded by mu
+	fixed  []LocalPort               // immutable after open
+	pods   map[cni.ID]*pod           // guarded by mu
+	unread map[datapath.PortID]error // guarded by mu: ports of the newest tables that cannot be read
 
 	endings endings // devices of deleted pods
 
 	// The loop's own.
-	last      Output // what was compiled last
+	last Output // what was compiled last
+
+	// The claims' own.
 	claimer   *ipam.Claimer
 	pools     []model.BlockPool // that the claimer claims from
 	reclaimed time.Time         // when blocks of lost nodes were looked for last
@@ -139,8 +145,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, pods: make(map[cni.ID]*pod),
-		ids: make(map[datapath.PortID]bool), adding: make(map[cni.ID]struct{}),
+		cfg: cfg, log: cfg.Log, pods: make(map[cni.ID]*pod), claims: make(chan struct{}, 1),
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.open(); err != nil {
@@ -162,7 +167,12 @@ func (a *Agent) open() error {
 	}
 	a.mtu = a.cfg.MTU
 	if a.mtu == 0 {
-		a.mtu = underlayMTU() - tunnelOverhead
+		link, mtu := underlay()
+		a.mtu = mtu - tunnelOverhead
+		if a.mtu < minMTU {
+			return fmt.Errorf("link %s has an MTU of %d, which leaves pods %d; IPv6 needs %d: raise it to %d, or set --mtu if larger packets get through",
+				link, mtu, a.mtu, minMTU, minMTU+tunnelOverhead)
+		}
 	}
 	var err error
 	// The pool's record is locked first: a second agent on this node ends here.
@@ -215,10 +225,9 @@ func (a *Agent) openPorts() error {
 	a.upstreams = dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
 	a.resolver = dns.New(dns.Config{Upstreams: a.upstreams.Upstreams, Logger: a.log})
 	outside := a.router.NewInputs(NetstackPort)
-	guard := new(netstack.HostGuard)
 	a.stack, err = netstack.New(netstack.Config{
 		Out: func(buf []byte) { outside.Deliver(buf) }, MTU: a.mtu, Logger: a.log,
-		Serve: a.serveTCP, Refuse: guard.Refuse,
+		Serve: a.serveTCP, Refuse: a.refuseEgress,
 	})
 	if err != nil {
 		return fmt.Errorf("start the network stack for sockets: %w", err)
@@ -259,6 +268,19 @@ func (a *Agent) serveTCP(dst netip.AddrPort) func(net.Conn) {
 	addr := packet.AddrFrom(dst.Addr())
 	if dst.Port() == 53 && (addr == t.DNS[0] || addr == t.DNS[1]) {
 		return a.resolver.ServeTCP
+	}
+	return nil
+}
+
+// refuseEgress says why no socket may speak to dst for a pod: the host's own
+// addresses, and whatever is not outside, should a stale route of the kernel
+// lead it back to us.
+func (a *Agent) refuseEgress(dst netip.Addr) error {
+	if err := a.guard.Refuse(dst); err != nil {
+		return err
+	}
+	if rt, ok := a.router.Tables().Routes.Lookup(dst); !ok || rt.Port != NetstackPort {
+		return fmt.Errorf("%s is not outside the cluster", dst)
 	}
 	return nil
 }
@@ -320,6 +342,7 @@ func (a *Agent) serve(ctx context.Context) error {
 		a.cni.Restored()
 		return nil
 	})
+	run("claims", a.keepClaims)
 	run("housekeeping", func(ctx context.Context) error { return a.keepHouse(ctx, changes) })
 	return ignoreDone(ctx, g.Wait())
 }
@@ -386,8 +409,8 @@ func (a *Agent) close() error {
 	return errors.Join(errs...)
 }
 
-// underlayMTU is the MTU of the link that the default route leads to.
-func underlayMTU() int {
+// underlay returns the link that the default route leads to, and its MTU.
+func underlay() (name string, mtu int) {
 	for _, far := range []string{"192.88.99.1", "2001:db8:ffff::1"} {
 		rt, err := kernel.RouteGet(netip.MustParseAddr(far))
 		if err != nil {
@@ -399,11 +422,11 @@ func underlayMTU() int {
 		}
 		for _, l := range links {
 			if l.Index == rt.Link {
-				return l.MTU
+				return l.Name, l.MTU
 			}
 		}
 	}
-	return defaultUnderlay
+	return "(none: no default route)", defaultUnderlay
 }
 
 // gsoMaxSize bounds super-packets so that one of them becomes one UDP send of

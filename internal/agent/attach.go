@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/datapath"
@@ -29,6 +28,9 @@ import (
 // namespace is gone are what remains of the steps in between; restore and
 // collect undo them.
 
+// undoTimeout bounds the undoing of an ADD that failed.
+const undoTimeout = 5 * time.Second
+
 // pod is a port that a CNI call made.
 type pod struct {
 	port LocalPort
@@ -41,10 +43,14 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	if err := servable(at); err != nil {
 		return cni.Result{}, err
 	}
-	if !a.reserve(at.ID) {
+	release, err := a.holds.take(ctx, at.ID)
+	if err != nil {
+		return cni.Result{}, err
+	}
+	defer release()
+	if a.attached(at.ID) {
 		return cni.Result{}, fmt.Errorf("%w: %s", cni.ErrExists, at.ID)
 	}
-	defer a.unreserve(at.ID)
 	// A file descriptor of our own: the attachment's ends with the call.
 	fd, err := syscall.Dup(int(at.Netns.Fd()))
 	if err != nil {
@@ -56,6 +62,12 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	}
 	defer ns.Close()
 	_, inode := ns.Inode()
+	if found, err := inodeAt(at.NetnsPath); err != nil || found != inode {
+		// Without its path the agent could neither see the pod end nor find its device
+		// again after a restart.
+		return cni.Result{}, errors.Join(fmt.Errorf("%w: the agent does not see the pod's namespace at %s, which the runtime gave; "+
+			"mount its directory into the agent with HostToContainer propagation", cni.ErrUnavailable, at.NetnsPath), err)
+	}
 	if err := a.endings.wait(ctx, at.ID, inode); err != nil {
 		return cni.Result{}, fmt.Errorf("wait for the device of an earlier pod to end: %w", err)
 	}
@@ -68,7 +80,9 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.remove(context.WithoutCancel(ctx), at.ID))
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			defer cancel()
+			err = errors.Join(err, a.remove(undo, at.ID))
 		}
 	}()
 	families, err := a.families()
@@ -81,8 +95,13 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	}
 	rec := &record{
 		ContainerID: at.ContainerID, IfName: at.IfName, Namespace: at.Pod.Name.Namespace, Pod: at.Pod.Name.Name,
-		UID: at.Pod.UID, Netns: at.NetnsPath, NetnsInode: inode, Addresses: lease.Addresses,
+		UID: at.Pod.UID, Netns: at.NetnsPath, NetnsInode: inode, Addresses: lease.Addresses, Port: a.ports.take(datapath.NoPort),
 	}
+	defer func() {
+		if err != nil && !a.attached(at.ID) { // else remove does it, when nobody uses it any more
+			a.ports.release(rec.Port)
+		}
+	}()
 	if err := a.records.Put(rec); err != nil {
 		return cni.Result{}, err
 	}
@@ -95,7 +114,7 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 		return cni.Result{}, errors.Join(err, tun.Destroy())
 	}
 	a.register(rec, tun)
-	if err := a.loop.Publish(ctx); err != nil {
+	if err := errors.Join(a.loop.Publish(ctx), a.readable(rec.Port)); err != nil {
 		return cni.Result{}, fmt.Errorf("publish the pod's port: %w", err)
 	}
 	return a.result(rec), nil
@@ -202,45 +221,39 @@ func allocationError(err error) error {
 	}
 }
 
-// reserve marks an attachment as being added; it fails for one that exists.
-func (a *Agent) reserve(id cni.ID) bool {
+// attached reports whether an attachment has a port.
+func (a *Agent) attached(id cni.ID) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, ok := a.adding[id]; ok || a.pods[id] != nil {
-		return false
-	}
-	a.adding[id] = struct{}{}
-	return true
+	return a.pods[id] != nil
 }
 
-func (a *Agent) unreserve(id cni.ID) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.adding, id)
-}
-
-// register gives a pod's device a port; the next turn of the loop publishes it.
+// register gives a pod's device its port; the next turn of the loop publishes
+// it.
 func (a *Agent) register(rec *record, tun *kernel.TUN) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	id := FirstPodPort
-	for a.ids[id] {
-		id++
-	}
-	a.ids[id] = true
 	a.pods[rec.id()] = &pod{
 		tun: tun, rec: rec,
 		port: LocalPort{
-			ID: id, Kind: datapath.KindPod, Port: tunPort{tun}, Name: rec.name(), MTU: a.mtu,
+			ID: rec.Port, Kind: datapath.KindPod, Port: tunPort{tun}, Name: rec.name(), MTU: a.mtu,
 			Addrs: rec.Addresses, Incarnation: rec.ContainerID,
 		},
 	}
 }
 
 // Del implements cni.Backend.
-func (a *Agent) Del(ctx context.Context, id cni.ID) error { return a.remove(ctx, id) }
+func (a *Agent) Del(ctx context.Context, id cni.ID) error {
+	release, err := a.holds.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return a.remove(ctx, id)
+}
 
-// remove gives back everything of an attachment, in whatever state it is.
+// remove gives back everything of an attachment, in whatever state it is. The
+// caller holds the attachment.
 func (a *Agent) remove(ctx context.Context, id cni.ID) error {
 	a.mu.Lock()
 	p := a.pods[id]
@@ -258,14 +271,12 @@ func (a *Agent) remove(ctx context.Context, id cni.ID) error {
 	}
 	if err := a.loop.Publish(ctx); err != nil {
 		a.mu.Lock()
-		a.pods[id] = p
+		a.pods[id] = p // still in the tables: the next attempt takes it out
 		a.mu.Unlock()
 		return fmt.Errorf("take %s out of the tables: %w", id, err)
 	}
 	a.forget(p.rec.Addresses)
-	a.mu.Lock()
-	delete(a.ids, p.port.ID)
-	a.mu.Unlock()
+	a.ports.release(p.port.ID)
 	end := func() {
 		if err := p.tun.Destroy(); err != nil {
 			a.log.Warn("pod's device not destroyed; it ends with its namespace", "pod", p.rec.name(), "error", err)
@@ -284,6 +295,7 @@ func (a *Agent) remove(ctx context.Context, id cni.ID) error {
 	return a.release(id)
 }
 
+// release gives an attachment's addresses back.
 func (a *Agent) release(id cni.ID) error {
 	if _, err := a.pool.Release(ipam.ID(id)); err != nil {
 		return fmt.Errorf("release the addresses of %s: %w", id, err)
@@ -297,204 +309,4 @@ func (a *Agent) forget(addrs []netip.Addr) {
 		a.flows.RemoveAddr(packet.AddrFrom(addr))
 		a.stack.Forget(addr)
 	}
-}
-
-// Check implements cni.Backend.
-func (a *Agent) Check(_ context.Context, at cni.Attachment, prev cni.Result) error {
-	a.mu.Lock()
-	p := a.pods[at.ID]
-	a.mu.Unlock()
-	if p == nil {
-		return fmt.Errorf("%w: no port for %s", cni.ErrDiffers, at.ID)
-	}
-	ns, err := kernel.OpenNamespace(fmt.Sprintf("/proc/self/fd/%d", at.Netns.Fd()))
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	found, err := kernel.Describe(ns, at.IfName)
-	switch {
-	case errors.Is(err, kernel.ErrNotFound):
-		return fmt.Errorf("%w: interface %s is missing", cni.ErrDiffers, at.IfName)
-	case err != nil:
-		return err
-	case found.Index != p.rec.IfIndex:
-		return fmt.Errorf("%w: interface %s is not the one that was made", cni.ErrDiffers, at.IfName)
-	case !found.Up:
-		return fmt.Errorf("%w: interface %s is down", cni.ErrDiffers, at.IfName)
-	}
-	for _, want := range prev.Addresses {
-		if !slices.Contains(found.Addresses, want) {
-			return fmt.Errorf("%w: address %s is missing on %s", cni.ErrDiffers, want, at.IfName)
-		}
-	}
-	for _, want := range prev.Routes {
-		if !slices.ContainsFunc(found.Routes, func(r kernel.Route) bool { return r.Dst == want.Dst }) {
-			return fmt.Errorf("%w: route to %s is missing", cni.ErrDiffers, want.Dst)
-		}
-	}
-	return nil
-}
-
-// GC implements cni.Backend.
-func (a *Agent) GC(ctx context.Context, valid []cni.ID) error {
-	recs, err := a.records.All()
-	errs := []error{err}
-	known := a.attached() // also those whose record was damaged
-	for _, rec := range recs {
-		known[rec.id()] = true
-	}
-	for id := range known {
-		if !slices.Contains(valid, id) && a.reserveRemoval(id) {
-			errs = append(errs, a.remove(ctx, id))
-			a.unreserve(id)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// attached returns which attachments have a port.
-func (a *Agent) attached() map[cni.ID]bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out := make(map[cni.ID]bool, len(a.pods))
-	for id := range a.pods {
-		out[id] = true
-	}
-	return out
-}
-
-// reserveRemoval keeps Add and the collectors apart.
-func (a *Agent) reserveRemoval(id cni.ID) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if _, busy := a.adding[id]; busy {
-		return false
-	}
-	a.adding[id] = struct{}{}
-	return true
-}
-
-// Status implements cni.Backend. Without tables no pod could be served.
-func (a *Agent) Status(context.Context) error {
-	if a.router.Tables().Revision == 0 {
-		return fmt.Errorf("%w: the cluster's state is not known yet", cni.ErrUnavailable)
-	}
-	return nil
-}
-
-// collect removes ports whose namespace has gone without a DEL, and leases that
-// no port has: a runtime that crashes says nothing.
-func (a *Agent) collect(ctx context.Context) error {
-	mark := a.pool.Mark()
-	recs, err := a.records.All()
-	if err != nil {
-		return err // a lease of a record that could not be read is no leak
-	}
-	var errs []error
-	var live []ipam.ID
-	for id := range a.attached() {
-		live = append(live, ipam.ID(id))
-	}
-	for _, rec := range recs {
-		id := rec.id()
-		if !gone(rec) || !a.reserveRemoval(id) { // alive, or ADD is at work on it
-			live = append(live, ipam.ID(id))
-			continue
-		}
-		a.log.Info("pod's namespace is gone, removing its port", "pod", rec.name(), "netns", rec.Netns)
-		errs = append(errs, a.remove(ctx, id))
-		a.unreserve(id)
-	}
-	leaked, err := a.pool.Collect(mark, live)
-	for _, l := range leaked {
-		a.log.Info("leaked addresses released", "container", l.ContainerID, "addresses", fmt.Sprint(l.Addresses))
-	}
-	return errors.Join(append(errs, err)...)
-}
-
-// gone reports whether the namespace of a record has ended: nothing is at its
-// path, or another one.
-func gone(rec *record) bool {
-	ns, err := kernel.OpenNamespace(rec.Netns)
-	if err != nil {
-		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, kernel.ErrNotNamespace)
-	}
-	defer ns.Close()
-	_, inode := ns.Inode()
-	return inode != rec.NetnsInode
-}
-
-// restore takes over the ports that a former agent left. What cannot be taken
-// over is given back.
-func (a *Agent) restore() error {
-	recs, err := a.records.All()
-	if err != nil {
-		a.log.Warn("some port records are damaged; they were set aside", "error", err)
-	}
-	kept := map[ipam.ID]bool{}
-	for _, rec := range recs {
-		tun, err := a.reattach(rec)
-		if errors.Is(err, kernel.ErrBusy) {
-			return fmt.Errorf("port of pod %s is held by another process, perhaps another agent: %w", rec.name(), err)
-		}
-		if err != nil {
-			a.log.Info("pod is not taken over", "pod", rec.name(), "reason", err)
-			if err := a.records.Delete(rec.ContainerID, rec.IfName); err != nil {
-				return err
-			}
-			continue
-		}
-		id := ipam.ID(rec.id())
-		if err := a.pool.Adopt(id, rec.UID, rec.Addresses); err != nil {
-			return errors.Join(fmt.Errorf("take over the addresses of pod %s: %w", rec.name(), err), tun.Close())
-		}
-		kept[id] = true
-		a.register(rec, tun)
-	}
-	for _, l := range a.pool.Leases() {
-		if kept[l.ID] {
-			continue
-		}
-		if _, err := a.pool.Release(l.ID); err != nil {
-			return fmt.Errorf("release the addresses of %s: %w", l.ID, err)
-		}
-	}
-	return nil
-}
-
-// errUnfinished is why a port whose ADD was cut off is not taken over.
-var errUnfinished = errors.New("its ADD was never finished")
-
-// reattach opens the device of a record again.
-func (a *Agent) reattach(rec *record) (*kernel.TUN, error) {
-	if gone(rec) {
-		return nil, fmt.Errorf("its namespace %s is gone: %w", rec.Netns, fs.ErrNotExist)
-	}
-	ns, err := kernel.OpenNamespace(rec.Netns)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	if rec.Ready {
-		return kernel.AttachTUN(ns, rec.IfName, rec.IfIndex)
-	}
-	// The device, if it is there, is ours when it has the addresses that we leased.
-	found, err := kernel.Describe(ns, rec.IfName)
-	if err == nil && found.Kind == "tun" && containsAll(found.Addresses, hostPrefixes(rec.Addresses)) {
-		err = kernel.DeleteInterface(ns, rec.IfName)
-	}
-	if err != nil && !errors.Is(err, kernel.ErrNotFound) && !errors.Is(err, os.ErrNotExist) {
-		return nil, errors.Join(errUnfinished, err)
-	}
-	return nil, errUnfinished
-}
-
-func containsAll(have, want []netip.Prefix) bool {
-	for _, w := range want {
-		if !slices.Contains(have, w) {
-			return false
-		}
-	}
-	return true
 }

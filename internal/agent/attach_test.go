@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/ipam"
 )
@@ -24,7 +26,7 @@ func bare(t *testing.T, node *model.Node, blocks ...model.Block) *Agent {
 	dir := t.TempDir()
 	a := &Agent{
 		cfg: Config{Node: node.Name, StateDir: dir, Log: slog.New(slog.DiscardHandler)}, log: slog.New(slog.DiscardHandler),
-		pods: map[cni.ID]*pod{}, adding: map[cni.ID]struct{}{},
+		pods: map[cni.ID]*pod{},
 	}
 	var err error
 	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(dir, "ipam"), LeakGrace: time.Nanosecond, Logger: a.log}); err != nil {
@@ -150,8 +152,9 @@ func TestCollect(t *testing.T) {
 		}
 	}
 	busy := cni.ID{ContainerID: "busy", IfName: "eth0"}
-	if !a.reserve(busy) {
-		t.Fatal("not reserved")
+	release, err := a.holds.take(t.Context(), busy)
+	if err != nil {
+		t.Fatal(err)
 	}
 	for range 2 { // a lease is a leak when it is one twice
 		if err := a.collect(t.Context()); err != nil {
@@ -161,7 +164,7 @@ func TestCollect(t *testing.T) {
 	if got := held(t, a); !slices.Equal(got, []string{"busy"}) {
 		t.Errorf("%v hold addresses, want the one that is being added", got)
 	}
-	a.unreserve(busy)
+	release()
 	if err := a.collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -170,29 +173,35 @@ func TestCollect(t *testing.T) {
 	}
 }
 
-// A damaged record is set aside; the pod behind it keeps its address for as
-// long as it has a port.
-func TestCollectSparesPodsWithDamagedRecords(t *testing.T) {
+// A damaged record is set aside; its pod may well be alive, so its addresses stay
+// taken until somebody says that it is gone.
+func TestDamagedRecordsKeepTheirAddresses(t *testing.T) {
 	t.Parallel()
 	a := bare(t, &model.Node{Name: "n", PodCIDRs: prefixes("10.0.0.0/25")})
 	id := cni.ID{ContainerID: "c", IfName: "eth0"}
 	if _, err := a.pool.Allocate(ipam.ID(id), "", ipam.IPv4); err != nil {
 		t.Fatal(err)
 	}
-	a.pods[id] = &pod{}
 	if err := os.WriteFile(filepath.Join(a.records.dir, "c@eth0.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
-	}
-	if err := a.collect(t.Context()); err == nil || !strings.Contains(err.Error(), "c@eth0.json") {
-		t.Errorf("the damaged record is not reported: %v", err)
 	}
 	for range 3 {
 		if err := a.collect(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
+	if err := a.restore(); err != nil {
+		t.Fatal(err)
+	}
 	if n := len(a.pool.Leases()); n != 1 {
 		t.Errorf("%d leases, want the pod's", n)
+	}
+	if err := a.Del(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	_, damaged, err := a.records.All()
+	if n := len(a.pool.Leases()); n != 0 || len(damaged) != 0 || err != nil {
+		t.Errorf("after DEL: %d leases, damaged %v, error %v", n, damaged, err)
 	}
 }
 
@@ -203,7 +212,7 @@ func held(t *testing.T, a *Agent) []string {
 	for _, l := range a.pool.Leases() {
 		out = append(out, l.ID.ContainerID)
 	}
-	recs, err := a.records.All()
+	recs, _, err := a.records.All()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,22 +254,56 @@ func TestGC(t *testing.T) {
 	}
 }
 
-func TestReserve(t *testing.T) {
+func TestHolds(t *testing.T) {
 	t.Parallel()
-	a := bare(t, &model.Node{Name: "n"})
+	var h holds
 	id := cni.ID{ContainerID: "c", IfName: "eth0"}
-	switch {
-	case !a.reserve(id):
-		t.Error("a free one is not reserved")
-	case a.reserve(id):
-		t.Error("reserved twice")
-	case a.reserveRemoval(id):
-		t.Error("collected while it is being added")
+	release, err := h.take(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
 	}
-	a.unreserve(id)
-	a.pods[id] = &pod{}
-	if a.reserve(id) {
-		t.Error("an attached one is reserved")
+	if again, _ := h.try(id); again != nil {
+		t.Fatal("held twice")
+	}
+	if other, _ := h.try(cni.ID{ContainerID: "d", IfName: "eth0"}); other == nil {
+		t.Fatal("another attachment is held, too")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := h.take(ctx, id); !errors.Is(err, context.Canceled) {
+		t.Fatalf("waiting with an ended context: %v", err)
+	}
+	waited := make(chan error)
+	go func() {
+		release, err := h.take(context.Background(), id)
+		if err == nil {
+			release()
+		}
+		waited <- err
+	}()
+	release()
+	if err := <-waited; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPortIDsStay(t *testing.T) {
+	t.Parallel()
+	var p portIDs
+	first, second := p.take(datapath.NoPort), p.take(datapath.NoPort)
+	if first != FirstPodPort || second != FirstPodPort+1 {
+		t.Fatalf("ids %d and %d", first, second)
+	}
+	p.release(first)
+	for _, c := range []struct{ want, got datapath.PortID }{
+		{FirstPodPort + 7, FirstPodPort + 7}, // taken over
+		{FirstPodPort + 7, first},            // somebody has it
+		{HostPort, FirstPodPort + 2},         // never a pod's
+		{1 << 30, FirstPodPort + 3},          // nonsense
+	} {
+		if got := p.take(c.want); got != c.got {
+			t.Errorf("take(%d) = %d, want %d", c.want, got, c.got)
+		}
 	}
 }
 

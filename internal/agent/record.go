@@ -13,22 +13,24 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/datapath"
 )
 
 // record is what is remembered on disk of one pod interface, from before its
 // first resource exists until its last one is given back. With the address pool
 // it is all that a restarted agent needs to take its pods over again.
 type record struct {
-	ContainerID string       `json:"containerID"`
-	IfName      string       `json:"ifName"`
-	Namespace   string       `json:"podNamespace,omitempty"`
-	Pod         string       `json:"podName,omitempty"`
-	UID         string       `json:"podUID,omitempty"`
-	Netns       string       `json:"netns"`
-	NetnsInode  uint64       `json:"netnsInode"`
-	Addresses   []netip.Addr `json:"addresses"`
-	IfIndex     int          `json:"ifIndex,omitempty"` // in Netns
-	Ready       bool         `json:"ready"`             // ADD was completed
+	ContainerID string          `json:"containerID"`
+	IfName      string          `json:"ifName"`
+	Namespace   string          `json:"podNamespace,omitempty"`
+	Pod         string          `json:"podName,omitempty"`
+	UID         string          `json:"podUID,omitempty"`
+	Netns       string          `json:"netns"`
+	NetnsInode  uint64          `json:"netnsInode"`
+	Addresses   []netip.Addr    `json:"addresses"`
+	IfIndex     int             `json:"ifIndex,omitempty"` // in Netns
+	Port        datapath.PortID `json:"port"`
+	Ready       bool            `json:"ready"` // ADD was completed
 }
 
 // name is what the port is called: the pod, or the container where the runtime
@@ -45,7 +47,10 @@ func (r *record) id() cni.ID { return cni.ID{ContainerID: r.ContainerID, IfName:
 // records is a directory of records, one file each, replaced whole.
 type records struct{ dir string }
 
-const recordSuffix = ".json"
+const (
+	recordSuffix  = ".json"
+	damagedSuffix = ".damaged"
+)
 
 func openRecords(dir string) (*records, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -78,14 +83,17 @@ func (s *records) Put(r *record) error {
 	return nil
 }
 
-// Delete forgets an interface; one that is not known is forgotten already.
+// Delete forgets an interface, also where its record was set aside; one that is
+// not known is forgotten already.
 func (s *records) Delete(containerID, ifName string) error {
 	path, err := s.path(containerID, ifName)
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget port %s/%s: %w", containerID, ifName, err)
+	for _, p := range []string{path, path + damagedSuffix} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("forget port %s/%s: %w", containerID, ifName, err)
+		}
 	}
 	return nil
 }
@@ -103,28 +111,43 @@ func (s *records) Get(containerID, ifName string) (*record, error) {
 	return r, err
 }
 
-// All returns every record. Files that cannot be read are reported, set aside
-// under another name and left out: one of them must not keep an agent down.
-func (s *records) All() ([]*record, error) {
+// errDamaged marks a record that says nothing of use.
+var errDamaged = errors.New("damaged")
+
+// All returns every record that can be read, and the interfaces of those that
+// are damaged. These are set aside under another name until their interface is
+// deleted: they must not keep an agent down, but their addresses may be in use.
+// The error is about files that could not be read this time, which says nothing
+// of their content.
+func (s *records) All() (recs []*record, damaged []cni.ID, err error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		return nil, fmt.Errorf("list port records: %w", err)
+		return nil, nil, fmt.Errorf("list port records: %w", err)
 	}
-	var out []*record
 	var errs []error
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), recordSuffix) || strings.HasPrefix(e.Name(), ".") {
+		name, aside := strings.CutSuffix(e.Name(), damagedSuffix)
+		base, isRecord := strings.CutSuffix(name, recordSuffix)
+		if !isRecord || strings.HasPrefix(base, ".") {
 			continue
 		}
 		path := filepath.Join(s.dir, e.Name())
 		r, err := readRecord(path)
-		if err != nil {
-			errs = append(errs, err, os.Rename(path, path+".bad"))
-			continue
+		switch {
+		case aside || errors.Is(err, errDamaged):
+			if !aside {
+				errs = append(errs, os.Rename(path, path+damagedSuffix))
+			}
+			container, ifName, _ := strings.Cut(base, "@")
+			damaged = append(damaged, cni.ID{ContainerID: container, IfName: ifName})
+		case errors.Is(err, fs.ErrNotExist): // deleted meanwhile
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			recs = append(recs, r)
 		}
-		out = append(out, r)
 	}
-	return out, errors.Join(errs...)
+	return recs, damaged, errors.Join(errs...)
 }
 
 func readRecord(path string) (*record, error) {
@@ -134,10 +157,10 @@ func readRecord(path string) (*record, error) {
 	}
 	r := new(record)
 	if err := json.Unmarshal(data, r); err != nil {
-		return nil, fmt.Errorf("port record %s is damaged: %w", path, err)
+		return nil, fmt.Errorf("port record %s: %w: %w", path, errDamaged, err)
 	}
 	if r.ContainerID == "" || r.IfName == "" {
-		return nil, fmt.Errorf("port record %s is damaged: no container or interface in it", path)
+		return nil, fmt.Errorf("port record %s: %w: no container or interface in it", path, errDamaged)
 	}
 	return r, nil
 }

@@ -5,10 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netctl/netctl/cni"
 )
 
 func openTestRecords(t *testing.T) *records {
@@ -45,7 +46,7 @@ func TestRecordComesBackAsItWasPut(t *testing.T) {
 			t.Error(d)
 		}
 	}
-	all, err := s.All()
+	all, _, err := s.All()
 	if err != nil || len(all) != 1 {
 		t.Errorf("%d records (%v), want 1", len(all), err)
 	}
@@ -92,7 +93,7 @@ func TestRecordNamesStayInTheDirectory(t *testing.T) {
 }
 
 // A file that a crash or a person broke must keep neither the agent down nor
-// the other records away; and it must not be reported for ever.
+// the other records away, and says whose it was.
 func TestDamagedRecordsAreSetAside(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, text string }{
@@ -108,18 +109,23 @@ func TestDamagedRecordsAreSetAside(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			all, err := s.All()
-			if len(all) != 1 || all[0].ContainerID != "c1" {
-				t.Errorf("records %v, want the good one", all)
+			for range 2 {
+				all, damaged, err := s.All()
+				if len(all) != 1 || all[0].ContainerID != "c1" {
+					t.Errorf("records %v, want the good one", all)
+				}
+				if want := []cni.ID{{ContainerID: "c2", IfName: "eth0"}}; err != nil || !slices.Equal(damaged, want) {
+					t.Errorf("damaged: %v, %v, want %v", damaged, err, want)
+				}
 			}
-			if err == nil || !strings.Contains(err.Error(), path) {
-				t.Errorf("error %v does not name %s", err, path)
-			}
-			if _, err := os.Stat(path + ".bad"); err != nil {
+			if _, err := os.Stat(path + damagedSuffix); err != nil {
 				t.Errorf("not set aside: %v", err)
 			}
-			if all, err := s.All(); err != nil || len(all) != 1 {
-				t.Errorf("again: %d records, %v", len(all), err)
+			if err := s.Delete("c2", "eth0"); err != nil {
+				t.Error(err)
+			}
+			if _, damaged, err := s.All(); err != nil || len(damaged) != 0 {
+				t.Errorf("deleted: %v, %v", damaged, err)
 			}
 		})
 	}
@@ -134,8 +140,8 @@ func TestTemporaryFilesAreNoRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if all, err := s.All(); err != nil || len(all) != 0 {
-		t.Errorf("%v, %v", all, err)
+	if all, damaged, err := s.All(); err != nil || len(all)+len(damaged) != 0 {
+		t.Errorf("%v, %v, %v", all, damaged, err)
 	}
 }
 

@@ -1,0 +1,182 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+
+	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/ipam"
+)
+
+// collect removes ports whose namespace has gone without a DEL, and leases that
+// no port has, for a runtime that crashes says nothing. It tries again what could
+// not be taken over before.
+func (a *Agent) collect(ctx context.Context) error {
+	mark := a.pool.Mark()
+	recs, damaged, err := a.records.All()
+	if err != nil {
+		return err // a lease of a record that could not be read is no leak
+	}
+	live := make([]ipam.ID, 0, len(recs)+len(damaged))
+	for _, id := range damaged {
+		live = append(live, ipam.ID(id))
+	}
+	var errs []error
+	for _, rec := range recs {
+		release, _ := a.holds.try(rec.id())
+		if release == nil { // ADD or DEL is at work on it
+			live = append(live, ipam.ID(rec.id()))
+			continue
+		}
+		stays, err := a.tend(ctx, rec)
+		release()
+		errs = append(errs, err)
+		if stays {
+			live = append(live, ipam.ID(rec.id()))
+		}
+	}
+	leaked, err := a.pool.Collect(mark, live)
+	for _, l := range leaked {
+		a.log.Info("leaked addresses released", "container", l.ContainerID, "addresses", fmt.Sprint(l.Addresses))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// tend removes the port of a record when its namespace has ended and takes it
+// over when nobody did yet. It reports whether the port stays. The caller holds
+// the attachment.
+func (a *Agent) tend(ctx context.Context, rec *record) (stays bool, err error) {
+	switch id := rec.id(); {
+	case gone(rec):
+		a.log.Info("pod's namespace is gone, removing its port", "pod", rec.name(), "netns", rec.Netns)
+		return false, a.remove(ctx, id)
+	case a.attached(id) || a.endings.find(id, 0) != nil:
+		return true, nil
+	}
+	taken, err := a.takeOver(rec)
+	switch {
+	case err != nil:
+		return true, err
+	case !taken:
+		return false, a.release(rec.id())
+	default:
+		a.log.Info("pod is taken over after all", "pod", rec.name())
+		return true, a.loop.Publish(ctx)
+	}
+}
+
+// gone reports whether the namespace of a record has ended: nothing is at its
+// path, or another one.
+func gone(rec *record) bool {
+	inode, err := inodeAt(rec.Netns)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, kernel.ErrNotNamespace)
+	}
+	return inode != rec.NetnsInode
+}
+
+// inodeAt identifies the namespace at a path.
+func inodeAt(path string) (uint64, error) {
+	ns, err := kernel.OpenNamespace(path)
+	if err != nil {
+		return 0, err
+	}
+	defer ns.Close()
+	_, inode := ns.Inode()
+	return inode, nil
+}
+
+// restore takes over the ports that a former agent left. What has ended is given
+// back; what cannot be taken over for another reason stays as it is, for
+// collect to try again.
+func (a *Agent) restore() error {
+	recs, damaged, err := a.records.All()
+	if err != nil {
+		return err
+	}
+	kept := make(map[ipam.ID]bool)
+	for _, id := range damaged {
+		a.log.Error("a port's record is damaged: its pod has no network until it is made anew", "container", id.ContainerID, "interface", id.IfName)
+		kept[ipam.ID(id)] = true
+	}
+	for _, rec := range recs {
+		taken, err := a.takeOver(rec)
+		if errors.Is(err, kernel.ErrBusy) {
+			return fmt.Errorf("port of pod %s is held by another process, perhaps another agent: %w", rec.name(), err)
+		}
+		if err != nil {
+			a.log.Warn("pod is not taken over, trying again later", "pod", rec.name(), "error", err)
+		}
+		kept[ipam.ID(rec.id())] = taken || err != nil
+	}
+	for _, l := range a.pool.Leases() {
+		if kept[l.ID] {
+			continue
+		}
+		if err := a.release(cni.ID(l.ID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeOver gives a record's device its port again. When the record is about
+// nothing that exists any more it is deleted and not taken.
+func (a *Agent) takeOver(rec *record) (taken bool, err error) {
+	tun, err := a.reattach(rec)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, kernel.ErrNotFound), errors.Is(err, kernel.ErrChanged), errors.Is(err, errUnfinished):
+		a.log.Info("pod's port is given back", "pod", rec.name(), "reason", err)
+		return false, a.records.Delete(rec.ContainerID, rec.IfName)
+	case err != nil:
+		return false, err
+	}
+	if err := a.pool.Adopt(ipam.ID(rec.id()), rec.UID, rec.Addresses); err != nil {
+		return false, errors.Join(fmt.Errorf("take over the addresses of pod %s: %w", rec.name(), err), tun.Close())
+	}
+	rec.Port = a.ports.take(rec.Port)
+	a.register(rec, tun)
+	return true, nil
+}
+
+// errUnfinished is why a port whose ADD or DEL was cut off is not taken over. It
+// means that nothing of it is left.
+var errUnfinished = errors.New("its ADD or DEL was cut off")
+
+// reattach opens the device of a record again.
+func (a *Agent) reattach(rec *record) (*kernel.TUN, error) {
+	if gone(rec) {
+		return nil, fmt.Errorf("its namespace %s is gone: %w", rec.Netns, fs.ErrNotExist)
+	}
+	ns, err := kernel.OpenNamespace(rec.Netns)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	if rec.Ready {
+		return kernel.AttachTUN(ns, rec.IfName, rec.IfIndex)
+	}
+	// The device, if it is there, is ours when it has the addresses that we leased.
+	found, err := kernel.Describe(ns, rec.IfName)
+	if err == nil && found.Kind == "tun" && containsAll(found.Addresses, hostPrefixes(rec.Addresses)) {
+		err = kernel.DeleteInterface(ns, rec.IfName)
+	}
+	if err != nil && !errors.Is(err, kernel.ErrNotFound) {
+		return nil, fmt.Errorf("undo an ADD that was cut off: %w", err)
+	}
+	return nil, errUnfinished
+}
+
+func containsAll(have, want []netip.Prefix) bool {
+	for _, w := range want {
+		if !slices.Contains(have, w) {
+			return false
+		}
+	}
+	return true
+}
