@@ -30,6 +30,8 @@ type Router struct {
 	frags    *fragments
 	tables   atomic.Pointer[Tables]
 
+	portsGone atomic.Uint64
+
 	mu      sync.Mutex
 	inputs  []*Input // guarded by mu
 	retired Counters // guarded by mu: what closed inputs counted
@@ -76,6 +78,8 @@ type Counters struct {
 	// Judged are packets that were the first of their flow, Rejudged those whose
 	// flow was judged again because something that it depends on has changed.
 	Judged, Rejudged uint64
+	// PortsGone are TUNs whose device somebody else deleted while it was read.
+	PortsGone uint64
 
 	Drops [dropCount]uint64
 }
@@ -106,6 +110,7 @@ func (r *Router) Counters() Counters {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	sum := r.retired
+	sum.PortsGone = r.portsGone.Load()
 	for _, in := range r.inputs {
 		c := in.counters()
 		sum.add(&c)

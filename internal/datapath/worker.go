@@ -29,10 +29,17 @@ type Workers struct {
 	workers []*worker
 
 	mu      sync.Mutex
-	reading map[PortID]int // guarded by mu: port -> descriptor that is polled
+	reading map[PortID]*polled // guarded by mu
+}
+
+// polled is a descriptor that a worker reads.
+type polled struct {
+	fd   int
+	gone bool // its device was deleted: no longer polled, and never again
 }
 
 type worker struct {
+	owner  *Workers
 	input  *Input
 	poller *kernel.Poller
 	buf    []byte
@@ -41,13 +48,14 @@ type worker struct {
 
 // NewWorkers returns n workers for the router; Run starts them.
 func NewWorkers(r *Router, n int) (*Workers, error) {
-	ws := &Workers{router: r, reading: make(map[PortID]int)}
+	ws := &Workers{router: r, reading: make(map[PortID]*polled)}
 	for range n {
 		p, err := kernel.NewPoller()
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("create a worker's poller: %w", err), ws.close())
 		}
 		ws.workers = append(ws.workers, &worker{
+			owner:  ws,
 			input:  r.NewInput(NoPort),
 			poller: p,
 			buf:    make([]byte, packet.MaxSize),
@@ -59,47 +67,80 @@ func NewWorkers(r *Router, n int) (*Workers, error) {
 
 // Publish publishes Tables and makes the workers read exactly the TUNs in
 // them: new ones only when the Tables that know them are in force, and when it
-// returns nobody touches the ones that are gone.
-func (ws *Workers) Publish(t *Tables) error {
+// returns nobody touches the ones that are gone. The Tables are in force in any
+// case; what it returns are the ports that are not read as they should, nil when
+// there are none. The next Publish tries them again.
+func (ws *Workers) Publish(t *Tables) map[PortID]error {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	var errs []error
-	for id, fd := range ws.reading {
-		if r, ok := t.port(id).Port.(Reader); !ok || r.FD() != fd {
-			errs = append(errs, ws.owner(id).poller.Del(fd))
-			delete(ws.reading, id)
+	var errs map[PortID]error
+	failed := func(id PortID, err error) {
+		if errs == nil {
+			errs = make(map[PortID]error)
 		}
+		errs[id] = err
+	}
+	for id, p := range ws.reading {
+		if r, ok := t.port(id).Port.(Reader); ok && r.FD() == p.fd {
+			continue
+		}
+		if err := ws.worker(id).poller.Del(p.fd); err != nil {
+			failed(id, err)
+		}
+		delete(ws.reading, id)
 	}
 	ws.router.Publish(t)
 	for i := range t.Ports {
 		id := PortID(i)
 		r, ok := t.Ports[i].Port.(Reader)
-		if _, reading := ws.reading[id]; !ok || reading {
+		if !ok || ws.reading[id] != nil {
 			continue
 		}
-		if err := ws.owner(id).poller.Add(r.FD(), uint64(id)); err != nil {
-			errs = append(errs, fmt.Errorf("poll port %s: %w", t.Ports[i].Name, err))
+		if err := ws.worker(id).poller.Add(r.FD(), uint64(id)); err != nil {
+			failed(id, fmt.Errorf("poll port %s: %w", t.Ports[i].Name, err))
 			continue
 		}
-		ws.reading[id] = r.FD()
+		ws.reading[id] = &polled{fd: r.FD()}
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
-func (ws *Workers) owner(id PortID) *worker { return ws.workers[int(id)%len(ws.workers)] }
+// forget ends the polling of a port whose device was deleted, which epoll would
+// report for ever. The port stays in the Tables until its owner takes it out.
+func (ws *Workers) forget(id PortID, r Reader) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	// While r is held, its descriptor's number is nobody else's.
+	p := ws.reading[id]
+	if p == nil || p.gone || p.fd != r.FD() {
+		return // published anew meanwhile
+	}
+	p.gone = true
+	_ = ws.worker(id).poller.Del(p.fd) // if it stays, it is reported and ends up here again
+	ws.router.portsGone.Add(1)
+}
 
-// Run reads until the context ends.
+func (ws *Workers) worker(id PortID) *worker { return ws.workers[int(id)%len(ws.workers)] }
+
+// Run reads until the context ends or a worker fails.
 func (ws *Workers) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	errs := make([]error, len(ws.workers))
 	var wg sync.WaitGroup
-	for _, w := range ws.workers {
-		wg.Go(func() { w.run(ctx) })
+	for i, w := range ws.workers {
+		wg.Go(func() {
+			if errs[i] = w.run(ctx); errs[i] != nil {
+				stop()
+			}
+		})
 	}
 	<-ctx.Done()
 	for _, w := range ws.workers {
 		w.poller.Wake()
 	}
 	wg.Wait()
-	return ws.close()
+	return errors.Join(append(errs, ws.close())...)
 }
 
 func (ws *Workers) close() error {
@@ -111,7 +152,7 @@ func (ws *Workers) close() error {
 	return errors.Join(errs...)
 }
 
-func (w *worker) run(ctx context.Context) {
+func (w *worker) run(ctx context.Context) error {
 	idle := 0
 	for ctx.Err() == nil {
 		timeout := 0
@@ -120,35 +161,46 @@ func (w *worker) run(ctx context.Context) {
 		}
 		n, err := w.poller.Wait(w.events, timeout)
 		if err != nil {
-			return // the poller was closed: the owner has ended
+			return fmt.Errorf("wait for packets: %w", err)
 		}
 		carried := 0
 		for i := range w.events[:n] {
-			carried += w.drain(PortID(w.events[i].Token))
+			id := PortID(w.events[i].Token)
+			count, gone := w.drain(id)
+			carried += count
+			if gone != nil {
+				w.owner.forget(id, gone) // outside the batch, which Publish waits for
+			}
 		}
 		idle++
 		if carried > 0 {
 			idle = 0
 		}
 	}
+	return nil
 }
 
-// drain carries what waits in one TUN, up to readBurst packets.
-func (w *worker) drain(id PortID) int {
+// drain carries what waits in one TUN, up to readBurst packets. It returns the
+// TUN when its device is gone. An event's own word for that may be about a
+// device that had the port before, so reading decides.
+func (w *worker) drain(id PortID) (carried int, gone Reader) {
 	in := w.input
 	in.begin()
 	defer in.end()
 	in.id = id
 	r, ok := in.tables.port(id).Port.(Reader)
 	if !ok {
-		return 0 // taken out after the event was raised
+		return 0, nil // taken out after the event was raised
 	}
 	for n := range readBurst {
 		size, err := r.Read(w.buf)
 		if err != nil {
-			return n
+			if errors.Is(err, kernel.ErrGone) {
+				gone = r
+			}
+			return n, gone
 		}
 		in.packet(w.buf[:size])
 	}
-	return readBurst
+	return readBurst, nil
 }
