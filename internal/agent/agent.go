@@ -224,10 +224,14 @@ func (a *Agent) openPorts() error {
 	}
 	a.upstreams = dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
 	a.resolver = dns.New(dns.Config{Upstreams: a.upstreams.Upstreams, Logger: a.log})
+	files, err := kernel.FileLimit()
+	if err != nil {
+		return err
+	}
 	outside := a.router.NewInputs(NetstackPort)
 	a.stack, err = netstack.New(netstack.Config{
 		Out: func(buf []byte) { outside.Deliver(buf) }, MTU: a.mtu, Logger: a.log,
-		Serve: a.serveTCP, Refuse: a.refuseEgress,
+		Serve: a.serveTCP, Refuse: a.refuseEgress, Files: files,
 	})
 	if err != nil {
 		return fmt.Errorf("start the network stack for sockets: %w", err)

@@ -80,39 +80,6 @@ const (
 	abortInterval   = 20 * time.Millisecond
 )
 
-// Limits bounds what may exist at once, in total and per source address. A
-// zero field means its default. The last quarter of each total is kept for
-// addresses that have little, so that greedy pods leave room for the next one.
-type Limits struct {
-	Dials, DialsPerPod   int // connections being opened; default 4096, 256
-	Conns, ConnsPerPod   int // open connections; default 32768, 4096
-	Flows, FlowsPerPod   int // UDP flows; default 16384 (below the kernel's 28232 local ports), 2048
-	Echoes, EchoesPerPod int // pings; default 1024, 64
-}
-
-func (l *Limits) setDefaults() {
-	for _, d := range []struct {
-		field *int
-		value int
-	}{
-		{&l.Dials, 4096},
-		{&l.DialsPerPod, 256},
-		{&l.Conns, 32768},
-		{&l.ConnsPerPod, 4096},
-		{&l.Flows, 16384},
-		{&l.FlowsPerPod, 2048},
-		{&l.Echoes, 1024},
-		{&l.EchoesPerPod, 64},
-	} {
-		if *d.field == 0 {
-			*d.field = d.value
-		}
-	}
-}
-
-// share keeps enough for 256 addresses of whatever size the whole is.
-func share(whole, perPod int) *quota.Quota { return quota.New(whole, perPod, whole/1024) }
-
 // Config is what New needs. Only Out is required.
 type Config struct {
 	// Out takes a packet towards the router: virtio-net header and IP packet,
@@ -144,6 +111,10 @@ type Config struct {
 
 	MTU    int // of the pods; default 1420
 	Limits Limits
+	// Files is how many descriptors the process may have open: every
+	// connection, flow and ping is one. The totals of Limits become smaller
+	// where they would not fit, with room for everything else. 0: they fit.
+	Files  int
 	Logger *slog.Logger // nil: silent
 }
 
@@ -155,6 +126,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
 		errs = append(errs, fmt.Errorf("mtu %d is not within 1280 and 65535", c.MTU))
+	}
+	if c.Files < 0 {
+		errs = append(errs, fmt.Errorf("%d files", c.Files))
 	}
 	if c.Router4.IsValid() && !c.Router4.Is4() {
 		errs = append(errs, fmt.Errorf("router address %s is not IPv4", c.Router4))
@@ -209,6 +183,10 @@ func New(cfg Config) (*Stack, error) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Files > 0 && cfg.Limits.fit(cfg.Files) {
+		cfg.Logger.Warn("the limit of open files bounds connections to the outside: raise it",
+			"files", cfg.Files, "connections", cfg.Limits.Conns, "flows", cfg.Limits.Flows)
 	}
 	if cfg.DialTCP == nil {
 		cfg.DialTCP = dialTCP
