@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -13,9 +12,9 @@ import (
 	"github.com/netctl/netctl/internal/kernel"
 )
 
-// captureTail is how long the underlay is watched after the last packet was
-// sent on purpose.
-const captureTail = 200 * time.Millisecond
+// captureTail is how long each wire is watched after the last packet was sent on
+// purpose; what was sent before waits to be read.
+const captureTail = 100 * time.Millisecond
 
 // capture sends a secret between pods on different nodes and shows that the
 // wire between the nodes carried WireGuard and nothing else of them.
@@ -34,47 +33,71 @@ func (d *demo) watchUnderlay(ctx context.Context) (seen string, err error) {
 		return "", err
 	}
 	defer fabric.Close()
-	capture, err := kernel.OpenCapture(fabric, "n1")
+	var wires []*kernel.Capture
+	defer func() {
+		for _, w := range wires {
+			err = errors.Join(err, w.Close())
+		}
+	}()
+	for i := range d.lab.cfg.Nodes {
+		w, err := kernel.OpenCapture(fabric, wireName(i))
+		if err != nil {
+			return "", err
+		}
+		wires = append(wires, w)
+	}
+	pairs, err := d.tellSecrets()
 	if err != nil {
 		return "", err
 	}
-	defer capture.Close()
-	from, to := d.pair()
-	for _, a := range to {
-		if _, err := d.fetch(from, "http://"+hostPort(a, "80")+"/a-secret-that-nobody-on-the-wire-may-read"); err != nil {
+	var tally wireTally
+	for _, w := range wires {
+		if err := tally.read(ctx, w); err != nil {
 			return "", err
 		}
 	}
-	if err := capture.SetDeadline(time.Now().Add(captureTail)); err != nil {
-		return "", fmt.Errorf("watch the underlay: %w", err)
-	}
-	var tally wireTally
-	buf := make([]byte, maxDatagram+14)
-	for ctx.Err() == nil {
-		f, err := capture.Read(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			break
-		}
-		if err != nil {
-			return "", fmt.Errorf("watch the underlay: %w", err)
-		}
-		tally.count(f.Data)
-	}
-	return tally.verdict()
+	seen, err = tally.verdict()
+	return fmt.Sprintf("%d pairs of pods spoke, the wires carried %s", pairs, seen), err
 }
 
-// pair is a pod on node1 and the addresses of one elsewhere.
-func (d *demo) pair() (string, []netip.Addr) {
-	var from string
-	var to []netip.Addr
-	for _, p := range d.replicas() {
-		if p.Node == "node1" {
-			from = p.Name.Name
-		} else {
-			to = p.Addresses
+// read counts what came in by one wire, until nothing more does.
+func (t *wireTally) read(ctx context.Context, w *kernel.Capture) error {
+	if err := w.SetDeadline(time.Now().Add(captureTail)); err != nil {
+		return fmt.Errorf("watch the underlay: %w", err)
+	}
+	buf := make([]byte, maxDatagram+etherHeader)
+	for ctx.Err() == nil {
+		f, err := w.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("watch the underlay: %w", err)
+		}
+		if !f.Outgoing { // what goes out here has come in elsewhere
+			t.count(f.Data)
 		}
 	}
-	return from, to
+	return context.Cause(ctx)
+}
+
+// tellSecrets has a pod of every node say something to one of every other node,
+// and returns how many pairs that were.
+func (d *demo) tellSecrets() (pairs int, err error) {
+	for _, from := range d.replicas() {
+		for _, to := range d.replicas() {
+			if from.Node == to.Node {
+				continue
+			}
+			pairs++
+			for _, a := range to.Addresses {
+				if _, err := d.fetch(from.Name.Name, "http://"+hostPort(a, "80")+"/a-secret-that-nobody-on-the-wire-may-read"); err != nil {
+					return 0, err
+				}
+			}
+		}
+	}
+	return pairs, nil
 }
 
 // wireTally counts the frames of a wire by what they are.

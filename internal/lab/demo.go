@@ -208,8 +208,10 @@ func (d *demo) services(context.Context) {
 	}
 	// A replica that is sent to itself through the service (hairpin).
 	self := d.replicas()[0]
-	seen, err := d.spread(self.Name.Name, "http://"+hostPort(svc.ClusterIPs[0], "80"))
-	d.check("replica -> its own service", seen, err)
+	for _, a := range svc.ClusterIPs {
+		seen, err := d.spread(self.Name.Name, "http://"+hostPort(a, "80"))
+		d.check("replica -> its own service "+a.String(), seen, err)
+	}
 	echo := d.objects.service(model.Name{Namespace: "default", Name: "echo"})
 	for _, a := range echo.ClusterIPs {
 		text, err := d.lab.withOutput("client", "netctl", "lab", "send", "udp", hostPort(a, "7"), "hello")
@@ -219,8 +221,8 @@ func (d *demo) services(context.Context) {
 
 func (d *demo) names(context.Context) {
 	for _, name := range []string{"nginx", "nginx.default.svc.cluster.local", "nginx-headless"} {
-		r, err := d.fetch("client", "http://"+name)
-		d.check("client -> http://"+name, fmt.Sprintf("%s on %s answered", r.Hostname, r.Node), err)
+		seen, err := d.spread("client", "http://"+name)
+		d.check("client -> http://"+name, seen, err)
 	}
 	r, err := d.fetch("client", "http://db-0.db:8080")
 	if err == nil && r.Hostname != "db-0" {
@@ -235,23 +237,34 @@ func (d *demo) names(context.Context) {
 
 func (d *demo) affinityAndReject(context.Context) {
 	sticky := d.objects.service(model.Name{Namespace: "default", Name: "sticky"})
-	seen := map[string]bool{}
-	var err error
-	for range 8 {
-		var r Reply
-		if r, err = d.fetch("client", "http://"+hostPort(sticky.ClusterIPs[0], "80")); err != nil {
-			break
-		}
-		seen[r.Hostname] = true
+	for _, a := range sticky.ClusterIPs {
+		seen, err := d.sticks("client", "http://"+hostPort(a, "80"))
+		d.check("session affinity at "+a.String(), seen, err)
 	}
-	if err == nil && len(seen) != 1 {
-		err = fmt.Errorf("%d backends answered", len(seen))
-	}
-	d.check("session affinity", "8 requests, one backend", err)
-
 	empty := d.objects.service(model.Name{Namespace: "default", Name: "empty"})
-	_, err = d.fetch("client", "http://"+hostPort(empty.ClusterIPs[0], "80"))
-	d.check("service without endpoints", "connection refused", expectRefused(err))
+	for _, a := range empty.ClusterIPs {
+		_, err := d.fetch("client", "http://"+hostPort(a, "80"))
+		d.check("service without endpoints "+a.String(), "connection refused", expectRefused(err))
+	}
+}
+
+// sticks asks a URL again and again and wants one backend to answer.
+func (d *demo) sticks(from, url string) (string, error) {
+	const tries = 8
+	first := ""
+	for range tries {
+		r, err := d.fetch(from, url)
+		if err != nil {
+			return "", err
+		}
+		if first == "" {
+			first = r.Hostname
+		}
+		if r.Hostname != first {
+			return "", fmt.Errorf("%s answered after %s", r.Hostname, first)
+		}
+	}
+	return fmt.Sprintf("%d requests, all answered by %s", tries, first), nil
 }
 
 // expectRefused turns an error that says "refused" into none, and the rest into

@@ -92,7 +92,7 @@ func (l *Lab) nodeWire(fabric *kernel.Namespace, i int, node string) error {
 		return err
 	}
 	defer ns.Close()
-	wire := fmt.Sprintf("n%d", i+1)
+	wire := wireName(i)
 	if err := kernel.CreateVeth(wire, fabric, "eth0", ns); err != nil {
 		return err
 	}
@@ -109,6 +109,9 @@ func (l *Lab) nodeWire(fabric *kernel.Namespace, i int, node string) error {
 	}
 	return addDefaults(ns, l.plan.underlay)
 }
+
+// wireName is the fabric's end of a node's wire.
+func wireName(i int) string { return fmt.Sprintf("n%d", i+1) }
 
 // addDefaults gives a host default routes by way of its networks' routers.
 func addDefaults(ns *kernel.Namespace, routers []netip.Prefix) error {
