@@ -67,18 +67,20 @@ func TestTwoServicesOneBackendOneClientPort(t *testing.T) {
 	})
 }
 
-func TestEchoClashKeepsBoth(t *testing.T) {
+func TestEchoesOfOneIdentifierAreOneFlow(t *testing.T) {
 	t.Parallel()
 	each(t, vnet.Config{}, func(t *testing.T, c *vnet.Cluster, f vnet.Family) {
-		// Both nodes' processes ping pod b with the router's help only in NAT, so a
-		// clash of echoes needs the same two ends: the second is the same flow.
 		c.Play(f, `
 			a -> echo a > b id=5
 			b <- echo a > b id=5
 			a -> echo a > b id=5
-			b <- echo a > b id=5`)
-		if n := c.Node("n1").Flows.Len(); n != 1 {
-			t.Errorf("%d flows, want one", n)
+			b <- echo a > b id=5
+			b -> reply b > a id=5
+			a <- reply b > a id=5
+			b -> echo b > a id=5
+			a <- echo b > a id=5`)
+		if n := c.Node("n1").Flows.Len(); n != 2 {
+			t.Errorf("%d flows, want one for each side's echoes", n)
 		}
 	})
 }
