@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -179,8 +180,11 @@ func manifestPod(o *corev1.Pod, raw []byte) (*Pod, error) {
 		return nil, errors.New("spec.containers is empty")
 	}
 	for _, c := range o.Spec.Containers {
-		if c.Name == "" || slices.ContainsFunc(p.Containers, func(x Container) bool { return x.Name == c.Name }) {
-			return nil, fmt.Errorf("spec.containers: name %q is empty or used twice", c.Name)
+		if !validName(c.Name) || strings.Contains(c.Name, ".") { // it becomes a file's name, too
+			return nil, fmt.Errorf("spec.containers: name %q is not a DNS label (RFC 1123): use lower-case letters, digits and dashes", c.Name)
+		}
+		if slices.ContainsFunc(p.Containers, func(x Container) bool { return x.Name == c.Name }) {
+			return nil, fmt.Errorf("spec.containers: name %q is used twice", c.Name)
 		}
 		p.Containers = append(p.Containers, manifestContainer(&c))
 	}

@@ -127,7 +127,9 @@ func TestParseManifestsRefuses(t *testing.T) {
 	deployment := "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: "
 	for _, tc := range []struct{ name, text, want string }{
 		{"no containers", pod + "{}", "f.yaml:6: Pod default/p: spec.containers is empty"},
-		{"container twice", pod + "{containers: [{name: a}, {name: a}]}", `Pod default/p: spec.containers: name "a" is empty or used twice`},
+		{"container twice", pod + "{containers: [{name: a}, {name: a}]}", `Pod default/p: spec.containers: name "a" is used twice`},
+		{"container without a name", pod + "{containers: [{image: a}]}", `name "" is not a DNS label`},
+		{"container that climbs", pod + "{containers: [{name: ../../tmp/x}]}", `name "../../tmp/x" is not a DNS label`},
 		{"selector", deployment + "{selector: {matchLabels: {a: b}}, template: {spec: {containers: [{name: c}]}}}", "spec.selector does not match the template's labels: a=b"},
 		{"replicas", deployment + "{replicas: -1}", "spec.replicas -1 is negative"},
 		{"template", deployment + "{template: {spec: {}}}", "spec.template: spec.containers is empty"},
