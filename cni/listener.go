@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netctl/netctl/cni/wire"
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 // tempSuffix names the socket until it is ready to take its place.
@@ -101,38 +102,17 @@ func (l *listener) close() {
 	}
 }
 
-// peerUser returns the user of the process at the other end, as the kernel
-// noted it at connect.
-func peerUser(c *net.UnixConn) (uint32, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, fmt.Errorf("peer of cni connection: %w", err)
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, fmt.Errorf("peer of cni connection: %w", err)
-	}
-	if cerr != nil {
-		return 0, fmt.Errorf("peer of cni connection: %w", cerr)
-	}
-	return cred.Uid, nil
-}
-
 // receive reads a request's frame and the descriptor that came with it, nil
 // when none did. Every descriptor beyond the first is closed.
 func receive(c *net.UnixConn) (body []byte, netns *os.File, err error) {
 	var head [4]byte
-	oob := make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := c.ReadMsgUnix(head[:], oob)
+	n, fds, err := kernel.RecvFDs(c, head[:])
 	if err != nil {
 		return nil, nil, fmt.Errorf("read request: %w", err)
 	}
-	netns, err = firstFile(oob[:oobn])
-	if err != nil {
-		return nil, nil, err
+	if len(fds) > 0 {
+		kernel.CloseFDs(fds[1:])
+		netns = os.NewFile(uintptr(fds[0]), "netns")
 	}
 	for err == nil && n < len(head) {
 		var more int
@@ -147,31 +127,6 @@ func receive(c *net.UnixConn) (body []byte, netns *os.File, err error) {
 		netns = nil
 	}
 	return body, netns, err
-}
-
-func firstFile(oob []byte) (*os.File, error) {
-	if len(oob) == 0 {
-		return nil, nil //nolint:nilnil // no descriptor is an ordinary case
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("read control message: %w", err)
-	}
-	var first *os.File
-	for i := range msgs {
-		fds, err := unix.ParseUnixRights(&msgs[i])
-		if err != nil {
-			continue // another kind of message
-		}
-		for _, fd := range fds {
-			if first != nil {
-				_ = unix.Close(fd)
-				continue
-			}
-			first = os.NewFile(uintptr(fd), "netns")
-		}
-	}
-	return first, nil
 }
 
 // checkNetns makes sure that f is a network namespace and not the agent's own,

@@ -11,6 +11,7 @@ import (
 
 	"github.com/netctl/netctl/cni/queue"
 	"github.com/netctl/netctl/cni/wire"
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 // maxBudget is the longest that an operation may take, whatever the plugin
@@ -41,7 +42,7 @@ type session struct {
 // handle answers one plugin. The order is: who, what, how, then the operation.
 func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 	defer func() { _ = conn.Close() }()
-	uid, err := peerUser(conn)
+	uid, err := kernel.PeerUID(conn)
 	if err != nil {
 		s.cfg.Logger.Warn("cni connection refused", "err", err)
 		return

@@ -73,7 +73,7 @@ var rows = map[string]row{
 		reason:  "arithmetic on prefixes and a record on disk",
 	},
 	"cni": {
-		imports: []string{"cni/queue", "cni/shim", "cni/wire", "internal/model"},
+		imports: []string{"cni/queue", "cni/shim", "cni/wire", "internal/kernel", "internal/model"},
 		reason:  "the server's side of the plugin; the agent gives it a backend",
 	},
 	"cni/plugin": {
