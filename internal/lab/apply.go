@@ -65,6 +65,11 @@ func addresses(p *model.Pod) string {
 
 // applyObject applies one object and returns the pods that it demands.
 func (l *Lab) applyObject(ctx context.Context, have *objects, o cluster.Object) ([]*cluster.Pod, error) {
+	typed := o.Pod != nil || o.Deployment != nil || o.Service != nil || o.Namespace != nil
+	if !typed && !slices.Contains(plainKinds(), o.Kind) {
+		l.say("%s/%s ignored: the lab does not know kind %s", o.Kind, o.Name.Name, o.Kind)
+		return nil, nil
+	}
 	if o.Name.Namespace != "" && !slices.Contains(have.namespaces, o.Name.Namespace) {
 		return nil, fmt.Errorf("namespace %q does not exist; apply a Namespace first", o.Name.Namespace)
 	}
@@ -88,6 +93,11 @@ func (l *Lab) applyObject(ctx context.Context, have *objects, o cluster.Object) 
 	default:
 		return nil, l.write(o, nil)
 	}
+}
+
+// plainKinds are those that the lab passes on to the agents as they are.
+func plainKinds() []string {
+	return []string{"Block", "BlockPool", "EndpointSlice", "NetworkPolicy", "Node", "ServiceCIDR"}
 }
 
 // runnable refuses pods that the lab cannot run.

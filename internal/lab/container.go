@@ -264,9 +264,23 @@ func (l *Lab) rememberPID(pod model.Name, pid int) error {
 	return errors.Join(err, f.Close())
 }
 
-// killContainers ends the processes of a pod: all that are in its namespace,
-// or for one on the host's network those that were started for it.
-func (l *Lab) killContainers(n model.Name) {
+// endContainers ends the processes of a pod, as a kubelet does: they are asked
+// to, and killed when they take too long. It returns when they are gone, while
+// the pod still has its network: only so do their connections end in words, not
+// in silence.
+func (l *Lab) endContainers(n model.Name) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		for end := time.Now().Add(podGrace); l.signalContainers(n, sig) > 0 && time.Now().Before(end); {
+			pause(killPoll)
+		}
+	}
+}
+
+// signalContainers sends sig to the processes of a pod and returns how many
+// there were: all that are in its namespace, or for one on the host's network
+// those that were started for it.
+func (l *Lab) signalContainers(n model.Name, sig syscall.Signal) int {
+	count := 0
 	data, err := os.ReadFile(l.podDir(n) + "/pids")
 	if err != nil {
 		data = nil
@@ -274,14 +288,18 @@ func (l *Lab) killContainers(n model.Name) {
 	for line := range strings.Lines(string(data)) {
 		var pid int
 		var started string
-		if _, err := fmt.Sscan(line, &pid, &started); err == nil && startTime(pid) == started {
-			_ = syscall.Kill(-pid, syscall.SIGKILL) // its session; may have ended
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+		if _, err := fmt.Sscan(line, &pid, &started); err != nil || startTime(pid) != started || ended(pid) {
+			continue
 		}
+		count++
+		_ = syscall.Kill(-pid, sig) // its session; may have ended
+		_ = syscall.Kill(pid, sig)
 	}
 	for _, pid := range processesIn(l.netnsPath(podPart(n))) {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+		count++
+		_ = syscall.Kill(pid, sig)
 	}
+	return count
 }
 
 // startTime is field 22 of /proc/PID/stat (proc(5)), which with the PID names a

@@ -229,14 +229,26 @@ func takeLock(path string) (*os.File, error) {
 	}
 }
 
-// Close gives the lab's lock back; the lab goes on.
+// Close gives the lab's lock back; a lab that is up goes on. Of one that is not,
+// nothing stays.
 func (l *Lab) Close() error {
 	if l.lock == nil {
 		return nil
 	}
-	err := l.lock.Close()
+	var errs []error
+	if !exists(l.dir) {
+		// We hold the lock; who waits for it looks whether it is still there. The
+		// directory of labs goes with the last one.
+		root := filepath.Dir(l.dir)
+		if err := os.Remove(lockPath(root, l.cfg.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		_ = os.Remove(root)
+		endHolder()
+	}
+	errs = append(errs, l.lock.Close())
 	l.lock = nil
-	return err
+	return errors.Join(errs...)
 }
 
 // path returns a path in the lab's directory.

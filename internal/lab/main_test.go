@@ -174,6 +174,13 @@ func down(t *testing.T, l *Lab, root string) {
 			t.Logf("agent of %s: %s", node, log[max(0, len(log)-4000):])
 		}
 	}
+	if l.lock == nil { // the test gave it back
+		again, err := Open(l.cfg.Name, Options{Root: root, Exe: program})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l = again
+	}
 	if err := errors.Join(l.Down(), l.Close()); err != nil {
 		t.Errorf("down: %v", err)
 	}
@@ -286,7 +293,7 @@ func eventually(t *testing.T, limit time.Duration, fn func() error) {
 
 // podYAML is a pod on a node that runs a command; none is the web server.
 func podYAML(name, node string, command ...string) string {
-	c := "image: web"
+	c := "image: web, ports: [{containerPort: 80}]"
 	if len(command) > 0 {
 		data, _ := json.Marshal(command)
 		c = "command: " + string(data)

@@ -34,6 +34,9 @@ const (
 	// startWait is how long a container may take to listen on its port before
 	// the pod counts as ready anyway.
 	startWait = 3 * time.Second
+	// podGrace is how long a pod's processes have to end when they are asked to;
+	// Kubernetes gives them 30 s, which nobody waits for here.
+	podGrace = 2 * time.Second
 )
 
 // sandbox is what the lab remembers of a pod besides its object: what a CNI
@@ -146,7 +149,7 @@ func (l *Lab) cniAdd(ctx context.Context, pod *cluster.Pod, containerID string) 
 // deletePod gives back everything of a pod; what is gone already is fine.
 func (l *Lab) deletePod(ctx context.Context, n model.Name) error {
 	var errs []error
-	l.killContainers(n)
+	l.endContainers(n)
 	data, err := os.ReadFile(l.podDir(n) + "/sandbox.json")
 	var sb sandbox
 	if err == nil && json.Unmarshal(data, &sb) == nil {

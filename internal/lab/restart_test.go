@@ -100,11 +100,14 @@ func TestRestartKeepsConnectionsAndPods(t *testing.T) {
 	open := map[string]*conversation{}
 	dial := func(name string, to netip.Addr) {
 		t.Helper()
-		c, err := l.dialFrom(t, "pod.default.client", netip.AddrPortFrom(to, 7))
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		open[name] = c
+		eventually(t, 5*time.Second, func() error { // endpoints take their way to node1
+			c, err := l.dialFrom(t, "pod.default.client", netip.AddrPortFrom(to, 7))
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			open[name] = c
+			return nil
+		})
 	}
 	for _, target := range []string{"server", "near"} {
 		for _, a := range l.podNow(t, target).Addresses {
@@ -198,15 +201,16 @@ func TestDeletedPodLeavesEndpointsAndEndsItsConnections(t *testing.T) {
 	t.Parallel()
 	l := up(t, Config{}, podYAML("client", "node1", "sleep", "600"), echoYAML("server", "node2"))
 	svc := netip.AddrPortFrom(l.serviceNow(t, "server").ClusterIPs[0], 7)
-	c, err := l.dialFrom(t, "pod.default.client", svc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var c *conversation
+	eventually(t, 5*time.Second, func() (err error) { // endpoints take their way to node1
+		c, err = l.dialFrom(t, "pod.default.client", svc)
+		return err
+	})
 	if err := l.DeleteObject(t.Context(), "Pod", model.Name{Namespace: "default", Name: "server"}); err != nil {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	err = c.say("anybody?")
+	err := c.say("anybody?")
 	if err == nil || time.Since(start) > 5*time.Second {
 		t.Errorf("the connection ended after %s with %v", time.Since(start), err)
 	}

@@ -34,7 +34,7 @@ const (
 // done, and on errors.
 func EnterUserNamespace(command, lab string) error {
 	switch command {
-	case "serve", "fetch", "send", "ping", ContainerCommand, HoldCommand:
+	case "lab", "serve", "fetch", "send", "ping", ContainerCommand, HoldCommand:
 		return nil // these run in whatever namespace they are in
 	}
 	if os.Geteuid() == 0 {
@@ -145,6 +145,18 @@ func HoldMain(ctx context.Context) error {
 		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
 			return fmt.Errorf("prepare %s of the user namespace: %w", m.target, err)
 		}
+	}
+	// Below the new /run lies the machine's own, still listed among the mounts: the
+	// directory of namespaces must be found to be a mount of ours.
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return fmt.Errorf("prepare %s of the user namespace: %w", netnsDir, err)
+	}
+	err := syscall.Mount(netnsDir, netnsDir, "none", syscall.MS_BIND, "")
+	if err == nil {
+		err = syscall.Mount("", netnsDir, "none", syscall.MS_SHARED, "")
+	}
+	if err != nil {
+		return fmt.Errorf("share %s of the user namespace: %w", netnsDir, err)
 	}
 	if _, err := os.Stdout.WriteString(readyLine); err != nil {
 		return fmt.Errorf("report to the starter: %w", err)

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -86,18 +85,7 @@ func (l *Lab) Up(ctx context.Context) (err error) {
 }
 
 // Down ends the lab and everything in it. A lab that is not there is down.
-func (l *Lab) Down() error {
-	err := l.destroy()
-	if err == nil {
-		// We hold the lock; who waits for it looks whether it is still there. The
-		// directory of labs goes with the last one.
-		root := filepath.Dir(l.dir)
-		err = os.Remove(lockPath(root, l.cfg.Name))
-		_ = os.Remove(root)
-	}
-	endHolder()
-	return err
-}
+func (l *Lab) Down() error { return l.destroy() }
 
 // running reports whether a lab of this name was brought up and still lives.
 func (l *Lab) running() bool {
@@ -228,6 +216,7 @@ func (l *Lab) StartAgent(node string) error {
 
 // AwaitAgent returns when a node's agent answers STATUS through the plugin.
 func (l *Lab) AwaitAgent(ctx context.Context, node string) error {
+	parent := ctx
 	ctx, cancel := context.WithTimeout(ctx, agentWait)
 	defer cancel()
 	conf, err := l.conflist(node)
@@ -244,6 +233,9 @@ func (l *Lab) AwaitAgent(ctx context.Context, node string) error {
 		}
 		select {
 		case <-ctx.Done():
+			if parent.Err() != nil {
+				return fmt.Errorf("wait for the agent of %s: %w", node, context.Cause(parent))
+			}
 			return fmt.Errorf("agent of %s does not serve: %w; see 'netctl lab logs %s'", node, err, node)
 		case <-time.After(agentPoll):
 		}
