@@ -55,6 +55,8 @@ func newIPAM(io streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ipam",
 		Short: "Plan a cluster's addresses and make the plan real",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(ipamPlan(io), ipamApply(io))
 	return cmd

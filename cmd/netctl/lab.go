@@ -38,6 +38,14 @@ func (f *labFlags) open(fn func(*lab.Lab) error) error {
 	return errors.Join(fn(l), l.Close())
 }
 
+// create takes the lock of a lab that is to be made or removed.
+func (f *labFlags) create(cfg lab.Config) (*lab.Lab, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	return lab.New(cfg, f.options())
+}
+
 func newLab(io streams) *cobra.Command {
 	f := &labFlags{io: io}
 	cmd := &cobra.Command{
@@ -51,6 +59,8 @@ where the kernel allows user namespaces.`,
   netctl lab status
   netctl lab exec nginx -- netctl lab fetch http://nginx
   netctl lab down`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Name() == "demo" && !cmd.Flags().Changed("name") {
 				f.name = fmt.Sprintf("demo-%d", os.Getpid()%1e7) // several demos at once
@@ -90,9 +100,9 @@ func labUp(f *labFlags) *cobra.Command {
 				return err
 			}
 			cfg.Name, cfg.Families = f.name, families(ipv6, dual)
-			l, err := lab.New(cfg, f.options())
+			l, err := f.create(cfg)
 			if err != nil {
-				return fmt.Errorf("%w: %w", errUsage, err)
+				return err
 			}
 			defer func() { err = errors.Join(err, l.Close()) }()
 			if err := l.Up(cmd.Context()); err != nil {
@@ -127,9 +137,9 @@ func labDown(f *labFlags) *cobra.Command {
 		Short: "Take a lab down, also what a crash left of one",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			l, err := lab.New(lab.Config{Name: f.name, Nodes: 1, Families: lab.IPv4}, f.options())
+			l, err := f.create(lab.Config{Name: f.name, Nodes: 1, Families: lab.IPv4})
 			if err != nil {
-				return fmt.Errorf("%w: %w", errUsage, err)
+				return err
 			}
 			return errors.Join(l.Down(), l.Close())
 		},
@@ -298,6 +308,9 @@ func labDemo(f *labFlags) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Families = families(ipv6, dual)
 			cfg.Name = f.name
+			if err := cfg.Validate(); err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
 			return lab.Demo(cmd.Context(), cfg, f.io.out)
 		},
 	}

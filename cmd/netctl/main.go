@@ -62,7 +62,9 @@ var errUsage = errors.New("usage")
 func run(ctx context.Context, args []string, io streams) int {
 	root := newRoot(io)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	began := false
+	markBegin(root, &began)
+	cmd, err := root.ExecuteContextC(ctx)
 	var code exitCode
 	switch {
 	case err == nil:
@@ -70,11 +72,36 @@ func run(ctx context.Context, args []string, io streams) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
+	if !began && !errors.Is(err, errUsage) {
+		// What fails before a command has begun is how it was called.
+		err = fmt.Errorf("%w: %w; see '%s --help'", errUsage, err, cmd.CommandPath())
+	}
 	_, _ = fmt.Fprintln(io.err, "netctl:", err)
 	if errors.Is(err, errUsage) {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// markBegin has every command below cmd note that it has begun, which is after
+// its flags and arguments were found good.
+func markBegin(cmd *cobra.Command, began *bool) {
+	if inner := cmd.RunE; inner != nil {
+		cmd.RunE = func(c *cobra.Command, args []string) error {
+			*began = true
+			return inner(c, args)
+		}
+	}
+	if inner := cmd.PersistentPreRunE; inner != nil {
+		cmd.PersistentPreRunE = func(c *cobra.Command, args []string) error {
+			err := inner(c, args)
+			*began = err != nil // required flags are looked for only now
+			return err
+		}
+	}
+	for _, c := range cmd.Commands() {
+		markBegin(c, began)
+	}
 }
 
 func newRoot(io streams) *cobra.Command {
