@@ -17,9 +17,6 @@ import (
 	"github.com/netctl/netctl/internal/model"
 )
 
-// JSON returns the object as JSON.
-func (o Object) JSON() ([]byte, error) { return yaml.YAMLToJSON(o.Raw) }
-
 // object renders a Kubernetes object as an Object.
 func object(kind string, name model.Name, v any) (Object, error) {
 	raw, err := yaml.Marshal(v)

@@ -43,6 +43,4 @@ var (
 	ErrNoRoute = errors.New("no route")
 	// ErrTruncated means that a message was larger than the room for it.
 	ErrTruncated = errors.New("message truncated")
-	// ErrTooManyFDs means that more than MaxFDs descriptors were given.
-	ErrTooManyFDs = errors.New("more descriptors than fit into one message")
 )

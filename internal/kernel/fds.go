@@ -5,35 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// SendFDs sends payload, at least one byte, together with copies of up to
-// MaxFDs descriptors. The descriptors stay open and non-blocking here.
-func SendFDs(c *net.UnixConn, payload []byte, fds []int) error {
-	if len(fds) > MaxFDs {
-		return fmt.Errorf("send %d descriptors: %w", len(fds), ErrTooManyFDs)
-	}
-	if len(payload) == 0 {
-		return errors.New("send descriptors: a payload is needed to carry them")
-	}
-	var rights []byte
-	if len(fds) > 0 {
-		rights = unix.UnixRights(fds...)
-	}
-	n, _, err := c.WriteMsgUnix(payload, rights, nil)
-	if err == nil && n < len(payload) {
-		_, err = c.Write(payload[n:])
-	}
-	if err != nil {
-		return fmt.Errorf("send descriptors: %w", err)
-	}
-	return nil
-}
-
-// RecvFDs receives one message of SendFDs: n bytes of payload and the
+// RecvFDs receives one message with n bytes of payload and up to MaxFDs
 // descriptors, which the caller owns. They are close-on-exec and non-blocking,
 // whatever the sender's runtime did to them. When the sender is gone the error
 // wraps io.EOF. On an error no descriptor stays open.
@@ -98,22 +74,6 @@ func CloseFDs(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
 	}
-}
-
-// DupFD returns a copy of a socket's descriptor for SendFDs. Other than File()
-// it leaves the socket non-blocking. The caller closes the copy.
-func DupFD(c syscall.Conn) (int, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1, fmt.Errorf("copy descriptor: %w", err)
-	}
-	fd := -1
-	var dupErr error
-	err = raw.Control(func(s uintptr) { fd, dupErr = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 0) })
-	if err = errors.Join(err, dupErr); err != nil {
-		return -1, fmt.Errorf("copy descriptor: %w", err)
-	}
-	return fd, nil
 }
 
 // PeerUID returns the user that the process at the other end of the socket had

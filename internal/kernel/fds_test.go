@@ -1,11 +1,9 @@
 package kernel_test
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,6 +41,13 @@ func socketPair(t *testing.T, network string) (a, b *net.UnixConn) {
 	return a, b
 }
 
+// sendFDs sends payload together with copies of the descriptors, as the plugin
+// does.
+func sendFDs(c *net.UnixConn, payload []byte, fds []int) error {
+	_, _, err := c.WriteMsgUnix(payload, unix.UnixRights(fds...), nil)
+	return err
+}
+
 func nonblocking(t *testing.T, fd int) bool {
 	t.Helper()
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
@@ -59,7 +64,7 @@ func TestFDsPassAndStayNonBlocking(t *testing.T) {
 			t.Parallel()
 			a, b := socketPair(t, network)
 			r, w := pipe(t)
-			if err := kernel.SendFDs(a, []byte("two ends"), []int{r, w}); err != nil {
+			if err := sendFDs(a, []byte("two ends"), []int{r, w}); err != nil {
 				t.Fatal(err)
 			}
 			// What File() and Fd() of an unlucky sender do to the shared
@@ -102,17 +107,8 @@ func TestFDMessagesHaveLimits(t *testing.T) {
 		}
 		return fds
 	}
-	if err := kernel.SendFDs(a, []byte("x"), many(kernel.MaxFDs+1)); !errors.Is(err, kernel.ErrTooManyFDs) {
-		t.Errorf("too many: %v", err)
-	}
-	if err := kernel.SendFDs(a, nil, many(1)); err == nil {
-		t.Error("sent without payload")
-	}
-	if err := kernel.SendFDs(a, []byte("x"), []int{-1}); err == nil {
-		t.Error("sent a descriptor that is none")
-	}
 	for _, count := range []int{0, 1, kernel.MaxFDs} {
-		if err := kernel.SendFDs(a, []byte("x"), many(count)); err != nil {
+		if err := sendFDs(a, []byte("x"), many(count)); err != nil {
 			t.Errorf("%d: %v", count, err)
 		}
 		n, fds, err := kernel.RecvFDs(b, make([]byte, 10))
@@ -131,7 +127,7 @@ func TestTruncatedMessageLeaksNothing(t *testing.T) {
 	t.Parallel()
 	a, b := socketPair(t, "unixpacket")
 	r, w := pipe(t)
-	if err := kernel.SendFDs(a, []byte("longer than the buffer"), []int{w}); err != nil {
+	if err := sendFDs(a, []byte("longer than the buffer"), []int{w}); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Close(w); err != nil {
@@ -153,27 +149,6 @@ func TestTruncatedMessageLeaksNothing(t *testing.T) {
 	}
 }
 
-func TestDupFDLeavesTheSocketNonBlocking(t *testing.T) {
-	t.Parallel()
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	fd, err := kernel.DupFD(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if !nonblocking(t, fd) {
-		t.Error("the socket blocks now")
-	}
-	conn.Close()
-	if _, err := kernel.DupFD(conn); err == nil {
-		t.Error("copied a closed socket")
-	}
-}
-
 func TestPeerUID(t *testing.T) {
 	t.Parallel()
 	a, b := socketPair(t, "unix")
@@ -185,83 +160,6 @@ func TestPeerUID(t *testing.T) {
 	a.Close()
 	if _, err := kernel.PeerUID(a); err == nil {
 		t.Error("asked a closed socket")
-	}
-}
-
-// A TUN goes from one process to its successor while packets wait in it.
-func TestHandOverOfATUN(t *testing.T) {
-	t.Parallel()
-	needTUN(t)
-	home, pod := newNS(t), newNS(t)
-	old := newTUN(t, home, kernel.TUNConfig{Name: "nctl%d", Offloads: kernel.AllOffloads()})
-	cfg := podInterface()
-	cfg.Persist = true
-	moveIn(t, home, old, pod, cfg)
-	var conn *net.UDPConn
-	err := pod.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", nil)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	for range 10 {
-		if _, err := conn.WriteToUDPAddrPort([]byte("queued"), netip.MustParseAddrPort("192.0.2.1:53")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	a, b := socketPair(t, "unix")
-	if err := kernel.SendFDs(a, []byte("x"), []int{old.FD()}); err != nil {
-		t.Fatal(err)
-	}
-	_, fds, err := kernel.RecvFDs(b, make([]byte, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	next, err := kernel.TUNFromFD(fds[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer next.Destroy()
-	if err := old.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if next.Name() != "eth0" || next.Index() != old.Index() || next.Offloads() != old.Offloads() {
-		t.Errorf("successor has %q %d %+v", next.Name(), next.Index(), next.Offloads())
-	}
-	if next.PinsNamespace() {
-		t.Error("successor's copy keeps the pod's namespace alive, although it was opened outside")
-	}
-	if link, err := kernel.Describe(pod, "eth0"); err != nil || !link.Carrier {
-		t.Errorf("carrier is lost: %+v, %v", link, err)
-	}
-	for got := 0; got < 10; {
-		if bytes.HasSuffix(readPacket(t, next), []byte("queued")) {
-			got++
-		}
-	}
-}
-
-func TestTUNFromFDRefusesOtherFiles(t *testing.T) {
-	t.Parallel()
-	needTUN(t)
-	r, _ := pipe(t)
-	if _, err := kernel.TUNFromFD(r); err == nil {
-		t.Error("a pipe is no TUN")
-	}
-	home := newNS(t)
-	tun := newTUN(t, home, kernel.TUNConfig{Name: "nctl%d"})
-	dup, err := unix.FcntlInt(uintptr(tun.FD()), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(dup)
-	if err := kernel.DeleteInterface(home, tun.Name()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := kernel.TUNFromFD(dup); !errors.Is(err, kernel.ErrGone) {
-		t.Errorf("deleted device: %v, want ErrGone", err)
 	}
 }
 

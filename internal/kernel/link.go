@@ -82,16 +82,6 @@ func DeleteInterface(ns *Namespace, name string) error {
 	})
 }
 
-// LocalAddresses returns every address of the caller's namespace, loopback and
-// link-local ones included.
-func LocalAddresses() ([]netip.Prefix, error) {
-	out, err := addressesOf(0)
-	if err != nil {
-		return nil, fmt.Errorf("list local addresses: %w", err)
-	}
-	return out, nil
-}
-
 func linkFacts(link netlink.Link) Link {
 	a := link.Attrs()
 	kind := link.Type()

@@ -329,25 +329,6 @@ func TestRouteGet(t *testing.T) {
 	}
 }
 
-func TestLocalAddresses(t *testing.T) {
-	t.Parallel()
-	l := newRouteLab(t)
-	var got []netip.Prefix
-	err := l.ns.Do(func() (err error) {
-		got, err = kernel.LocalAddresses()
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range prefixes("127.0.0.1/8", "::1/128", "192.0.2.10/24", "2001:db8::10/64", "10.7.0.1/32", "fd00:7::1/128") {
-		if !slices.Contains(got, want) {
-			t.Errorf("%s is missing in %v", want, got)
-		}
-	}
-}
-
-// What people see with their own tools.
 func TestRoutesAsIproute2ShowsThem(t *testing.T) {
 	t.Parallel()
 	l := newRouteLab(t)

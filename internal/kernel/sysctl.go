@@ -13,25 +13,6 @@ import (
 
 const sysctlRoot = "/proc/sys"
 
-// Sysctl reads a setting of the namespace, such as "net/ipv4/ip_forward".
-// Slashes separate, because interface names may contain dots. The error wraps
-// ErrNoSysctl when this kernel has none.
-func Sysctl(ns *Namespace, key string) (string, error) {
-	var out string
-	err := ns.Do(func() (err error) {
-		out, err = sysctl(key)
-		return err
-	})
-	return out, err
-}
-
-// SetSysctl writes a setting of the namespace unless it has that value already,
-// so a read-only /proc/sys that is right is no error. The error wraps
-// ErrReadOnly or ErrNoSysctl.
-func SetSysctl(ns *Namespace, key, value string) error {
-	return ns.Do(func() error { return setSysctl(key, value) })
-}
-
 // SetForwarding lets the namespace forward IPv4 and IPv6, where there is IPv6.
 func SetForwarding(ns *Namespace) error {
 	return ns.Do(func() error {

@@ -146,48 +146,6 @@ func checkTUN(name string, index int) error {
 	return nil
 }
 
-// TUNFromFD makes a TUN of a descriptor received from another process. It owns
-// fd from then on; on an error the caller still does. The name and the index
-// are found wherever the device is. The error wraps ErrGone when the device was
-// deleted meanwhile.
-func TUNFromFD(fd int) (*TUN, error) {
-	ifr := new(unix.Ifreq)
-	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
-		return nil, fmt.Errorf("adopt TUN: %w", tunErr(err))
-	}
-	const want = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
-	flags := ifr.Uint16()
-	if flags&want != want {
-		return nil, fmt.Errorf("adopt TUN %q with flags %#x: %w", ifr.Name(), flags, ErrChanged)
-	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, fmt.Errorf("adopt TUN: %w", err)
-	}
-	t := &TUN{fd: fd, name: ifr.Name(), persist: flags&unix.IFF_PERSIST != 0}
-	ns, err := t.Namespace()
-	if err != nil {
-		return nil, fmt.Errorf("adopt TUN %q: %w", t.name, err)
-	}
-	defer ns.Close()
-	err = ns.Do(func() error {
-		link, err := linkByName(t.name)
-		if err != nil {
-			return err
-		}
-		t.index = link.Attrs().Index
-		t.offloads, err = activeOffloads(t.name)
-		return err
-	})
-	if err == nil {
-		err = t.findPin(ns)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("adopt TUN %q: %w", t.name, err)
-	}
-	t.reserve()
-	return t, nil
-}
-
 // openTUN opens /dev/net/tun and binds it to a device of the thread's
 // namespace.
 func openTUN(name string, extra uint16) (*TUN, error) {
@@ -235,8 +193,8 @@ func (t *TUN) reserve() {
 	runtime.AddCleanup(t, func(fd int) { unix.Close(fd) }, t.fd)
 }
 
-// FD returns the descriptor, for a Poller or SendFDs. It is borrowed: valid
-// while the TUN is reachable.
+// FD returns the descriptor, for a Poller. It is borrowed: valid while the TUN
+// is reachable.
 func (t *TUN) FD() int { return t.fd }
 
 // Name returns the device's name in the namespace it is in.

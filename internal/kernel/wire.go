@@ -1,13 +1,11 @@
 package kernel
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // CreateVeth makes a pair of interfaces joined by a wire, one end in each
@@ -62,17 +60,6 @@ func AddAddress(ns *Namespace, name string, p netip.Prefix) error {
 	return withLink(ns, name, func(link netlink.Link) error { return addAddress(link, p) })
 }
 
-// DeleteAddress removes an address, and succeeds when it is not there.
-func DeleteAddress(ns *Namespace, name string, p netip.Prefix) error {
-	return withLink(ns, name, func(link netlink.Link) error {
-		err := netlink.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})
-		if errors.Is(err, unix.EADDRNOTAVAIL) {
-			return nil
-		}
-		return err
-	})
-}
-
 // AddRoute adds or replaces one route over the named interface, as an
 // administrator would ("proto static"): ApplyRoutes leaves it alone.
 func AddRoute(ns *Namespace, name string, r Route) error {
@@ -90,18 +77,8 @@ func SetUp(ns *Namespace, name string) error {
 	return withLink(ns, name, netlink.LinkSetUp)
 }
 
-// SetDown brings an interface down; IPv6 addresses and routes go with that.
-func SetDown(ns *Namespace, name string) error {
-	return withLink(ns, name, netlink.LinkSetDown)
-}
-
 // SetLoopbackUp brings lo up, with 127.0.0.1 and ::1.
 func SetLoopbackUp(ns *Namespace) error { return SetUp(ns, "lo") }
-
-// SetMTU changes an interface's MTU.
-func SetMTU(ns *Namespace, name string, mtu int) error {
-	return withLink(ns, name, func(link netlink.Link) error { return netlink.LinkSetMTU(link, mtu) })
-}
 
 // withLink runs fn on an interface, inside its namespace.
 func withLink(ns *Namespace, name string, fn func(netlink.Link) error) error {

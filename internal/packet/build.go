@@ -92,22 +92,6 @@ func Echo(dst []byte, e EchoHeader, payload []byte) []byte {
 	return buf
 }
 
-// EchoReply builds the answer to the echo request orig from the address it was
-// sent to; dst[:0] when orig is none, or one that must not be answered.
-func EchoReply(dst []byte, orig *Packet) []byte {
-	if !orig.IsEcho() || orig.Tuple.DstPort != 0 || !answersFrom(orig) {
-		return dst[:0]
-	}
-	if orig.ICMPType != 8 && orig.ICMPType != 128 {
-		return dst[:0] // a reply with identifier zero
-	}
-	e := EchoHeader{
-		Src: orig.Tuple.Dst.Netip(), Dst: orig.Tuple.Src.Netip(),
-		ID: orig.Tuple.SrcPort, Seq: orig.EchoSeq(), Reply: true,
-	}
-	return Echo(dst, e, orig.Data())
-}
-
 // IsEcho reports whether the packet is a whole ICMP echo request or reply.
 func (p *Packet) IsEcho() bool {
 	if p.Kind != KindWhole || p.L4 == p.Payload || p.Is4() != (p.Tuple.Proto == ProtoICMP) {
