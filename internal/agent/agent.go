@@ -366,12 +366,14 @@ func (a *Agent) keepHouse(ctx context.Context, changes <-chan struct{}) error {
 	defer second.Stop()
 	gc := time.NewTicker(reconcileInterval)
 	defer gc.Stop()
+	var bug *datapath.Panic
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-second.C:
 			a.flows.Expire(a.router.Now())
+			bug = a.reportPanic(bug)
 		case _, ok := <-changes:
 			if !ok {
 				changes = nil
@@ -383,6 +385,15 @@ func (a *Agent) keepHouse(ctx context.Context, changes <-chan struct{}) error {
 			}
 		}
 	}
+}
+
+// reportPanic logs the walk's first panic, unless that is the one known already.
+func (a *Agent) reportPanic(known *datapath.Panic) *datapath.Panic {
+	p := a.router.Panic()
+	if p != known {
+		a.log.Error("a packet met a bug and was dropped; please report this", "panic", fmt.Sprint(p.Value), "stack", p.Stack)
+	}
+	return p
 }
 
 // close lets go of everything in the opposite order; what is in the kernel

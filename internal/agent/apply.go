@@ -14,7 +14,7 @@ import (
 // compile is the loop's: what is true now, as values.
 func (a *Agent) compile() Output {
 	return Compile(Input{
-		State: a.state.Load(), Protected: a.protected(), Node: a.cfg.Node, Domain: a.cfg.Domain,
+		State: a.state.Load(), Protected: a.protected(), TunnelPort: a.cfg.ListenPort, Node: a.cfg.Node, Domain: a.cfg.Domain,
 		ClusterCIDRs: a.cfg.ClusterCIDRs, Ports: a.localPorts(), Previous: &a.last,
 	})
 }

@@ -56,6 +56,8 @@ type Input struct {
 	// Protected are addresses that this node depends on: no node can claim them
 	// and no range that holds them is routed to netctl0.
 	Protected []netip.Addr
+	// TunnelPort is the UDP port that WireGuard listens on.
+	TunnelPort uint16
 	// Previous may be what was compiled before: what has not changed is shared
 	// with it. It does not change the result.
 	Previous *Output
@@ -75,7 +77,7 @@ type Output struct {
 // Compile turns what the cluster says into what this node does. It is pure: an
 // equal Input gives a deep-equal Output, whatever was compiled before.
 func Compile(in Input) Output {
-	c := compiler{in: in, tables: &datapath.Tables{Revision: in.State.Revision, Routes: new(bart.Table[datapath.Route])}}
+	c := compiler{in: in, tables: &datapath.Tables{Revision: in.State.Revision, TunnelPort: in.TunnelPort, Routes: new(bart.Table[datapath.Route])}}
 	c.features()
 	c.routes()
 	c.ports()
@@ -202,16 +204,16 @@ func (c *compiler) routes() {
 	for _, p := range c.in.State.ServiceCIDRs {
 		c.route(p, datapath.Route{Reason: datapath.DropUnallocated})
 	}
-	reachable := map[string]bool{}
-	for _, p := range c.mesh.Peers {
-		reachable[p.Node] = true
+	peers := map[string]uint32{} // numbers from 1 on
+	for i, p := range c.mesh.Peers {
+		peers[p.Node] = uint32(i) + 1 //nolint:gosec // far fewer than that
 	}
 	for _, claim := range c.mesh.Claims {
 		switch {
 		case claim.Node == c.in.Node:
 			c.own(claim)
-		case reachable[claim.Node]:
-			c.route(claim.Prefix, datapath.Route{Port: OverlayPort, HostAddress: claim.Address})
+		case peers[claim.Node] != 0:
+			c.route(claim.Prefix, datapath.Route{Port: OverlayPort, HostAddress: claim.Address, Peer: peers[claim.Node]})
 		default:
 			c.route(claim.Prefix, datapath.Route{Reason: datapath.DropPeerUnready})
 		}

@@ -97,9 +97,9 @@ func TestRoutes(t *testing.T) {
 		{"netctl0", nil, "10.1.1.1", datapath.Route{Port: agent.HostPort, HostAddress: true}},
 		{"this node", nil, "192.0.2.1", datapath.Route{Port: agent.HostPort, HostAddress: true}},
 		{"this node v6", nil, "2001:db8::1", datapath.Route{Port: agent.HostPort, HostAddress: true}},
-		{"pod of another node", nil, "10.1.2.9", datapath.Route{Port: agent.OverlayPort}},
-		{"pod of another node v6", nil, "fd00:1:0:2::9", datapath.Route{Port: agent.OverlayPort}},
-		{"another node", nil, "192.0.2.2", datapath.Route{Port: agent.OverlayPort, HostAddress: true}},
+		{"pod of another node", nil, "10.1.2.9", datapath.Route{Port: agent.OverlayPort, Peer: 1}},
+		{"pod of another node v6", nil, "fd00:1:0:2::9", datapath.Route{Port: agent.OverlayPort, Peer: 1}},
+		{"another node", nil, "192.0.2.2", datapath.Route{Port: agent.OverlayPort, HostAddress: true, Peer: 1}},
 		{"range of nobody", nil, "10.1.77.7", datapath.Route{Reason: datapath.DropUnownedAddress}},
 		{"service of nobody", nil, "10.96.7.7", datapath.Route{Reason: datapath.DropUnallocated}},
 		{"name server over TCP", nil, "10.96.0.10", datapath.Route{Port: agent.NetstackPort}},
@@ -120,19 +120,19 @@ func TestRoutes(t *testing.T) {
 				s := *in.State
 				s.Blocks = []model.Block{{CIDR: prefix("10.1.50.0/25"), Node: "n3"}}
 				in.State = &s
-			}, "10.1.50.9", datapath.Route{Port: agent.OverlayPort},
+			}, "10.1.50.9", datapath.Route{Port: agent.OverlayPort, Peer: 2},
 		},
 		{
 			"a node's claim on another node's pod", func(in *agent.Input) {
 				change(in, 2, func(n *model.Node) { n.Addresses = append(slices.Clone(n.Addresses), addr("10.1.2.9")) })
-			}, "10.1.2.9", datapath.Route{Port: agent.OverlayPort},
+			}, "10.1.2.9", datapath.Route{Port: agent.OverlayPort, Peer: 1},
 		},
 		{
 			"a node's block inside another node's range", func(in *agent.Input) {
 				s := *in.State
 				s.Blocks = []model.Block{{CIDR: prefix("10.1.2.8/29"), Node: "n3"}}
 				in.State = &s
-			}, "10.1.2.9", datapath.Route{Port: agent.OverlayPort},
+			}, "10.1.2.9", datapath.Route{Port: agent.OverlayPort, Peer: 1},
 		},
 		{
 			"a node's claim on a pod of ours", func(in *agent.Input) {

@@ -18,7 +18,14 @@ type tunPort struct{ *kernel.TUN }
 // Write implements datapath.Port.
 func (p tunPort) Write(buf []byte) error {
 	_, err := p.TUN.Write(buf)
-	return err
+	switch {
+	case errors.Is(err, kernel.ErrNoMemory), errors.Is(err, kernel.ErrAgain):
+		return datapath.ErrFull
+	case errors.Is(err, kernel.ErrInvalid):
+		return datapath.ErrRefused
+	default:
+		return err
+	}
 }
 
 // EnginePort is the overlay as the router sees it.
@@ -27,10 +34,16 @@ type EnginePort struct{ Engine overlay.Engine }
 // Write implements datapath.Port.
 func (p EnginePort) Write(buf []byte) error {
 	err := p.Engine.Send(buf)
-	if errors.Is(err, overlay.ErrFull) {
+	switch {
+	case errors.Is(err, overlay.ErrFull):
 		return datapath.ErrFull
+	case errors.Is(err, overlay.ErrNoPeer):
+		return datapath.ErrNoPeer
+	case errors.Is(err, overlay.ErrMalformed):
+		return datapath.ErrRefused
+	default:
+		return err
 	}
-	return err
 }
 
 const (
@@ -84,8 +97,11 @@ func (p *ResolverPort) Write(buf []byte) error {
 	defer p.release(b)
 	q := &b.question
 	q.Buf = buf
-	if packet.Parse(q) != packet.FaultNone || q.Kind != packet.KindWhole {
-		return datapath.ErrFull // fragments of questions: nobody sends them
+	if packet.Parse(q) != packet.FaultNone {
+		return datapath.ErrRefused
+	}
+	if q.Kind != packet.KindWhole {
+		return datapath.ErrFragment // questions in pieces: nobody sends them
 	}
 	client := netip.AddrPortFrom(q.Tuple.Src.Netip(), q.Tuple.SrcPort)
 	server := netip.AddrPortFrom(q.Tuple.Dst.Netip(), q.Tuple.DstPort)

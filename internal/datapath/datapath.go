@@ -26,9 +26,18 @@ import (
 	"github.com/netctl/netctl/proxy"
 )
 
-// ErrFull is what a Port's Write returns when its queue is full; the packet is
-// lost and counted.
-var ErrFull = errors.New("port queue is full")
+// What a Port's Write returns when it does not take a packet, which is then lost
+// and counted. Any other error says that the port itself is gone.
+var (
+	// ErrFull means that the queue is full.
+	ErrFull = errors.New("port queue is full")
+	// ErrNoPeer means that the tunnel leads to nobody who owns the destination.
+	ErrNoPeer = errors.New("no peer for the destination")
+	// ErrFragment means that the port takes whole datagrams only.
+	ErrFragment = errors.New("port takes no fragments")
+	// ErrRefused means that the port, which is well, does not like this packet.
+	ErrRefused = errors.New("port refused the packet")
+)
 
 // PortID names a port: it is the port's index in Tables.Ports. An ID may be
 // used again for another port later; flows notice by the port's Gen.
@@ -107,6 +116,9 @@ type Route struct {
 	// HostAddress marks addresses of nodes (this one's or another's), whose
 	// kernels would answer a translated flow past us: see walk.go step 4.
 	HostAddress bool
+	// Peer tells the nodes behind the overlay port apart: each peer has a number
+	// of its own from 1 on. 0: nobody's.
+	Peer uint32
 }
 
 // Tables is everything that the walk reads. It is immutable once published.
@@ -122,6 +134,9 @@ type Tables struct {
 	DNSPort     PortID
 	Netstack    PortID
 	RouterAddrs [2]packet.Addr // IPv4, IPv6: the router's own address in the node's block
+	// TunnelPort is the UDP port that WireGuard listens on, on every node: it is
+	// for other nodes' kernels and nobody behind the router. 0: none.
+	TunnelPort uint16
 }
 
 // route returns the way to a, NoPort with DropNoRoute when there is none.

@@ -20,15 +20,18 @@ const (
 	DropEgressPolicy        // the sending pod's policy denies it
 	DropIngressPolicy       // the receiving pod's policy denies it
 	DropNotAnswered         // to a router or service address, which answers no such thing
+	DropTunnelPort          // WireGuard's port of a node is not for pods
 	DropTTL                 // hop limit reached zero here
 	DropTooBig              // larger than the exit's MTU and not to be fragmented
-	DropFragment            // a later fragment whose first was not seen
+	DropFragment            // a later fragment whose first was not seen, or the exit takes none
 	DropICMPUnmatched       // an ICMP error about a packet of no known flow
 	DropFlowOwnerFull       // the pod has as many connections as one pod may have
 	DropFlowTableFull       // the flow table is full of live connections
 	DropSourcePorts         // no source port left towards that backend
 	DropUnknownReply        // a socket's packet that belongs to no flow
 	DropPortFull            // the exit's queue is full
+	DropNoPeer              // the tunnel has no peer for it (any more)
+	DropPortRefused         // the exit is well and did not take this packet
 	DropPortGone            // the exit failed: its device is gone
 	DropPanic               // a bug: the walk panicked on this packet
 	dropCount
@@ -39,8 +42,9 @@ func (d Drop) String() string {
 	names := [dropCount]string{
 		"none", "malformed", "spoofed_source", "no_route", "no_cluster_range", "unowned_address", "peer_unready", "transit",
 		"no_endpoints", "service_local", "unallocated", "egress_policy", "ingress_policy", "not_answered",
+		"tunnel_port",
 		"ttl", "too_big", "fragment", "icmp_unmatched", "flow_owner_full", "flow_table_full", "source_ports",
-		"unknown_reply", "port_full", "port_gone", "panic",
+		"unknown_reply", "port_full", "no_peer", "port_refused", "port_gone", "panic",
 	}
 	if d >= dropCount {
 		return "unknown"

@@ -108,8 +108,9 @@ func (in *Input) packet(buf []byte) {
 }
 
 func (in *Input) recover() {
-	if recover() != nil {
+	if v := recover(); v != nil {
 		in.drops[DropPanic].Add(1)
+		in.router.panicked(v)
 	}
 }
 

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ type Router struct {
 	tables   atomic.Pointer[Tables]
 
 	portsGone atomic.Uint64
+	panic     atomic.Pointer[Panic] // the first one
 
 	mu      sync.Mutex
 	inputs  []*Input // guarded by mu
@@ -117,6 +119,24 @@ func (r *Router) Counters() Counters {
 	}
 	return sum
 }
+
+// Panic is a bug that the walk met.
+type Panic struct {
+	Value any
+	Stack string
+}
+
+// panicked keeps the first panic: the walk does not log, and who can cause one
+// can cause many.
+func (r *Router) panicked(v any) {
+	if r.panic.Load() == nil {
+		r.panic.CompareAndSwap(nil, &Panic{Value: v, Stack: string(debug.Stack())})
+	}
+}
+
+// Panic returns the first panic of the walk, nil when there was none. The
+// packets that panics cost are counted under DropPanic.
+func (r *Router) Panic() *Panic { return r.panic.Load() }
 
 // Flows returns the flow table, for those who show it.
 func (r *Router) Flows() *flow.Table { return r.flows }

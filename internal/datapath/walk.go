@@ -243,6 +243,9 @@ func (in *Input) judge(c *conn) (PortID, Drop) {
 		return NoPort, DropTransit // the node's own way out is its kernel
 	case out.Kind == KindDNS:
 		return NoPort, DropNotAnswered
+	case rt.HostAddress && c.wire.Proto == packet.ProtoUDP && c.wire.DstPort == t.TunnelPort &&
+		t.TunnelPort != 0 && client.Kind != KindHost:
+		return NoPort, DropTunnelPort
 	}
 	if out.Kind == KindPod && t.Policy.Ingress(&c.wire) != policy.Allow { // 7
 		return NoPort, DropIngressPolicy
@@ -375,6 +378,9 @@ func (in *Input) icmpError(from *PortEntry) Drop {
 		// must not end or slow down each other's connections.
 		return DropICMPUnmatched
 	}
+	if from.Kind == KindOverlay && t.route(p.Tuple.Src).Peer != t.route(p.Inner.Dst).Peer {
+		return DropICMPUnmatched // nor must nodes those of other nodes
+	}
 	inner := packet.Rewrite{Src: e.Rewrite.Dst, Dst: e.Rewrite.Src, SrcPort: e.Rewrite.DstPort, DstPort: e.Rewrite.SrcPort}
 	src := p.Tuple.Src
 	if src == p.Inner.Dst {
@@ -445,12 +451,25 @@ func (in *Input) tooBig(out *PortEntry, fit packet.Fit, nat bool) Drop {
 // emit is step 9.
 func (in *Input) emit(out *PortEntry, buf []byte) Drop {
 	if err := out.Port.Write(buf); err != nil {
-		if errors.Is(err, ErrFull) {
-			return DropPortFull
-		}
-		return DropPortGone
+		return dropOf(err)
 	}
 	in.packets.Add(1)
 	in.bytes.Add(uint64(len(buf) - packet.VNetLen))
 	return DropNone
+}
+
+// dropOf is the reason for what a Port's Write returned.
+func dropOf(err error) Drop {
+	switch {
+	case errors.Is(err, ErrFull):
+		return DropPortFull
+	case errors.Is(err, ErrNoPeer):
+		return DropNoPeer
+	case errors.Is(err, ErrFragment):
+		return DropFragment
+	case errors.Is(err, ErrRefused):
+		return DropPortRefused
+	default:
+		return DropPortGone
+	}
 }

@@ -150,7 +150,7 @@ func (c *Cluster) Input(n *Node) agent.Input {
 	}
 	slices.SortFunc(ports, func(a, b agent.LocalPort) int { return int(a.ID) - int(b.ID) })
 	return agent.Input{
-		State: c.state, Node: n.Name, Domain: "cluster.local", Ports: ports,
+		State: c.state, Node: n.Name, Domain: "cluster.local", Ports: ports, TunnelPort: tunnelPort,
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:1::/48")},
 	}
 }
