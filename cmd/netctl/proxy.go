@@ -36,6 +36,9 @@ agent, from a directory of manifests.`,
 		Example: `  netctl proxy --cluster-dir /etc/netctl/cluster --node node1`,
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if output != "" && output != "json" {
+				return fmt.Errorf("%w: -o %q: use json", errUsage, output)
+			}
 			state, err := readState(io.err, dir)
 			if err != nil {
 				return err
