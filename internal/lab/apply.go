@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -273,6 +274,6 @@ func (l *Lab) DeleteObject(ctx context.Context, kind string, name model.Name) er
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	l.say("%s/%s deleted", kind, name.Name)
+	l.say("%s/%s deleted", strings.ToLower(kind), name.Name)
 	return nil
 }

@@ -243,8 +243,8 @@ func (l *Lab) Close() error {
 		if err := os.Remove(lockPath(root, l.cfg.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
+		endHolder(root, l.cfg.Name)
 		_ = os.Remove(root)
-		endHolder()
 	}
 	errs = append(errs, l.lock.Close())
 	l.lock = nil

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Without root a lab lives inside a user namespace, where its user is root over
@@ -47,7 +48,7 @@ func EnterUserNamespace(command, lab string) error {
 	if err := privateDir(dir); err != nil {
 		return err
 	}
-	pidFile := filepath.Join(dir, "."+lab+".holder")
+	pidFile := holderFile(dir, lab)
 	pid, ok := livingHolder(pidFile)
 	if !ok {
 		if command != "up" && command != "demo" && command != "down" {
@@ -95,7 +96,7 @@ func livingHolder(pidFile string) (int, bool) {
 	}
 	var pid int
 	var started string
-	if _, err := fmt.Sscan(string(data), &pid, &started); err != nil || startTime(pid) != started {
+	if _, err := fmt.Sscan(string(data), &pid, &started); err != nil || startTime(pid) != started || ended(pid) {
 		return 0, false
 	}
 	return pid, true
@@ -165,11 +166,19 @@ func HoldMain(ctx context.Context) error {
 	return nil
 }
 
-// endHolder ends the user namespace that this process runs in, if it does.
-func endHolder() {
+// endHolder ends the user namespace that this process runs in, if it does, and
+// returns when nobody can take it for a living one any more.
+func endHolder(root, lab string) {
 	pid, err := strconv.Atoi(strings.TrimSpace(os.Getenv(insideVariable)))
 	if err != nil {
 		return
 	}
+	_ = os.Remove(holderFile(root, lab))
 	_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended
+	for end := time.Now().Add(killWait); !ended(pid) && time.Now().Before(end); {
+		pause(killPoll)
+	}
 }
+
+// holderFile names the holder of a lab.
+func holderFile(root, lab string) string { return filepath.Join(root, "."+lab+".holder") }

@@ -90,7 +90,7 @@ run delete pod late
 run logs node1 | grep -c "agent serves"
 run down
 run down
-ls -A "$TMPDIR"/netctl-lab-65534
+! ls -A "$TMPDIR"/netctl-lab-65534
 `)
 	if err != nil {
 		t.Errorf("%v", err)
