@@ -270,7 +270,7 @@ func (w *WireGuard) Peers() ([]PeerStatus, error) {
 	out := make([]PeerStatus, 0, len(have))
 	for key, s := range have {
 		s.Node = w.nodes[key]
-		slices.SortFunc(s.AllowedIPs, comparePrefixes)
+		slices.SortFunc(s.AllowedIPs, netip.Prefix.Compare)
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(a, b PeerStatus) int {
@@ -340,7 +340,7 @@ func normalise(peers []Peer, self Key) ([]Peer, error) {
 			owner[c] = p.Node
 			prefixes = append(prefixes, c)
 		}
-		slices.SortFunc(prefixes, comparePrefixes)
+		slices.SortFunc(prefixes, netip.Prefix.Compare)
 		p.AllowedIPs = prefixes
 		p.Endpoint = netip.AddrPortFrom(p.Endpoint.Addr().Unmap(), p.Endpoint.Port())
 		out = append(out, p)
@@ -362,10 +362,6 @@ func canonical(p netip.Prefix) (netip.Prefix, bool) {
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
 	}
 	return p.Masked(), true
-}
-
-func comparePrefixes(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
 func equalPeers(a, b Peer) bool {

@@ -68,7 +68,7 @@ type Config struct {
 
 // The agent's sizes and times.
 const (
-	DefaultListenPort = 51820
+	DefaultListenPort = overlay.DefaultPort
 	// tunnelOverhead is what WireGuard adds to a packet over IPv6 (40+8+32).
 	tunnelOverhead    = 80
 	defaultUnderlay   = 1500

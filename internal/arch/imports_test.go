@@ -35,7 +35,7 @@ var rows = map[string]row{
 		reason: "composes the features of one node; it never knows the lab",
 	},
 	"internal/lab": {
-		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam"},
+		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},
 		reason:  "plays the cluster around agents that run as processes, so it needs none of their parts",
 	},
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/overlay"
 )
 
 // captureTail is how long each wire is watched after the last packet was sent on
@@ -114,7 +115,7 @@ const (
 	etherIPv6     = 0x86dd
 	protoUDP      = 17
 	protoICMPv6   = 58
-	wireGuardPort = 51820
+	wireGuardPort = overlay.DefaultPort
 )
 
 // count takes one Ethernet frame.

@@ -305,16 +305,26 @@ func (l *Lab) signalContainers(n model.Name, sig syscall.Signal) int {
 // startTime is field 22 of /proc/PID/stat (proc(5)), which with the PID names a
 // process for as long as the machine runs.
 func startTime(pid int) string {
+	stat := processStat(pid)
+	if stat == nil {
+		return "gone"
+	}
+	return stat[19]
+}
+
+// processStat returns the fields of /proc/PID/stat from the third on, nil when
+// there is no such process. The second is its name, which may contain anything.
+func processStat(pid int) []string {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return "gone"
+		return nil
 	}
 	text := string(data)
 	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 	if len(fields) < 20 {
-		return "gone"
+		return nil
 	}
-	return fields[19]
+	return fields
 }
 
 // awaitPorts waits until the pod's TCP ports accept connections, so that "ready"

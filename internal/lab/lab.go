@@ -64,7 +64,7 @@ const (
 	// maxNodes is what the underlay's address plan has room for.
 	maxNodes = 64
 	// netnsDir is where ip(8) looks for named namespaces.
-	netnsDir = "/run/netns"
+	netnsDir = kernel.RuntimeDir
 )
 
 var labName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?$`)

@@ -276,10 +276,6 @@ func ended(pid int) bool {
 }
 
 func zombie(pid int) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	_, rest, _ := strings.Cut(string(data), ") ")
-	return strings.HasPrefix(rest, "Z")
+	stat := processStat(pid)
+	return stat == nil || stat[0] == "Z"
 }

@@ -40,6 +40,7 @@ import (
 
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/overlay/overlaytest"
 )
 
@@ -77,7 +78,7 @@ const (
 	TargetPort  = 8080 // of every backend
 	DefaultMTU  = 1420
 
-	tunnelPort   = 51820
+	tunnelPort   = overlay.DefaultPort
 	defaultSlots = 4096
 	start        = 1000 // the clock's first second
 )
