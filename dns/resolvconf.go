@@ -79,7 +79,7 @@ func NewResolvConf(cfg ResolvConfConfig) *ResolvConf {
 
 // Upstreams returns the servers of the files as they are now; it looks at them
 // at most once a second. While no file names a usable server it is empty, and
-// Err tells why; files that cannot be read leave it as it was. The slice must
+// the log tells why; files that cannot be read leave it as it was. The slice must
 // not be changed.
 func (r *ResolvConf) Upstreams() []netip.AddrPort {
 	r.mu.Lock()
@@ -101,15 +101,6 @@ func (r *ResolvConf) Upstreams() []netip.AddrPort {
 	r.stamps = stamps
 	r.read()
 	return r.list
-}
-
-// Err returns which servers of the files are refused and why, and nil when all
-// are used.
-func (r *ResolvConf) Err() error {
-	r.Upstreams()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.err
 }
 
 // read reads the files; mu is held.

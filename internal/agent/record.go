@@ -98,19 +98,6 @@ func (s *records) Delete(containerID, ifName string) error {
 	return nil
 }
 
-// Get returns the record of an interface, nil when there is none.
-func (s *records) Get(containerID, ifName string) (*record, error) {
-	path, err := s.path(containerID, ifName)
-	if err != nil {
-		return nil, err
-	}
-	r, err := readRecord(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // the absent record is an answer
-	}
-	return r, err
-}
-
 // errDamaged marks a record that says nothing of use.
 var errDamaged = errors.New("damaged")
 

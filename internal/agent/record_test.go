@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -173,4 +175,17 @@ func FuzzRecord(f *testing.F) {
 			t.Errorf("record %+v, error %v", r, err)
 		}
 	})
+}
+
+// Get returns the record of an interface, nil when there is none.
+func (s *records) Get(containerID, ifName string) (*record, error) {
+	path, err := s.path(containerID, ifName)
+	if err != nil {
+		return nil, err
+	}
+	r, err := readRecord(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // the absent record is an answer
+	}
+	return r, err
 }

@@ -1,0 +1,10 @@
+package dns
+
+// Err returns what the log was told last: which servers of the files are
+// refused and why, and nil when all are used.
+func (r *ResolvConf) Err() error {
+	r.Upstreams()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
