@@ -18,11 +18,12 @@ fi
 
 # Go benchmarks become figures: BenchmarkWalk/Known of internal/datapath is
 # "datapath-walk-known ns/op", its allocations "datapath-walk-known-allocs".
-# Benchmarks that print figures of their own are passed through.
+# A benchmark that prints figures of its own, in front of its line, keeps those.
 figures() {
   awk '
     /^pkg: / { n = split($2, part, "/"); area = part[n] }
-    /(^|[ \t])(figure|ratio) / { print substr($0, match($0, /(figure|ratio) /)) }
+    /(^|[ \t])(figure|ratio) / { print substr($0, match($0, /(figure|ratio) /)); own = 1; next }
+    / ns\/op/ && own { own = 0; next }
     /^Benchmark/ && / ns\/op/ {
       name = $1
       sub(/^Benchmark/, "", name)

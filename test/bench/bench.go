@@ -127,7 +127,7 @@ func quantile[T float64 | time.Duration](all []T, q float64) T {
 
 // pairs runs ours and theirs in turns and prints the ratio.
 func (b *bench) pairs(ctx context.Context, name, unit string, ours, theirs func() (float64, error)) error {
-	n := pick(b, 3, 8)
+	n := pick(b, 3, 7)
 	var a, t, ratios []float64
 	for range n {
 		if err := ctx.Err(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 	"github.com/netctl/netctl/internal/lab"
 )
 
-// cluster is a lab that a benchmark works in.
+// testLab is a lab that a benchmark works in.
 type testLab struct {
 	*lab.Lab
 	root, name string
@@ -32,7 +33,7 @@ func (b *bench) up(ctx context.Context, name string, nodes int, manifest string)
 		}
 		objects = found
 	}
-	l, err := lab.New(lab.Config{Name: name, Nodes: nodes, Families: lab.IPv4}, lab.Options{Root: b.dir, Exe: b.netctl, Out: os.Stderr})
+	l, err := lab.New(lab.Config{Name: name, Nodes: nodes, Families: lab.IPv4}, lab.Options{Root: b.dir, Exe: b.netctl, Out: io.Discard})
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +54,7 @@ func (t *testLab) path(parts ...string) string {
 	return filepath.Join(append([]string{t.root, t.name}, parts...)...)
 }
 
-// podNamespaces returns the name of each pod's namespace and its first address.
+// pods returns the pods of the default namespace by name.
 func (t *testLab) pods() (map[string]lab.PodStatus, error) {
 	s, err := t.Status()
 	if err != nil {
@@ -64,20 +65,6 @@ func (t *testLab) pods() (map[string]lab.PodStatus, error) {
 		out[strings.TrimPrefix(p.Name, "default/")] = p
 	}
 	return out, nil
-}
-
-// nodeNamespace returns the name of a node's namespace.
-func (t *testLab) nodeNamespace(node string) (string, error) {
-	s, err := t.Status()
-	if err != nil {
-		return "", err
-	}
-	for _, n := range s.Nodes {
-		if n.Name == node {
-			return n.Namespace, nil
-		}
-	}
-	return "", fmt.Errorf("no node %q", node)
 }
 
 // pods12 is a Deployment, as `lab up` gets it.

@@ -87,7 +87,7 @@ func (b *bench) crossNode(ctx context.Context) (err error) {
 
 // compare measures throughput and latency of two paths in turns.
 func (b *bench) compare(ctx context.Context, name, ratio string, ours, theirs *path) error {
-	seconds := pick(b, 2, 4)
+	seconds := pick(b, 2, 3)
 	tcp := func(p *path) func() (float64, error) {
 		return func() (float64, error) { return p.iperf(ctx, seconds) }
 	}
@@ -99,7 +99,7 @@ func (b *bench) compare(ctx context.Context, name, ratio string, ours, theirs *p
 		return err
 	}
 	b.figure(name+"-agent-cpu", quantile(ours.cpu, 0.5), "s/GiB")
-	exchanges := pick(b, 3000, 20000)
+	exchanges := pick(b, 3000, 10000)
 	rtt := func(p *path) func() (float64, error) {
 		return func() (float64, error) {
 			all, err := p.exchanges(ctx, exchanges)
