@@ -9,14 +9,12 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/miekg/dns"
 	"github.com/spf13/cobra"
 
-	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/lab"
 	"github.com/netctl/netctl/internal/model"
 )
@@ -428,55 +426,4 @@ func labHold() *cobra.Command {
 		Use: lab.HoldCommand, Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return lab.HoldMain(cmd.Context()) },
 	}
-}
-
-// readManifests reads files, directories (not below them) and standard input.
-func readManifests(names []string, stdin io.Reader) ([]cluster.Object, error) {
-	var out []cluster.Object
-	for _, name := range names {
-		var paths []string
-		info, err := os.Stat(name)
-		switch {
-		case name == "-":
-			paths = []string{"-"}
-		case err != nil:
-			return nil, fmt.Errorf("read manifests: %w", err)
-		case info.IsDir():
-			for _, ext := range []string{"*.yaml", "*.yml", "*.json"} {
-				found, err := filepath.Glob(filepath.Join(name, ext))
-				if err != nil {
-					return nil, fmt.Errorf("read manifests: %w", err)
-				}
-				paths = append(paths, found...)
-			}
-		default:
-			paths = []string{name}
-		}
-		for _, p := range paths {
-			objects, err := readManifest(p, stdin)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, objects...)
-		}
-	}
-	return out, nil
-}
-
-func readManifest(path string, stdin io.Reader) ([]cluster.Object, error) {
-	var data []byte
-	var err error
-	if path == "-" {
-		data, err = io.ReadAll(stdin)
-	} else {
-		data, err = os.ReadFile(path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read manifests: %w", err)
-	}
-	objects, err := cluster.ParseManifests(data, path)
-	if err != nil {
-		return nil, fmt.Errorf("read manifests: %w", err)
-	}
-	return objects, nil
 }

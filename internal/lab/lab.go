@@ -186,7 +186,7 @@ func lockLab(name string, opts Options) (*Lab, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	lock, err := takeLock(lockPath(opts.Root, name))
+	lock, err := takeLock(lockPath(opts.Root, name), opts.Out)
 	if err != nil {
 		return nil, fmt.Errorf("lock lab %q: %w", name, err)
 	}
@@ -201,7 +201,7 @@ func lockPath(root, name string) string { return filepath.Join(root, "."+name+".
 
 // takeLock locks a file that its last holder removes: having it locked counts
 // only while it is still the one at path.
-func takeLock(path string) (*os.File, error) {
+func takeLock(path string, out io.Writer) (*os.File, error) {
 	for {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, err
@@ -213,7 +213,12 @@ func takeLock(path string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			_, _ = fmt.Fprintln(out, "waiting for another command that works on this lab")
+			err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+		}
+		if err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
 		held, err := f.Stat()

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -87,9 +89,14 @@ func (l *Lab) Up(ctx context.Context) (err error) {
 // Down ends the lab and everything in it. A lab that is not there is down.
 func (l *Lab) Down() error { return l.destroy() }
 
-// running reports whether a lab of this name was brought up and still lives.
+// running reports whether a lab of this name was brought up and anything in it
+// still runs. One agent that died does not make it a ruin.
 func (l *Lab) running() bool {
-	return exists(l.path("lab.json")) && len(processesIn(l.netnsPath(nodeName(0)))) > 0
+	if !exists(l.path("lab.json")) {
+		return false
+	}
+	names, err := l.namespaces()
+	return err != nil || slices.ContainsFunc(names, func(n string) bool { return len(processesIn(filepath.Join(netnsDir, n))) > 0 })
 }
 
 // writeCluster writes the objects that a cluster has from its first moment.
