@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -161,62 +159,17 @@ func ShareMount(dir string) error {
 		return err
 	}
 	defer unlock()
-	mounted, shared, err := mountState(dir)
-	if err != nil || shared {
-		return err
-	}
-	if !mounted {
+	// The kernel is asked, not /proc: a mount there may be hidden under another.
+	share := func() error { return unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err = share()
+	if errors.Is(err, unix.EINVAL) { // no mount point
 		if err := unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return &os.PathError{Op: "bind", Path: dir, Err: err}
 		}
+		err = share()
 	}
-	if err := unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+	if err != nil {
 		return &os.PathError{Op: "make shared", Path: dir, Err: err}
 	}
 	return nil
-}
-
-// UnshareMount undoes ShareMount's bind mount, with everything below it. It
-// succeeds when there is none.
-func UnshareMount(dir string) error {
-	err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return &os.PathError{Op: "unmount", Path: dir, Err: err}
-}
-
-// mountState says whether dir is a mount point and whether that mount is
-// shared (proc_pid_mountinfo(5): field 5 is the mount point, optional fields
-// from 7 on up to a hyphen).
-func mountState(dir string) (mounted, shared bool, err error) {
-	info, err := os.ReadFile("/proc/thread-self/mountinfo")
-	if err != nil {
-		return false, false, fmt.Errorf("read mounts: %w", err)
-	}
-	mounted, shared = findMount(string(info), dir)
-	return mounted, shared, nil
-}
-
-// findMount looks dir up in the text of a mountinfo file. Of several mounts on
-// one place the last one counts, which is the one on top.
-func findMount(info, dir string) (mounted, shared bool) {
-	for line := range strings.Lines(info) {
-		fields := strings.Fields(line)
-		if len(fields) < 7 || unescapeMount(fields[4]) != dir {
-			continue
-		}
-		end := slices.Index(fields, "-")
-		if end < 6 {
-			continue
-		}
-		mounted = true
-		shared = slices.ContainsFunc(fields[6:end], func(f string) bool { return strings.HasPrefix(f, "shared:") })
-	}
-	return mounted, shared
-}
-
-// unescapeMount undoes the octal escapes of mountinfo.
-func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

@@ -9,44 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestFindMount(t *testing.T) {
-	t.Parallel()
-	const info = "22 1 0:20 / / rw,relatime - ext4 /dev/sda1 rw\n" +
-		"23 22 0:21 / /run rw shared:5 - tmpfs tmpfs rw\n" +
-		"24 23 0:21 /netns /run/netns rw shared:6 master:1 - tmpfs tmpfs rw\n" +
-		"25 22 0:22 / /with\\040space rw master:3 - tmpfs tmpfs rw\n" +
-		"26 22 0:22 / /twice rw shared:9 - tmpfs tmpfs rw\n" +
-		"27 22 0:22 / /twice rw - tmpfs tmpfs rw\n" +
-		"28 22 0:22 / /short rw\n"
-	tests := []struct {
-		dir             string
-		mounted, shared bool
-	}{
-		{"/", true, false},
-		{"/run", true, true},
-		{"/run/netns", true, true},
-		{"/with space", true, false},
-		{"/twice", true, false}, // the one on top counts
-		{"/none", false, false},
-		{"/short", false, false},
-	}
-	for _, tt := range tests {
-		if mounted, shared := findMount(info, tt.dir); mounted != tt.mounted || shared != tt.shared {
-			t.Errorf("%s: got %v, %v, want %v, %v", tt.dir, mounted, shared, tt.mounted, tt.shared)
-		}
-	}
-}
-
-func FuzzFindMount(f *testing.F) {
-	f.Add("24 23 0:21 /netns /run/netns rw shared:6 - tmpfs tmpfs rw\n", "/run/netns")
-	f.Add("x - - - - - -", "-")
-	f.Fuzz(func(t *testing.T, info, dir string) {
-		if mounted, shared := findMount(info, dir); shared && !mounted {
-			t.Error("shared without a mount")
-		}
-	})
-}
-
 func FuzzParseRights(f *testing.F) {
 	f.Add(unix.UnixRights(3, 4, 5))
 	f.Add(unix.UnixRights())
