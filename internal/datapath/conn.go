@@ -1,8 +1,6 @@
 package datapath
 
 import (
-	"encoding/binary"
-
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/packet"
 )
@@ -49,9 +47,7 @@ func (t *Tables) owner(c *conn) uint32 {
 	case KindPod:
 		return uint32(c.client)
 	case KindOverlay:
-		a := &c.orig.Src
-		h := binary.LittleEndian.Uint64(a[8:])*0x9e3779b97f4a7c15 ^ binary.LittleEndian.Uint64(a[:8])*0xff51afd7ed558ccd
-		return remoteOwners + uint32(h>>32)%remoteOwners
+		return remoteOwners + addrHash(&c.orig.Src)%remoteOwners
 	default:
 		return 0
 	}

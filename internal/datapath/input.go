@@ -9,10 +9,6 @@ import (
 	"github.com/netctl/netctl/internal/packet"
 )
 
-// answersPerSecond bounds the ICMP errors and resets that one input sends, so
-// that a flood is not answered by a flood (RFC 1812 §4.3.2.8).
-const answersPerSecond = 1000
-
 // Input is one caller's way into the router. It belongs to one goroutine at a
 // time; Deliver does the whole walk in that goroutine.
 type Input struct {
@@ -30,8 +26,8 @@ type Input struct {
 	entry   flow.Entry
 	rng     *rand.Rand
 	scratch []byte // for answers
-	budget  int    // answers left in this second
-	second  uint32
+	second  uint32 // of answers
+	answers map[answerKey]uint16
 
 	packets, bytes   atomic.Uint64
 	judged, rejudged atomic.Uint64
@@ -46,6 +42,7 @@ func (r *Router) NewInput(id PortID) *Input {
 		id:      id,
 		rng:     rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		scratch: make([]byte, packet.MaxError),
+		answers: make(map[answerKey]uint16),
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -87,9 +84,6 @@ func (in *Input) begin() {
 		}
 	}
 	in.now = in.router.clock()
-	if in.now != in.second {
-		in.second, in.budget = in.now, answersPerSecond
-	}
 }
 
 func (in *Input) end() {
@@ -115,9 +109,9 @@ func (in *Input) recover() {
 }
 
 // answer tells the sender of the packet in in.pkt what became of it, if that is
-// allowed and the budget permits.
+// allowed.
 func (in *Input) answer(a answer) {
-	if a == answerNone || in.budget == 0 || !packet.AnswersError(&in.pkt) {
+	if a == answerNone || !in.mayAnswer(answerError) {
 		return
 	}
 	p := &in.pkt
@@ -150,7 +144,6 @@ func (in *Input) reply(buf []byte) {
 	if len(buf) == 0 {
 		return
 	}
-	in.budget--
 	if port := in.tables.port(in.id).Port; port != nil {
 		_ = port.Write(buf) // an answer that does not fit is not owed
 	}

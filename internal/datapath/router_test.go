@@ -92,12 +92,12 @@ func TestAnswersAreBounded(t *testing.T) {
 		}
 		return len(c.Port("a").Take())
 	}
-	if n := burst(); n != 1000 {
-		t.Errorf("%d answers in one second, want 1000", n)
+	if n := burst(); n != 200 {
+		t.Errorf("%d answers in one second, want 200", n)
 	}
 	c.Advance(1)
-	if n := burst(); n != 1000 {
-		t.Errorf("%d answers in the next second, want 1000", n)
+	if n := burst(); n != 200 {
+		t.Errorf("%d answers in the next second, want 200", n)
 	}
 }
 

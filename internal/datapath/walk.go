@@ -50,16 +50,19 @@ func (in *Input) walk(buf []byte) Drop {
 	if !from.admits(p.Tuple.Src) {
 		return DropSpoofedSource
 	}
-	if p.Kind != packet.KindWhole {
-		if p.Kind == packet.KindICMPError {
-			return in.icmpError(from)
-		}
-		if !in.fragment() {
-			return DropFragment
-		}
+	switch p.Kind {
+	case packet.KindWhole:
+		return in.follow(from)
+	case packet.KindICMPError:
+		return in.icmpError(from)
+	default:
+		return in.fragment(from)
 	}
+}
 
-	// 3 flow
+// follow is step 3: what is known and holds needs no other judgement.
+func (in *Input) follow(from *PortEntry) Drop {
+	p := &in.pkt
 	e := &in.entry
 	ref, known := in.router.flows.Lookup(&p.Tuple, e)
 	if known && e.Reopens(p.TCPFlags) {
@@ -67,7 +70,7 @@ func (in *Input) walk(buf []byte) Drop {
 		known = false
 	}
 	if known && in.fresh(from, e) {
-		in.router.flows.Seen(ref, len(buf), p.TCPFlags, in.now)
+		in.router.flows.Seen(ref, len(p.Buf), p.TCPFlags, in.now)
 		return in.forward(PortID(e.Out), e.Flags&flow.FlagNAT != 0)
 	}
 	return in.unjudged(from, ref, known)
@@ -101,18 +104,24 @@ func (in *Input) guarded(from *PortEntry, src packet.Addr) bool {
 	}
 }
 
-// fragment gives a later fragment the ports of its first one. It reports false
-// when there is no telling.
-func (in *Input) fragment() bool {
-	p := &in.pkt
-	k := fragmentKey{datagram: p.Fragment(), in: in.id}
-	if p.Kind == packet.KindFirstFragment {
-		in.router.frags.learn(k, p.Tuple.SrcPort, p.Tuple.DstPort, in.now)
-		return true
+// fragment walks a piece of a datagram. A first one that went on is remembered;
+// the later ones, which carry no ports, are given its.
+func (in *Input) fragment(from *PortEntry) Drop {
+	p, frags := &in.pkt, in.router.frags
+	sender, k := in.sender(), p.Fragment()
+	if p.Kind == packet.KindLaterFragment {
+		var ok bool
+		if p.Tuple.SrcPort, p.Tuple.DstPort, ok = frags.ports(sender, k, in.now); !ok {
+			return DropFragment
+		}
+		return in.follow(from)
 	}
-	var ok bool
-	p.Tuple.SrcPort, p.Tuple.DstPort, ok = in.router.frags.ports(k, in.now)
-	return ok
+	srcPort, dstPort := p.Tuple.SrcPort, p.Tuple.DstPort
+	d := in.follow(from)
+	if d == DropNone {
+		frags.learn(sender, k, srcPort, dstPort, in.now)
+	}
+	return d
 }
 
 // fresh reports whether everything that the flow was judged by still holds.
@@ -399,7 +408,7 @@ func (in *Input) forward(id PortID, nat bool) Drop {
 	}
 	if out.Kind != KindDNS && out.Kind != KindNetstack && in.tables.port(in.id).Kind != KindDNS {
 		if !p.DecrementTTL() {
-			if in.budget > 0 && packet.AnswersError(p) {
+			if in.mayAnswer(answerError) {
 				in.reply(packet.TimeExceeded(in.scratch, p, in.errorSource(p)))
 			}
 			return DropTTL
@@ -442,7 +451,7 @@ func (in *Input) tooBig(out *PortEntry, fit packet.Fit, nat bool) Drop {
 		})
 		return d
 	}
-	if in.budget > 0 && packet.AnswersError(p) {
+	if in.mayAnswer(answerSize) {
 		in.reply(packet.TooBig(in.scratch, p, in.errorSource(p), out.MTU))
 	}
 	return DropTooBig

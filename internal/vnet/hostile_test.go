@@ -69,3 +69,53 @@ func TestTunnelPortIsForNodes(t *testing.T) {
 		})
 	}
 }
+
+// However many datagrams one sender has in pieces, the others' arrive.
+func TestFragmentsOfOneSenderPushOutNobodyElses(t *testing.T) {
+	t.Parallel()
+	for _, f := range vnet.Families() {
+		t.Run(f.String(), func(t *testing.T) {
+			t.Parallel()
+			c := hostile(t)
+			for _, tt := range []struct{ port, flood, victim, to string }{
+				{"", "a", "a2", "overlay.n1"},
+				{"overlay.n1", "b", "b2", "a"}, // of one peer
+				{"overlay.n1", "b", "c", "a"},  // of two
+			} {
+				from := func(name string) *vnet.Port {
+					if tt.port != "" {
+						return c.Port(tt.port)
+					}
+					return c.Port(name)
+				}
+				dst := tt.to
+				if dst == "overlay.n1" {
+					dst = "b"
+				}
+				parts := vnet.Split(c.Build(f, "udp "+tt.victim+":1000 > "+dst+":53 len=2000"), 1200, 7)
+				from(tt.victim).Send(parts[0])
+				flood := c.Build(f, "udp "+tt.flood+":1000 > "+dst+":53 len=1400")
+				for id := range uint16(20000) {
+					from(tt.flood).Send(vnet.Split(flood, 1200, id)[0])
+				}
+				c.Port(tt.to).Take()
+				from(tt.victim).Send(parts[1])
+				if got := c.Port(tt.to).Take(); len(got) != 1 {
+					t.Errorf("%s after the flood of %s: %d later fragments arrived, want 1; drops: %v", tt.victim, tt.flood, len(got), c.Drops())
+				}
+			}
+		})
+	}
+}
+
+// A first fragment that was refused opens the way for no other.
+func TestRefusedFragmentsAreNotRemembered(t *testing.T) {
+	t.Parallel()
+	for _, f := range vnet.Families() {
+		c := hostile(t)
+		c.Port("a").Send(vnet.Split(c.Build(f, "udp a:1000 > unowned:53 len=3000"), 1200, 7)...)
+		if d := c.Drops()["n1"]; d["unowned_address"] != 1 || d["fragment"] != 2 {
+			t.Errorf("%v: drops %v, want one for the address and two fragments without a first", f, d)
+		}
+	}
+}
