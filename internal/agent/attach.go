@@ -39,7 +39,7 @@ type pod struct {
 }
 
 // Add implements cni.Backend.
-func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err error) {
+func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err error) { //nolint:funlen // one order of things, each with its undoing
 	if err := servable(at); err != nil {
 		return cni.Result{}, err
 	}

@@ -210,7 +210,7 @@ func held(t *testing.T, a *Agent) []string {
 	t.Helper()
 	var out []string
 	for _, l := range a.pool.Leases() {
-		out = append(out, l.ID.ContainerID)
+		out = append(out, l.ContainerID)
 	}
 	recs, _, err := a.records.All()
 	if err != nil {

@@ -105,15 +105,18 @@ func TestRoutes(t *testing.T) {
 		{"name server over TCP", nil, "10.96.0.10", datapath.Route{Port: agent.NetstackPort}},
 		{
 			"node without a key", func(in *agent.Input) { change(in, 1, func(n *model.Node) { n.PublicKey = "" }) },
-			"10.1.2.9", datapath.Route{Reason: datapath.DropPeerUnready},
+			"10.1.2.9",
+			datapath.Route{Reason: datapath.DropPeerUnready},
 		},
 		{
 			"address of a node without a key", func(in *agent.Input) { change(in, 1, func(n *model.Node) { n.PublicKey = "" }) },
-			"192.0.2.2", datapath.Route{Reason: datapath.DropPeerUnready},
+			"192.0.2.2",
+			datapath.Route{Reason: datapath.DropPeerUnready},
 		},
 		{
 			"range that two nodes claim", func(in *agent.Input) { change(in, 1, func(n *model.Node) { n.PodCIDRs = in.State.Nodes[2].PodCIDRs }) },
-			"10.1.3.9", datapath.Route{Reason: datapath.DropUnownedAddress},
+			"10.1.3.9",
+			datapath.Route{Reason: datapath.DropUnownedAddress},
 		},
 		{
 			"block", func(in *agent.Input) {
@@ -300,7 +303,7 @@ func TestGenerations(t *testing.T) {
 			var moved []datapath.PortID
 			for id := range before {
 				if before[id].Gen != after[id].Gen {
-					moved = append(moved, datapath.PortID(id)) //nolint:gosec // an index
+					moved = append(moved, datapath.PortID(id)) // an index
 				}
 			}
 			if !slices.Equal(moved, tt.moved) {

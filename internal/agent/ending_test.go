@@ -3,7 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,7 +18,7 @@ func TestEndings(t *testing.T) {
 		const n, took = 7, time.Second
 		var e endings
 		var now, most, ended atomic.Int32
-		id := func(i int) cni.ID { return cni.ID{ContainerID: fmt.Sprint(i), IfName: "eth0"} }
+		id := func(i int) cni.ID { return cni.ID{ContainerID: strconv.Itoa(i), IfName: "eth0"} }
 		start := time.Now()
 		for i := range n {
 			e.begin(id(i), uint64(100+i), func() {

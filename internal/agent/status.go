@@ -153,7 +153,7 @@ func (s *Status) Summary() string {
 		reasons = append(reasons, r)
 	}
 	slices.SortFunc(reasons, func(x, y string) int {
-		if d := int64(s.Drops[y]) - int64(s.Drops[x]); d != 0 { //nolint:gosec // counts stay far below
+		if d := int64(s.Drops[y]) - int64(s.Drops[x]); d != 0 { // counts stay far below
 			return int(max(-1, min(1, d)))
 		}
 		return strings.Compare(x, y)
