@@ -121,7 +121,7 @@ func rejudging(t *testing.T, c *vnet.Cluster, f vnet.Family) {
 // figure prints a result as the project's benchmarks do.
 func figure(b *testing.B, name string, value float64, unit string) {
 	b.Helper()
-	fmt.Printf("figure %s %.1f %s\n", name, value, unit) //nolint:forbidigo // what a benchmark is for
+	fmt.Printf("figure %s %.1f %s\n", name, value, unit) // what a benchmark is for
 }
 
 // perPacket runs f b.N times and prints what one run takes, once the benchmark

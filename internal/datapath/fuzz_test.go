@@ -75,9 +75,9 @@ func mend(buf []byte) []byte {
 	ip := buf[packet.VNetLen:]
 	switch n := len(ip); {
 	case ip[0]>>4 == 6 && n >= 40:
-		binary.BigEndian.PutUint16(ip[4:], uint16(n-40)) //nolint:gosec // at most 65535
+		binary.BigEndian.PutUint16(ip[4:], uint16(n-40)) // at most 65535
 	case ip[0]>>4 == 4 && n >= 20 && n >= int(ip[0]&15)*4:
-		binary.BigEndian.PutUint16(ip[2:], uint16(n)) //nolint:gosec // at most 65535
+		binary.BigEndian.PutUint16(ip[2:], uint16(n)) // at most 65535
 		ip[10], ip[11] = 0, 0
 		binary.BigEndian.PutUint16(ip[10:], ^packettest.Sum(ip[:int(ip[0]&15)*4], 0))
 	}
