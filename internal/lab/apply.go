@@ -54,14 +54,11 @@ func (l *Lab) Apply(ctx context.Context, found []cluster.Object) error {
 }
 
 func addresses(p *model.Pod) string {
-	s := ""
+	texts := make([]string, len(p.Addresses))
 	for i, a := range p.Addresses {
-		if i > 0 {
-			s += ","
-		}
-		s += a.String()
+		texts[i] = a.String()
 	}
-	return s
+	return strings.Join(texts, ",")
 }
 
 // applyObject applies one object and returns the pods that it demands.

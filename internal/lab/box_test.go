@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -131,7 +132,7 @@ func (l *Lab) books(t *testing.T, node string) books {
 		out.records[r.ContainerID] = r.Addresses
 	}
 	// The agent has the pool open: look at a copy.
-	dir := filepath.Join(t.TempDir(), fmt.Sprint(rand.Uint64()))
+	dir := filepath.Join(t.TempDir(), strconv.FormatUint(rand.Uint64(), 10))
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(l.stateDir(node), "ipam"))); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +142,7 @@ func (l *Lab) books(t *testing.T, node string) books {
 	}
 	defer pool.Close()
 	for _, lease := range pool.Leases() {
-		out.leases[lease.ID.ContainerID] = lease.Addresses
+		out.leases[lease.ContainerID] = lease.Addresses
 	}
 	return out
 }
@@ -200,7 +201,7 @@ func (b *box) matches(t *testing.T, addrs []netip.Addr) error {
 	found, err := kernel.Describe(b.netns(t), podInterface)
 	if len(addrs) == 0 {
 		if !errors.Is(err, kernel.ErrNotFound) {
-			return fmt.Errorf("%s is there (%v)", podInterface, err)
+			return fmt.Errorf("%s is there (%v)", podInterface, err) //nolint:errorlint // mostly there is no error
 		}
 		return nil
 	}

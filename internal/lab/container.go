@@ -203,7 +203,7 @@ func (l *Lab) startContainer(pod *cluster.Pod, c *cluster.Container) error {
 	if err != nil {
 		return err
 	}
-	logFile, err := os.OpenFile(l.logPath(pod.Name, c.Name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) //nolint:gosec // logs are for everyone on the machine
+	logFile, err := os.OpenFile(l.logPath(pod.Name, c.Name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) // logs are for everyone on the machine
 	if err != nil {
 		return fmt.Errorf("open the log of container %s: %w", c.Name, err)
 	}

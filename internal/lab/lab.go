@@ -33,9 +33,9 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"syscall"
 
 	"github.com/google/renameio/v2"
-	"syscall"
 
 	"github.com/netctl/netctl/internal/kernel"
 )

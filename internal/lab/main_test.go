@@ -108,7 +108,7 @@ func turn(t *testing.T) {
 // rootDir is a directory for labs whose path is short: sockets live in it.
 func rootDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "nl")
+	dir, err := os.MkdirTemp("", "nl") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

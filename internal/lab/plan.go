@@ -37,7 +37,7 @@ func newPlan(cfg Config) (plan, error) {
 	for _, f := range layout.Families {
 		p.podCIDRs = append(p.podCIDRs, f.Pods)
 		for i := range cfg.Nodes {
-			p.nodeBlocks[i] = append(p.nodeBlocks[i], f.NodeBlock(uint64(i))) //nolint:gosec // not negative
+			p.nodeBlocks[i] = append(p.nodeBlocks[i], f.NodeBlock(uint64(i))) // not negative
 		}
 	}
 	return p, nil

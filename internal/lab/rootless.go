@@ -69,7 +69,7 @@ func EnterUserNamespace(command, lab string) error {
 	}
 	args := append([]string{"nsenter", "-t", strconv.Itoa(pid), "-U", "-m", "-n", "--preserve-credentials", exe}, os.Args[1:]...)
 	env := append(os.Environ(), "NETCTL_LAB_ROOT="+dir, insideVariable+"="+strconv.Itoa(pid))
-	return fmt.Errorf("enter the lab's user namespace: %w", syscall.Exec(nsenter, args, env))
+	return fmt.Errorf("enter the lab's user namespace: %w", syscall.Exec(nsenter, args, env)) //nolint:gosec // the user's own command, once more
 }
 
 // privateDir makes a directory that nobody else may have prepared.

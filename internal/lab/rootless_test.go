@@ -21,12 +21,12 @@ func asNobody(t *testing.T, script string) (string, error) {
 			t.Skipf("no %s here", p)
 		}
 	}
-	dir, err := os.MkdirTemp("", "nr")
+	dir, err := os.MkdirTemp("", "nr") //nolint:usetesting // another user must reach it
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // it is nobody's home
+	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "unshare", "-m", "sh", "-ec", `

@@ -161,7 +161,7 @@ func (l *Lab) startOutside() error {
 }
 
 func (l *Lab) startLogged(part string, cmd *exec.Cmd, path string) error {
-	logFile, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) //nolint:gosec // logs are for everyone on the machine
+	logFile, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("open the log of %s: %w", part, err)
 	}
