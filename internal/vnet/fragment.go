@@ -20,7 +20,7 @@ func Split(buf []byte, size int, id uint16) [][]byte {
 	data := ip[hl:]
 	for off := 0; off < len(data); off += size {
 		part := data[off:min(off+size, len(data))]
-		field := uint16(off) //nolint:gosec // less than 64 KiB
+		field := uint16(off) // less than 64 KiB
 		more := off+size < len(data)
 		out = append(out, fragment(ip[:hl], part, field, more, id))
 	}
@@ -36,7 +36,7 @@ func fragment(head, part []byte, off uint16, more bool, id uint16) []byte {
 			off |= 1
 		}
 		binary.BigEndian.PutUint16(ext[2:], off)
-		binary.BigEndian.PutUint16(ip[4:], uint16(len(ext)+len(part))) //nolint:gosec // less than 64 KiB
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(ext)+len(part))) // less than 64 KiB
 		ip[6] = 44
 		return append(append(buf, ext...), part...)
 	}
@@ -44,7 +44,7 @@ func fragment(head, part []byte, off uint16, more bool, id uint16) []byte {
 	if more {
 		field |= 0x2000
 	}
-	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(part))) //nolint:gosec // less than 64 KiB
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(part))) // less than 64 KiB
 	binary.BigEndian.PutUint16(ip[4:], id)
 	binary.BigEndian.PutUint16(ip[6:], field)
 	ip[10], ip[11] = 0, 0
@@ -66,9 +66,9 @@ func CheckJoined(parts []*packet.Packet) error {
 	}
 	if hl == 40 {
 		ip[6] = first[40]
-		binary.BigEndian.PutUint16(ip[4:], uint16(len(ip)-hl)) //nolint:gosec // less than 64 KiB
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(ip)-hl)) // less than 64 KiB
 	} else {
-		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip))) //nolint:gosec // less than 64 KiB
+		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip))) // less than 64 KiB
 		binary.BigEndian.PutUint16(ip[6:], 0)
 		ip[10], ip[11] = 0, 0
 		binary.BigEndian.PutUint16(ip[10:], ^packettest.Sum(ip[:hl], 0))

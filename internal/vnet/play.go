@@ -83,7 +83,7 @@ func (c *Cluster) step(f Family, line string, left map[string][]*packet.Packet, 
 				c.tb.Fatalf("line %q: %v", line, err)
 			}
 		}
-		drops[who][reason] += uint64(n) //nolint:gosec // a small count
+		drops[who][reason] += uint64(n) // a small count
 	default:
 		c.tb.Fatalf("line %q: no such step", line)
 	}

@@ -54,7 +54,7 @@ func (c *Cluster) BuildTuple(t packet.Tuple, what string) []byte {
 		Src: netip.AddrPortFrom(t.Src.Netip(), t.SrcPort), Dst: netip.AddrPortFrom(t.Dst.Netip(), t.DstPort),
 		Proto: t.Proto, TTL: 64,
 	}
-	for _, w := range strings.Fields(what) {
+	for w := range strings.FieldsSeq(what) {
 		key, value, _ := strings.Cut(w, "=")
 		if err := set(&s, key, value); err != nil {
 			c.tb.Fatalf("packet %q: %v", what, err)
@@ -64,6 +64,8 @@ func (c *Cluster) BuildTuple(t packet.Tuple, what string) []byte {
 }
 
 // Tuple returns the tuple of two names.
+//
+//nolint:revive // the five parts of a tuple, in its order
 func (c *Cluster) Tuple(f Family, proto uint8, src string, srcPort uint16, dst string, dstPort uint16) packet.Tuple {
 	c.tb.Helper()
 	return packet.Tuple{
@@ -129,20 +131,20 @@ func set(s *packettest.Spec, key, value string) error {
 	case "len":
 		s.Payload = Pattern(n)
 	case "seq":
-		s.Seq = uint32(n) //nolint:gosec // a test's own number, as below
+		s.Seq = uint32(n) // a test's own number, as below
 	case "ttl":
-		s.TTL = uint8(n) //nolint:gosec
+		s.TTL = uint8(n)
 	case "mss":
-		s.TCPOptions = []byte{2, 4, byte(n >> 8), byte(n)} //nolint:gosec
+		s.TCPOptions = []byte{2, 4, byte(n >> 8), byte(n)}
 	case "gso":
 		s.GSOSize = n
 	case "id":
-		s.ID = uint16(n) //nolint:gosec
+		s.ID = uint16(n)
 		if s.Proto == packet.ProtoICMP || s.Proto == packet.ProtoICMPv6 {
 			s.Src = netip.AddrPortFrom(s.Src.Addr(), s.ID)
 		}
 	case "mtu":
-		s.ICMPRest = uint16(n) //nolint:gosec
+		s.ICMPRest = uint16(n)
 	default:
 		return fmt.Errorf("no packet has a %q", key)
 	}
