@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/gaissmai/bart"
+
 	"github.com/netctl/netctl/internal/model"
 )
 
@@ -301,7 +302,7 @@ func (c *compiler) resolve(byRank [numRanks][]claim) {
 		slices.SortFunc(claims, func(a, b claim) int {
 			return cmp.Or(a.prefix.Compare(b.prefix), cmp.Compare(a.node, b.node))
 		})
-		if rank(r) != rankSelf { //nolint:gosec // below numRanks
+		if rank(r) != rankSelf { // below numRanks
 			claims = c.refuseTaken(claims)
 			c.refuseEqual(claims)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/overlay"
 )
@@ -69,71 +70,85 @@ func TestCompile(t *testing.T) {
 		{"alone", overlay.Input{Nodes: []*model.Node{self()}}, ""},
 		{"mesh", overlay.Input{Nodes: []*model.Node{n(3, "10.0.3.0/24"), self(), n(2, "10.0.2.0/24")}}, n2 + n3},
 		{
-			"blocks", overlay.Input{
+			"blocks",
+			overlay.Input{
 				Nodes:  []*model.Node{self(), n(2)},
 				Blocks: []model.Block{{CIDR: prefix("10.9.0.0/26"), Node: "n2"}, {CIDR: prefix("fd00:2::/64"), Node: "n2"}, {CIDR: prefix("10.9.1.0/26"), Node: "n1"}},
 			},
 			"n2 2 192.0.2.2:51820 10.9.0.0/26 192.0.2.2/32 2001:db8::2/128 fd00:2::/64\n",
 		},
 		{
-			"no key yet", overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) { m.PublicKey = "" }), n(3, "10.0.3.0/24")}},
+			"no key yet",
+			overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) { m.PublicKey = "" }), n(3, "10.0.3.0/24")}},
 			n3 + "node n2: no public key\n",
 		},
 		{
-			"bad key", overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) { m.PublicKey = "x" })}},
+			"bad key",
+			overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) { m.PublicKey = "x" })}},
 			"node n2: invalid public key: key has 1 characters, want 44 of base64\n",
 		},
 		{
-			"one key twice", overlay.Input{Nodes: []*model.Node{self(), n(2), with(n(3), func(m *model.Node) { m.PublicKey = keyOf(2).String() })}},
+			"one key twice",
+			overlay.Input{Nodes: []*model.Node{self(), n(2), with(n(3), func(m *model.Node) { m.PublicKey = keyOf(2).String() })}},
 			"node n2: public key claimed twice: also by node n3\nnode n3: public key claimed twice: also by node n2\n",
 		},
 		{
-			"this node's key", overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) { m.PublicKey = keyOf(1).String() })}},
+			"this node's key",
+			overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) { m.PublicKey = keyOf(1).String() })}},
 			"node n2: public key claimed twice: also by node n1\n",
 		},
 		{
-			"no endpoint", overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) { m.Endpoints = nil })}},
+			"no endpoint",
+			overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) { m.Endpoints = nil })}},
 			"node n2: no endpoint\n",
 		},
 		{
-			"useless endpoints", overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) {
+			"useless endpoints",
+			overlay.Input{Nodes: []*model.Node{self(), with(n(2), func(m *model.Node) {
 				m.Endpoints = []netip.AddrPort{ports("127.0.0.1:51820"), ports("192.0.2.2:0")}
 			})}},
 			"node n2: no endpoint: 192.0.2.2:0\n",
 		},
 		{
-			"endpoint among the pods", overlay.Input{Nodes: []*model.Node{self(), with(n(2, "10.0.2.0/24"), func(m *model.Node) {
+			"endpoint among the pods",
+			overlay.Input{Nodes: []*model.Node{self(), with(n(2, "10.0.2.0/24"), func(m *model.Node) {
 				m.Endpoints = []netip.AddrPort{ports("10.0.1.7:51820"), ports("192.0.2.2:51820")}
 			})}},
 			n2 + "node n2: endpoint inside cluster ranges: 10.0.1.7:51820\n",
 		},
 		{
-			"endpoint of a family that this node has", overlay.Input{Nodes: []*model.Node{
+			"endpoint of a family that this node has",
+			overlay.Input{Nodes: []*model.Node{
 				with(n(1), func(m *model.Node) { m.Addresses = m.Addresses[1:] }), n(2, "10.0.2.0/24"),
 			}},
 			"n2 2 [2001:db8::2]:51820 10.0.2.0/24 192.0.2.2/32 2001:db8::2/128\n",
 		},
 		{
-			"podCIDR assigned twice", overlay.Input{Nodes: []*model.Node{self(), n(2, "10.0.2.0/24", "10.0.8.0/24"), n(3, "10.0.2.128/25", "10.0.3.0/24")}},
+			"podCIDR assigned twice",
+			overlay.Input{Nodes: []*model.Node{self(), n(2, "10.0.2.0/24", "10.0.8.0/24"), n(3, "10.0.2.128/25", "10.0.3.0/24")}},
 			"n2 2 192.0.2.2:51820 10.0.8.0/24 192.0.2.2/32 2001:db8::2/128\n" + n3 +
 				"node n2: claimed twice: 10.0.2.0/24, also by n3\nnode n3: claimed twice: 10.0.2.128/25, also by n2\n",
 		},
 		{
-			"this node's podCIDR", overlay.Input{Nodes: []*model.Node{self(), n(2, "10.0.0.0/16", "10.1.0.0/16")}},
+			"this node's podCIDR",
+			overlay.Input{Nodes: []*model.Node{self(), n(2, "10.0.0.0/16", "10.1.0.0/16")}},
 			"n2 2 192.0.2.2:51820 10.1.0.0/16 192.0.2.2/32 2001:db8::2/128\n" +
 				"node n1: also claimed by another node; no pod gets an address of it: 10.0.1.0/24, by node n2 as 10.0.0.0/16\n" +
 				"node n2: overlaps another's: 10.0.0.0/16, which is in conflict with 10.0.1.0/24 of node n1\ncontested 10.0.1.0/24\n",
 		},
 		{
-			"service range", overlay.Input{Reserved: []netip.Prefix{prefix("10.96.0.0/12")}, Nodes: []*model.Node{self(), n(2, "10.97.0.0/24", "10.0.2.0/24")}},
+			"service range",
+			overlay.Input{Reserved: []netip.Prefix{prefix("10.96.0.0/12")}, Nodes: []*model.Node{self(), n(2, "10.97.0.0/24", "10.0.2.0/24")}},
 			n2 + "node n2: overlaps another's: 10.97.0.0/24, which is in conflict with 10.96.0.0/12 of the cluster\n",
 		},
 		{
-			"everything", overlay.Input{Nodes: []*model.Node{self(), n(2, "0.0.0.0/0", "10.0.2.0/24"), n(3, "::/0", "10.0.3.0/24")}},
+			"everything",
+			overlay.Input{Nodes: []*model.Node{self(), n(2, "0.0.0.0/0", "10.0.2.0/24"), n(3, "::/0", "10.0.3.0/24")}},
 			n2 + n3 + "node n2: invalid address: 0.0.0.0/0\nnode n3: invalid address: ::/0\n",
 		},
 		{
-			"a block around all others costs nobody else", overlay.Input{
+			"a block around all others costs nobody else",
+			overlay.Input{
 				Nodes:  []*model.Node{self(), n(2, "10.0.2.0/24"), n(3, "10.0.3.0/24")},
 				Blocks: []model.Block{{CIDR: prefix("10.0.0.0/8"), Node: "n3"}, {CIDR: prefix("192.0.0.0/16"), Node: "n3"}},
 			},
@@ -141,7 +156,8 @@ func TestCompile(t *testing.T) {
 				"node n3: overlaps another's: 192.0.0.0/16, which is in conflict with 192.0.2.1/32 of node n1\n",
 		},
 		{
-			"address claimed twice", overlay.Input{Nodes: []*model.Node{self(), n(2, "10.0.2.0/24"), with(n(3, "10.0.3.0/24"), func(m *model.Node) {
+			"address claimed twice",
+			overlay.Input{Nodes: []*model.Node{self(), n(2, "10.0.2.0/24"), with(n(3, "10.0.3.0/24"), func(m *model.Node) {
 				m.Addresses = append(m.Addresses, addr("192.0.2.2"), addr("192.0.2.1"), addr("10.0.2.9"), addr("10.0.3.9"))
 			})}},
 			"n2 2 192.0.2.2:51820 10.0.2.0/24 2001:db8::2/128\n" + n3 +
@@ -152,14 +168,16 @@ func TestCompile(t *testing.T) {
 				"node n3: claimed twice: 192.0.2.2/32, also by n2\n",
 		},
 		{
-			"addresses that are nobody's", overlay.Input{Nodes: []*model.Node{self(), with(n(2, "10.0.2.0/24"), func(m *model.Node) {
+			"addresses that are nobody's",
+			overlay.Input{Nodes: []*model.Node{self(), with(n(2, "10.0.2.0/24"), func(m *model.Node) {
 				m.Addresses = append(m.Addresses, addr("127.0.0.1"), addr("fe80::1"), addr("::"), addr("224.0.0.1"), addr("::ffff:192.0.2.22"))
 			})}},
 			"n2 2 192.0.2.2:51820 10.0.2.0/24 192.0.2.2/32 192.0.2.22/32 2001:db8::2/128\n" +
 				"node n2: invalid address: 127.0.0.1\nnode n2: invalid address: 224.0.0.1\nnode n2: invalid address: ::\nnode n2: invalid address: fe80::1\n",
 		},
 		{
-			"blocks outside the pools, or around what the node depends on", overlay.Input{
+			"blocks outside the pools, or around what the node depends on",
+			overlay.Input{
 				Nodes: []*model.Node{self(), n(2, "10.0.2.0/24"), with(n(3, "10.0.3.0/24"), func(m *model.Node) {
 					m.Addresses = append(m.Addresses, addr("203.0.113.53"))
 				})},
@@ -174,7 +192,8 @@ func TestCompile(t *testing.T) {
 				"node n3: holds an address that belongs to no node: 203.0.113.53/32\n",
 		},
 		{
-			"block of a node that is gone", overlay.Input{
+			"block of a node that is gone",
+			overlay.Input{
 				Nodes: []*model.Node{self(), n(2, "10.0.2.0/24")}, Blocks: []model.Block{{CIDR: prefix("10.9.0.0/26"), Node: "gone"}},
 			},
 			n2,

@@ -194,7 +194,7 @@ func TestAffinitySwitch(t *testing.T) {
 func TestSweepsWhenItMatters(t *testing.T) {
 	t.Parallel()
 	c := newClients(t, fiveEndpoints(), sticky(10*time.Second))
-	same, _ := proxy.Compile(newWorld(sticky(10*time.Second)).in)
+	same, _ := proxy.Compile(newWorld(sticky(10 * time.Second)).in)
 	shorter, _ := proxy.Compile(newWorld(fiveEndpoints(), sticky(5*time.Second)).in)
 	c.aff.Sweep(c.tab, 100)
 	c.spread(front, podHere, 101)

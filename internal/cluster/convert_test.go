@@ -41,9 +41,6 @@ func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func name(ns, n string) model.Name { return model.Name{Namespace: ns, Name: n} }
 func ap(s string) netip.AddrPort   { return netip.MustParseAddrPort(s) }
 
-//go:fix inline
-func pointer[T any](v T) *T { return new(v) }
-
 func endpoint(a string) model.Endpoint {
 	return model.Endpoint{Address: addr(a), Ready: true, Serving: true}
 }

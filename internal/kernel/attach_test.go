@@ -7,8 +7,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/netctl/netctl/internal/kernel"
 	"golang.org/x/sys/unix"
+
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 func TestAttachTUN(t *testing.T) {

@@ -10,8 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netctl/netctl/internal/kernel"
 	"golang.org/x/sys/unix"
+
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 func lines(b []byte) []string {

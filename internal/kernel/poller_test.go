@@ -6,8 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netctl/netctl/internal/kernel"
 	"golang.org/x/sys/unix"
+
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 func newPoller(tb testing.TB) *kernel.Poller {

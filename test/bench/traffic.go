@@ -140,7 +140,7 @@ func (t *testLab) between(from, to string) (*path, error) {
 
 // ip runs ip(8).
 func ip(args string) error {
-	out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput()
+	out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput() //nolint:noctx // ends at once
 	if err != nil {
 		return fmt.Errorf("ip %s: %w: %s", args, err, out)
 	}
