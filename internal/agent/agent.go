@@ -117,6 +117,7 @@ type Agent struct {
 	holds     holds
 	guard     netstack.HostGuard
 	claims    chan struct{} // asks keepClaims for a turn
+	lost      chan error    // what the agent cannot go on without
 	ports     portIDs
 	loop      *loop
 
@@ -145,7 +146,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, pods: make(map[cni.ID]*pod), claims: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log, pods: make(map[cni.ID]*pod), claims: make(chan struct{}, 1), lost: make(chan error, 1),
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.open(); err != nil {
@@ -347,6 +348,14 @@ func (a *Agent) serve(ctx context.Context) error {
 		return nil
 	})
 	run("claims", a.keepClaims)
+	run("node", func(ctx context.Context) error {
+		select {
+		case err := <-a.lost:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	run("housekeeping", func(ctx context.Context) error { return a.keepHouse(ctx, changes) })
 	return ignoreDone(ctx, g.Wait())
 }
