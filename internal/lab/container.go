@@ -131,7 +131,7 @@ func (l *Lab) containerCommand(spec containerSpec) (*exec.Cmd, error) {
 // is on the PATH under its own name.
 func (l *Lab) baseEnv() []string {
 	env := []string{"PATH=" + l.path("bin") + ":" + os.Getenv("PATH")}
-	for _, k := range []string{"HOME", "TERM", "LANG", "GOCOVERDIR"} {
+	for _, k := range []string{"HOME", "TERM", "LANG", "GOCOVERDIR", "GORACE"} {
 		if v, ok := os.LookupEnv(k); ok {
 			env = append(env, k+"="+v)
 		}
