@@ -113,6 +113,8 @@ const (
 	etherIPv4     = 0x0800
 	etherARP      = 0x0806
 	etherIPv6     = 0x86dd
+	protoHopByHop = 0
+	protoIGMP     = 2
 	protoUDP      = 17
 	protoICMPv6   = 58
 	wireGuardPort = overlay.DefaultPort
@@ -128,27 +130,40 @@ func (t *wireTally) count(frame []byte) {
 	}
 	kind := binary.BigEndian.Uint16(frame[12:])
 	ip := frame[etherHeader:]
-	proto, udp := byte(0), []byte(nil)
+	proto, payload := byte(0), []byte(nil)
 	switch {
 	case kind == etherARP:
 		t.neighbours++
 		return
 	case kind == etherIPv4 && len(ip) >= 20:
-		proto, udp = ip[9], ip[int(ip[0]&15)*4:]
+		proto, payload = ip[9], ip[min(int(ip[0]&15)*4, len(ip)):]
 	case kind == etherIPv6 && len(ip) >= 40:
-		proto, udp = ip[6], ip[40:]
+		proto, payload = ip[6], ip[40:]
 	}
 	switch {
-	case proto == protoUDP && len(udp) >= 12 && wireGuardMessage(udp):
+	case proto == protoUDP && len(payload) >= 12 && wireGuardMessage(payload):
 		t.wireGuard++
 		t.bytes += len(frame)
-	case proto == protoICMPv6 && kind == etherIPv6:
-		t.neighbours++ // the link's own housekeeping: NDP and MLD
-	case proto == 0 && kind == etherIPv6:
-		t.neighbours++ // MLD reports carry a hop-by-hop header
+	case kind == etherIPv4 && proto == protoIGMP && [3]byte(ip[16:19]) == [3]byte{224, 0, 0},
+		kind == etherIPv6 && linkMessage(proto, payload):
+		t.neighbours++ // the links' own housekeeping
 	default:
 		t.others = append(t.others, fmt.Sprintf("ethertype %#04x protocol %d, %d bytes", kind, proto, len(frame)))
 	}
+}
+
+// linkMessage reports whether the payload of an IPv6 packet is neighbour
+// discovery (RFC 4861) or multicast listener discovery, which comes behind a
+// hop-by-hop header (RFC 3810): nothing else of ICMPv6, for that is of pods.
+func linkMessage(proto byte, payload []byte) bool {
+	if proto == protoHopByHop && len(payload) >= 8 && payload[0] == protoICMPv6 {
+		proto, payload = protoICMPv6, payload[min(8+int(payload[1])*8, len(payload)):]
+	}
+	if proto != protoICMPv6 || len(payload) == 0 {
+		return false
+	}
+	kind := payload[0]
+	return kind >= 130 && kind <= 137 || kind == 143
 }
 
 // wireGuardMessage reports whether a UDP datagram is one of WireGuard's four

@@ -22,7 +22,7 @@ func TestDemo(t *testing.T) {
 			t.Parallel()
 			turn(t)
 			root, name := rootDir(t), labNameFor(t)
-			code, out, errs := netctl(t.Context(), root, append([]string{"lab", "demo", "--name", name}, c.args...)...)
+			code, out, errs := execute(t.Context(), released, root, append([]string{"lab", "demo", "--name", name}, c.args...)...)
 			lines := strings.Split(strings.TrimSpace(out), "\n")
 			last := lines[len(lines)-1]
 			if code != 0 || !strings.HasPrefix(last, "demo: ") || !strings.HasSuffix(last, " checks passed") {

@@ -36,7 +36,7 @@ mknod -m 0666 "$HOME/dev/tun" c 10 200
 mount --bind "$HOME/dev" /dev/net
 cd /
 exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs sh -ec "$1"`, "sh", script)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir, "GORACE=" + os.Getenv("GORACE"), "NETCTL=" + program}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir, "GORACE=" + os.Getenv("GORACE"), "NETCTL=" + released}
 	out, err := cmd.CombinedOutput()
 	eventually(t, 5*time.Second, func() error {
 		if left := processesOf(dir); len(left) > 0 {
