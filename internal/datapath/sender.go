@@ -31,7 +31,7 @@ func (in *Input) sender() uint32 {
 // addrHash spreads addresses, neighbours above all, over its low bits.
 func addrHash(a *packet.Addr) uint32 {
 	hi, lo := bits.Mul64(binary.LittleEndian.Uint64(a[8:])^0x9e3779b97f4a7c15, binary.LittleEndian.Uint64(a[:8])^0xff51afd7ed558ccd)
-	return uint32((hi^lo)>>32) ^ uint32(hi^lo) //nolint:gosec // both halves
+	return uint32((hi^lo)>>32) ^ uint32(hi^lo)
 }
 
 // Answers are the ICMP errors and resets that packets cause. They are bounded so
