@@ -46,6 +46,9 @@ func newStatus(io streams) *cobra.Command {
 func printAgent(w io.Writer, s *agent.Status) error {
 	fmt.Fprintf(w, "node %s, state revision %d, pod MTU %d\n", s.Node, s.Revision, s.MTU)
 	fmt.Fprintf(w, "forwarded %d packets, %d bytes; %d flows; drops: %s\n", s.Packets, s.Bytes, s.Flows, s.Summary())
+	if s.PortsGone > 0 {
+		fmt.Fprintf(w, "%d devices were deleted by somebody else while they were in use\n", s.PortsGone)
+	}
 	for _, p := range s.Pool {
 		fmt.Fprintf(w, "%s addresses: %d used, %d cooling down, %d free of %d\n", p.Family, p.Used, p.Cooling, p.Free, p.Total)
 	}

@@ -31,7 +31,9 @@ type Status struct {
 	Packets  uint64            `json:"packets"`
 	Bytes    uint64            `json:"bytes"`
 	Drops    map[string]uint64 `json:"drops"` // by reason, those that happened
-	Problems []string          `json:"problems"`
+	// PortsGone counts devices that somebody else deleted while they were read.
+	PortsGone uint64   `json:"portsGone,omitempty"`
+	Problems  []string `json:"problems"`
 }
 
 // PortStatus is one port.
@@ -65,7 +67,7 @@ func (a *Agent) status() (Status, error) {
 	counters := a.router.Counters()
 	s := Status{
 		Node: a.cfg.Node, Revision: a.router.Tables().Revision, MTU: a.mtu, Flows: a.flows.Len(),
-		Packets: counters.Packets, Bytes: counters.Bytes, Drops: counters.ByReason(), Problems: a.loop.Problems(),
+		Packets: counters.Packets, Bytes: counters.Bytes, Drops: counters.ByReason(), PortsGone: counters.PortsGone, Problems: a.loop.Problems(),
 	}
 	for _, p := range a.localPorts() {
 		s.Ports = append(s.Ports, PortStatus{Name: p.Name, Kind: p.Kind.String(), Addresses: p.Addrs})
