@@ -2,6 +2,7 @@ package vnet
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -98,12 +99,13 @@ func (c *Cluster) addOverlay(n *Node, key overlay.PrivateKey, self []netip.Addr)
 	n.Engine, err = overlay.NewWireGuard(overlay.WireGuardConfig{
 		Key: key, ListenPort: tunnelPort, MTU: c.cfg.MTU, Bind: c.Network.Bind(self...), Logger: c.log,
 		Sink: func(packets [][]byte) {
-			n := 0
+			packets = slices.DeleteFunc(packets, func(buf []byte) bool { return c.isProbe(n.Name, buf) })
+			count := 0
 			for _, buf := range packets {
-				n += segments(buf, 0)
+				count += segments(buf, 0)
 			}
 			inputs.Deliver(packets...)
-			c.left.Add(int64(n))
+			c.left.Add(int64(count))
 		},
 	})
 	if err != nil {
@@ -179,28 +181,38 @@ func (c *Cluster) Publish() {
 	}
 	c.Settle()
 	c.wait("no session between nodes", c.shaken)
+	c.prove()
 }
 
 // shaken reports whether all nodes that are each other's peers have a session.
 func (c *Cluster) shaken() bool {
-	met := map[[2]string]bool{} // a's peer b: whether they have one
+	for _, ok := range c.mutual() {
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// mutual returns for every pair of nodes that are each other's peers, both ways
+// round, whether the first has a session with the second.
+func (c *Cluster) mutual() map[[2]string]bool {
+	met := map[[2]string]bool{}
 	for _, n := range c.order {
 		if n.Engine == nil {
 			continue
 		}
 		peers, err := n.Engine.Peers()
 		if err != nil {
-			c.tb.Error(err)
-			return true
+			c.tb.Fatal(err)
 		}
 		for i := range peers {
 			met[[2]string{n.Name, peers[i].Node}] = !peers[i].LastHandshake.IsZero()
 		}
 	}
-	for ends, ok := range met {
-		if _, mutual := met[[2]string{ends[1], ends[0]}]; mutual && !ok {
-			return false
-		}
-	}
-	return true
+	maps.DeleteFunc(met, func(ends [2]string, _ bool) bool {
+		_, ok := met[[2]string{ends[1], ends[0]}]
+		return !ok
+	})
+	return met
 }

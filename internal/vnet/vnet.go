@@ -105,6 +105,7 @@ type Cluster struct {
 	pods  map[string]*Pod
 	addrs map[string]pair        // name -> addresses
 	names map[packet.Addr]string // address -> name
+	links map[[2]string]bool     // from, to: a packet has arrived; guarded by mu
 	vips  int                    // services so far
 	hold  bool                   // in Batch: Publish waits
 
@@ -131,7 +132,7 @@ func New(tb testing.TB, cfg Config) *Cluster {
 	c := &Cluster{
 		tb: tb, cfg: cfg, log: slog.New(slog.DiscardHandler),
 		nodes: map[string]*Node{}, ports: map[string]*Port{}, pods: map[string]*Pod{},
-		addrs: map[string]pair{}, names: map[packet.Addr]string{}, sent: map[string][][]byte{},
+		addrs: map[string]pair{}, names: map[packet.Addr]string{}, sent: map[string][][]byte{}, links: map[[2]string]bool{},
 	}
 	c.now.Store(start)
 	c.state = &model.State{
@@ -158,6 +159,8 @@ func New(tb testing.TB, cfg Config) *Cluster {
 func (c *Cluster) Name(name, v4, v6 string) { c.name(name, addrs(v4, v6)) }
 
 func (c *Cluster) name(name string, p pair) {
+	c.mu.Lock() // tap reads names
+	defer c.mu.Unlock()
 	c.addrs[name] = p
 	for _, a := range p {
 		c.names[packet.AddrFrom(a)] = name
@@ -207,10 +210,10 @@ func (c *Cluster) Advance(seconds uint32) {
 }
 
 // Waits are short because packets cross in microseconds; patience is for a
-// loaded machine, and for WireGuard's second try after five seconds.
+// loaded machine, and for WireGuard's further tries after 5 and 15 seconds.
 const (
 	poll     = 100 * time.Microsecond
-	patience = 20 * time.Second
+	patience = 60 * time.Second
 )
 
 // Settle returns when every packet is where it goes. On an underlay that loses
