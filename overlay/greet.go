@@ -10,13 +10,11 @@ import (
 )
 
 const (
-	// greetAgain is when a new peer that has not answered is greeted again: late
-	// enough that an answer which is merely slow does not cross the repetition,
-	// which can leave WireGuard with a session that the peer does not know.
+	// greetAgain is when a new peer that has not answered is greeted again.
 	// WireGuard waits 5 s, and forgets to when the handshake of the peer came
 	// between; a node's first packets should not. The end with the lower key is
 	// twice as quick, so that two greetings that have met do not meet again.
-	greetAgain = 3 * time.Second
+	greetAgain = time.Second
 	// maxGreetings is how often; then WireGuard's own repetitions suffice.
 	maxGreetings = 5
 )
