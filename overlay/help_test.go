@@ -62,7 +62,7 @@ func (b *inbox) take() [][]byte {
 func (b *inbox) wait(t testing.TB, what string, enough func([][]byte) bool) [][]byte {
 	t.Helper()
 	var got [][]byte
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(40 * time.Second)
 	for {
 		got = append(got, b.take()...)
 		if enough(got) {
