@@ -54,7 +54,7 @@ ordinary Kubernetes manifests.`,
 	flags.StringVar(&f.stateDir, "state-dir", "/run/netctl", "where the agent keeps its records and its socket")
 	flags.StringVar(&f.domain, "cluster-domain", "cluster.local", "domain of the cluster's names")
 	flags.StringSliceVar(&f.resolvConf, "resolv-conf", nil, "files that name the resolvers for other names (default /etc/resolv.conf)")
-	flags.StringSliceVar(&f.clusterCIDRs, "cluster-cidr", nil, "pod ranges of the whole cluster; blocks are claimed from them when Node objects have no podCIDRs")
+	flags.StringSliceVar(&f.clusterCIDRs, "cluster-cidr", nil, "pod ranges of the whole cluster; without them, and without a BlockPool, nothing counts as outside; blocks are claimed from them when Node objects have no podCIDRs")
 	flags.Uint16Var(&f.listenPort, "wireguard-port", agent.DefaultListenPort, "UDP port that other nodes reach this one at")
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of pods (default what the default route's link leaves)")
 	flags.IntVar(&f.workers, "workers", 0, "threads that forward packets (default half the processors)")

@@ -5,9 +5,11 @@
 //	cni.Server ──attach.go──▶ │ loop │ ───────▶│ Output │
 //	kernel addresses ───────▶ └──────┘         └────────┘ Apply ────▶ engine, netctl0
 //
-// compile.go is pure; loop.go turns it; attach.go is what a CNI call does;
-// record.go is what is remembered of it. The Agent only owns the parts and their
-// lives. Everything it makes in the kernel outlives it on purpose: pods keep
+// compile.go is pure; loop.go turns it, apply.go is what a turn does, claim.go
+// tells the cluster. attach.go and check.go are what a CNI call does, hold.go
+// keeps such calls apart, record.go is what is remembered of them, restore.go
+// takes it over after a restart, and ending.go sees devices out of the kernel.
+// The Agent only owns the parts and their lives. Everything it makes in the kernel outlives it on purpose: pods keep
 // their eth0, the node its netctl0, and the next agent takes them over.
 //
 // Tests: compile.go and record.go on plain values, the rest in the lab.

@@ -153,6 +153,17 @@ func TestRoutes(t *testing.T) {
 			}, "10.96.7.7", datapath.Route{Reason: datapath.DropUnallocated},
 		},
 		{
+			"outside, while the pod ranges are not known", func(in *agent.Input) { in.ClusterCIDRs = nil },
+			"198.51.100.10", datapath.Route{Reason: datapath.DropNoClusterRange},
+		},
+		{
+			"outside, with a block pool alone", func(in *agent.Input) {
+				s := *in.State
+				s.BlockPools = []model.BlockPool{{CIDR: in.ClusterCIDRs[0], Bits: 25}}
+				in.State, in.ClusterCIDRs = &s, nil
+			}, "198.51.100.10", datapath.Route{Port: agent.NetstackPort},
+		},
+		{
 			"a node that is gone", func(in *agent.Input) {
 				s := *in.State
 				s.Nodes = s.Nodes[:1]
