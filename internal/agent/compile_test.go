@@ -154,7 +154,8 @@ func TestRoutes(t *testing.T) {
 		},
 		{
 			"outside, while the pod ranges are not known", func(in *agent.Input) { in.ClusterCIDRs = nil },
-			"198.51.100.10", datapath.Route{Reason: datapath.DropNoClusterRange},
+			"198.51.100.10",
+			datapath.Route{Reason: datapath.DropNoClusterRange},
 		},
 		{
 			"outside, with a block pool alone", func(in *agent.Input) {
