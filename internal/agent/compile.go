@@ -60,6 +60,12 @@ type Input struct {
 	Protected []netip.Addr
 	// TunnelPort is the UDP port that WireGuard listens on.
 	TunnelPort uint16
+	// PodsOnly leaves node processes and node ports to somebody else's proxy:
+	// only pods reach virtual addresses through us.
+	PodsOnly bool
+	// ForeignDNS leaves the name server's virtual address to whoever stands
+	// behind its Service: it is a service like any other.
+	ForeignDNS bool
 	// Previous may be what was compiled before: what has not changed is shared
 	// with it. It does not change the result.
 	Previous *Output
@@ -165,7 +171,7 @@ func (c *compiler) features() {
 	}
 	c.tables.Policy = policies
 	c.names()
-	if svc := s.Service(dnsService); svc != nil {
+	if svc := s.Service(dnsService); svc != nil && !c.in.ForeignDNS {
 		c.tables.DNSPort = DNSPort
 		for _, a := range svc.ClusterIPs {
 			c.tables.DNS[family(a)] = packet.AddrFrom(a)
@@ -322,7 +328,10 @@ func (c *compiler) hostSources() []netip.Addr {
 // netctl0, and the node speaks to them with its own address (any other source
 // would have UDP servers answer from the wrong one).
 func (c *compiler) host() {
-	ranges := slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs)
+	ranges := c.podRanges()
+	if !c.in.PodsOnly {
+		ranges = append(ranges, c.in.State.ServiceCIDRs...)
+	}
 	keep := slices.Concat(c.self().Addresses, c.in.Protected)
 	for _, claim := range c.mesh.Claims {
 		if claim.Address {
