@@ -25,6 +25,9 @@ const (
 	OverlayPort
 	NetstackPort
 	DNSPort
+	// InboundPort carries what this node's own listeners (node ports, host ports)
+	// have accepted on to pods; behind it is the same stack as behind NetstackPort.
+	InboundPort
 	FirstPodPort
 )
 
@@ -300,7 +303,7 @@ func (c *compiler) ports() { //nolint:gocognit // one case per kind of port
 					write([]byte(p.Node), []byte(a.String()))
 				}
 			}
-		case datapath.KindNetstack:
+		case datapath.KindNetstack, datapath.KindInbound:
 			for _, claim := range c.mesh.Claims {
 				write([]byte(claim.Prefix.String()))
 			}

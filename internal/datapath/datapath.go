@@ -71,6 +71,7 @@ const (
 	KindOverlay       // the WireGuard engine: pods and processes of other nodes
 	KindNetstack      // sockets that carry pods' traffic to the outside
 	KindDNS           // the cluster's name server
+	KindInbound       // connections that this node's own sockets carry on into the cluster
 )
 
 // String returns the kind as logs and traces print it.
@@ -86,6 +87,8 @@ func (k Kind) String() string {
 		return "netstack"
 	case KindDNS:
 		return "dns"
+	case KindInbound:
+		return "inbound"
 	default:
 		return "none"
 	}
