@@ -71,14 +71,17 @@ const (
 )
 
 // Flags says what a slot is.
-type Flags uint16
+type Flags uint8
 
 // The flags of an Entry. FlagReverse is the table's own: Insert sets it on the
 // slot of the replies and Update keeps it.
 const (
 	FlagReverse Flags = 1 << iota // the direction of the replies
 	FlagNAT                       // Rewrite differs from the tuple that the packet came with
-	FlagService                   // the destination was a frontend: FrontSlot and FrontGen have a meaning
+	FlagService                   // the destination was a frontend: FrontSlot and FrontGen are its generation's
+	FlagWrapped                   // crosses nodes inside other IP packets; without FlagService, FrontSlot and FrontGen are the caller's
+	FlagInbound                   // the client is behind a socket of this node
+	flagEnd
 )
 
 // Entry is a plain copy of one direction of a connection.
@@ -87,7 +90,7 @@ type Entry struct {
 	Out     uint32         // exit port
 
 	// Generations of what judged it, and the index of its frontend's
-	// generation (meaningless without FlagService).
+	// generation (see FlagService and FlagWrapped).
 	InGen, OutGen, FrontGen uint32
 	FrontSlot               uint16
 	Flags                   Flags

@@ -13,8 +13,8 @@ func TestHashSpread(t *testing.T) {
 	t.Parallel()
 	const n, buckets = 1 << 16, 1 << 10
 	series := map[string]func(i uint64) [5]uint64{
-		"source ports":      func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, 2, i<<48 | 80<<32 | 6<<24 | 1<<16} },
-		"destination ports": func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, 2, 80<<48 | i<<32 | 6<<24 | 1<<16} },
+		"source ports":      func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, 2, i<<48 | 80<<32 | 6<<24 | 1<<7} },
+		"destination ports": func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, 2, 80<<48 | i<<32 | 6<<24 | 1<<7} },
 		"source addresses":  func(i uint64) [5]uint64 { return [5]uint64{0, i << 48, 0, 2, 80 << 48} },
 		"prefixes":          func(i uint64) [5]uint64 { return [5]uint64{i << 40, 1, 0, 2, 80 << 48} },
 		"destinations":      func(i uint64) [5]uint64 { return [5]uint64{0, 1, 0, i << 48, 80 << 48} },

@@ -109,7 +109,7 @@ const (
 	ownersAt     = locksAt + 512
 	tagsAt       = ownersAt + ownerSlots
 	magic        = 0x776f6c666c74636e // "nctlflow"
-	version      = 1
+	version      = 2
 	pageWords    = 512
 	headIdentity = uint64(version)<<32 | slotBytes
 )

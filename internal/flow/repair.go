@@ -56,7 +56,7 @@ func (t *Table) repair() {
 func (t *Table) plausible(i uint32) bool {
 	s := &t.slots[i]
 	s0, ports := s[wordSeq].Load(), s[wordPorts].Load()
-	if s0&1 != 0 || low(s0) == 0 || ports&(0xff<<16) != usedMark {
+	if s0&1 != 0 || low(s0) == 0 || ports&usedMark == 0 {
 		return false
 	}
 	if st := activity(s[wordActivity].Load()).state(); st == 0 || st >= numStates {
@@ -112,7 +112,7 @@ func (s *slot) key() key {
 	for i := range 4 {
 		w[i] = s[wordKey+i].Load()
 	}
-	w[4] = s[wordPorts].Load() &^ 0xffff
+	w[4] = s[wordPorts].Load() &^ flagMask
 	return w
 }
 

@@ -14,7 +14,7 @@ import (
 //	 1  partner slot 32   | InGen 32
 //	 2  source address, 16 bytes               ┐
 //	 4  destination address, 16 bytes          │ the key
-//	 6  sport 16 | dport 16 | proto 8 | used 8 ┘ | flags 16
+//	 6  sport 16 | dport 16 | proto 8 | zone 16 ┘ | used 1 | flags 7
 //	 7  rewritten source address, 16 bytes
 //	 9  rewritten destination address, 16 bytes
 //	11  sport 16 | dport 16 | exit port 32
@@ -36,13 +36,15 @@ const (
 	wordTally    = 14
 	wordSpill    = 15
 
-	usedMark = 1 << 16 // in wordPorts
+	usedMark = 1 << 7       // in wordPorts
+	flagMask = usedMark - 1 // in wordPorts
+	_        = uint(usedMark - flagEnd)
 )
 
 func low(w uint64) uint32  { return uint32(w) } // the low half is what is asked for
 func high(w uint64) uint32 { return uint32(w >> 32) }
 
-func flagsOf(ports uint64) Flags { return Flags(ports) } // the low 16 bits of wordPorts
+func flagsOf(ports uint64) Flags { return Flags(ports & flagMask) }
 
 // key is a tuple as the words wordKey to wordPorts hold it, flags left out.
 type key [5]uint64
@@ -51,13 +53,13 @@ type key [5]uint64
 func (w *key) set(k *packet.Tuple) {
 	w[0], w[1] = binary.LittleEndian.Uint64(k.Src[0:8]), binary.LittleEndian.Uint64(k.Src[8:16])
 	w[2], w[3] = binary.LittleEndian.Uint64(k.Dst[0:8]), binary.LittleEndian.Uint64(k.Dst[8:16])
-	w[4] = uint64(k.SrcPort)<<48 | uint64(k.DstPort)<<32 | uint64(k.Proto)<<24 | usedMark
+	w[4] = uint64(k.SrcPort)<<48 | uint64(k.DstPort)<<32 | uint64(k.Proto)<<24 | uint64(k.Zone)<<8 | usedMark
 }
 
 func (w *key) tuple() packet.Tuple {
 	return packet.Tuple{
 		Src: addrOf(w[0], w[1]), Dst: addrOf(w[2], w[3]),
-		SrcPort: uint16(w[4] >> 48), DstPort: uint16(w[4] >> 32), Proto: uint8(w[4] >> 24), // the named bits
+		SrcPort: uint16(w[4] >> 48), DstPort: uint16(w[4] >> 32), Proto: uint8(w[4] >> 24), Zone: uint16(w[4] >> 8), // the named bits
 	}
 }
 
@@ -77,7 +79,7 @@ func (s *slot) read(w *key, e *Entry) (uint32, bool) {
 			continue
 		}
 		ports := s[wordPorts].Load()
-		if (ports^w[4])>>16 != 0 || s[wordKey].Load() != w[0] || s[wordKey+1].Load() != w[1] ||
+		if (ports^w[4])&^flagMask != 0 || s[wordKey].Load() != w[0] || s[wordKey+1].Load() != w[1] ||
 			s[wordKey+2].Load() != w[2] || s[wordKey+3].Load() != w[3] {
 			return 0, false
 		}
@@ -125,7 +127,7 @@ func (s *slot) snapshot(w *key, e *Entry) (seq, partner uint32, ok bool) {
 		for i := range 4 {
 			w[i] = s[wordKey+i].Load()
 		}
-		w[4] = ports &^ 0xffff
+		w[4] = ports &^ flagMask
 		partner = high(s[wordPartner].Load())
 		s.fill(e, s0, ports)
 		if s[wordSeq].Load() == s0 {
@@ -155,7 +157,7 @@ func (s *slot) write(w *key, e *Entry, partner uint32) {
 	for i := range 4 {
 		s[wordKey+i].Store(w[i])
 	}
-	s[wordPorts].Store(w[4] | uint64(e.Flags))
+	s[wordPorts].Store(w[4] | uint64(e.Flags&flagMask))
 	s.writeVerdict(e, partner)
 	s[wordActivity].Store(uint64(makeActivity(e.LastSeen, e.State, e.FrontSlot)))
 	s.setTally(e.Packets, e.Bytes)

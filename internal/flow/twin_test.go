@@ -213,7 +213,10 @@ func randomTuple(rng *rand.Rand) packet.Tuple {
 	k.SrcPort, k.DstPort = uint16(rng.IntN(4)), uint16(1022+rng.IntN(4))
 	k.Proto = []uint8{1, 6, 6, 6, 17, 17, 47, 58, 132}[rng.IntN(9)]
 	if rng.IntN(2) == 0 {
-		return k.Reverse()
+		k = k.Reverse()
+	}
+	if rng.IntN(4) == 0 {
+		k.Zone = uint16(1 + rng.IntN(2)<<15)
 	}
 	return k
 }
@@ -223,7 +226,7 @@ func randomEntry(rng *rand.Rand) flow.Entry {
 	return flow.Entry{
 		Rewrite: packet.Rewrite{Src: k.Src, Dst: k.Dst, SrcPort: k.SrcPort, DstPort: k.DstPort},
 		Out:     rng.Uint32(), InGen: rng.Uint32(), OutGen: rng.Uint32(), FrontGen: rng.Uint32(),
-		FrontSlot: uint16(rng.Uint32()), Flags: flow.Flags(rng.Uint32()) &^ flow.FlagReverse,
+		FrontSlot: uint16(rng.Uint32()), Flags: flow.Flags(rng.Uint32()) & (flow.FlagNAT | flow.FlagService | flow.FlagWrapped | flow.FlagInbound),
 	}
 }
 

@@ -230,7 +230,7 @@ func (t *Table) Update(ref Ref, e *Entry) (Ref, bool) {
 	keep := flagsOf(ports) & FlagReverse
 	s.begin()
 	s.writeVerdict(e, partner)
-	s[wordPorts].Store(ports&^0xffff | uint64(e.Flags&^FlagReverse|keep))
+	s[wordPorts].Store(ports&^flagMask | uint64(e.Flags&flagMask&^FlagReverse|keep))
 	setFrontSlot(&s[wordActivity], e.FrontSlot)
 	return makeRef(i, s.end(owner)), true
 }

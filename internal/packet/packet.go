@@ -70,13 +70,18 @@ func (a Addr) String() string { return a.Netip().String() }
 // Ports are zero for protocols without ports. An ICMP echo request carries its
 // identifier as SrcPort and zero as DstPort, a reply the other way round, so
 // that Reverse of a request's tuple is the tuple of its reply.
+//
+// Zone is not in the packet: Parse sets it to zero, and the router gives other
+// numbers to packets that reach it by ways on which equal tuples can be different
+// flows.
 type Tuple struct {
 	Src, Dst         Addr
 	SrcPort, DstPort uint16
+	Zone             uint16
 	Proto            uint8
 }
 
-// Reverse returns the tuple of the answering direction.
+// Reverse returns the tuple of the answering direction, in zone zero.
 func (t Tuple) Reverse() Tuple {
 	return Tuple{Src: t.Dst, Dst: t.Src, SrcPort: t.DstPort, DstPort: t.SrcPort, Proto: t.Proto}
 }

@@ -55,7 +55,7 @@ func (p *Packet) parseIP(ip []byte) (int, Fault) {
 	p.L4, p.Payload, p.InnerIP, p.InnerL4 = 0, 0, 0, 0
 	p.FragID, p.FragOffset, p.MoreFrag = 0, 0, false
 	p.TCPFlags, p.ICMPType, p.ICMPCode = 0, 0, 0
-	p.Tuple.SrcPort, p.Tuple.DstPort = 0, 0
+	p.Tuple.SrcPort, p.Tuple.DstPort, p.Tuple.Zone = 0, 0, 0
 	p.Kind = KindWhole
 	switch ip[0] >> 4 {
 	case 4:
