@@ -5,10 +5,11 @@ GOLANGCI ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 GOVULNCHECK ?= $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 10s
+IMAGE_ARCH ?= amd64,arm64
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test ci ci-rest lint bench fuzz vuln clean
+.PHONY: help setup build image demo test ci ci-rest lint bench fuzz vuln clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +20,9 @@ setup: ## install what the demo and the tests need besides Go (Debian's apt)
 build: ## build bin/netctl, with the small CNI plugin embedded
 	@$(GO) build -trimpath -ldflags '-s -w' -o cni/bin/netctl-cni ./cni/plugin
 	@$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/netctl ./cmd/netctl
+
+image: ## dist/netctl-image.tar, for amd64 and arm64 (IMAGE_ARCH=amd64: that one alone)
+	@$(GO) run ./deploy/image -o dist/netctl-image.tar -arch $(IMAGE_ARCH) -version '$(VERSION)'
 
 demo: setup build ## bring up three nodes on this machine, prove that it works, take them down
 	@./bin/netctl lab demo $(ARGS)

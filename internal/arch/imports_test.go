@@ -27,6 +27,14 @@ var rows = map[string]row{
 		reason: "the only place that constructs across features",
 	},
 
+	"deploy": {
+		reason: "a chart and its renderer; knows nothing of what it installs",
+	},
+	"deploy/image": {
+		imports: []string{"deploy"},
+		reason:  "packs binaries under the name that the chart gives the image",
+	},
+
 	"internal/agent": {
 		imports: []string{
 			"cni", "dns", "internal/cluster", "internal/datapath", "internal/flow", "internal/kernel", "internal/model",

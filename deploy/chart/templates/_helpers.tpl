@@ -1,0 +1,61 @@
+{{- /* The labels of every object. */ -}}
+{{- define "netctl.labels" -}}
+app.kubernetes.io/name: netctl
+app.kubernetes.io/part-of: netctl
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end -}}
+
+{{- /* What the DaemonSet knows its pods by. It can never change. */ -}}
+{{- define "netctl.selector" -}}
+app.kubernetes.io/name: netctl
+app.kubernetes.io/component: agent
+{{- end -}}
+
+{{- define "netctl.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
+{{- end -}}
+
+{{- /* The agent's configuration file, also hashed into the DaemonSet. */ -}}
+{{- define "netctl.config" -}}
+# The configuration of every netctl agent. All keys are here, at the value that
+# they have; an unknown key stops the agent with its name.
+#
+{{- with .Values.config }}
+# The pod ranges of the whole cluster, at most one per family. Empty: the
+# podSubnet that kubeadm was given; without one 10.244.0.0/16 and
+# fd00:10:244::/56, for the families that services have.
+clusterCIDRs: {{ .clusterCIDRs | toJson }}
+# The domain of the cluster's names. Empty: kubeadm's dnsDomain, else
+# cluster.local.
+clusterDomain: {{ .clusterDomain | quote }}
+# The API server's URL as nodes reach it, never a Service's address. Empty:
+# the server that kubeletConf names.
+apiServer: {{ .apiServer | quote }}
+# The kubelet's kubeconfig on the node, read for the API server's address and
+# CA only. Empty: none is mounted, and apiServer must be set.
+kubeletConf: {{ .kubeletConf | quote }}
+# The UDP port that other nodes reach the tunnel at.
+wireguardPort: {{ .wireguardPort }}
+# The pods' MTU. 0: what the default route's link leaves for the tunnel.
+mtu: {{ .mtu }}
+# Threads that forward packets. 0: half of the node's processors.
+workers: {{ .workers }}
+# What the node's own sockets get. full: netctl serves services to pods, node
+# processes and node ports; pods: to pods only, kube-proxy has the rest; auto:
+# pods where a kube-proxy pod runs on the node, else full.
+proxy: {{ .proxy | quote }}
+# Who answers the cluster's names. on: netctl, at the kube-dns Service's
+# address, and it creates that Service if it is missing; off: whoever stands
+# behind the Service; auto: off where CoreDNS serves, else on.
+dns: {{ .dns | quote }}
+# Where the container runtime looks for CNI plugins and configuration.
+cniBinDir: {{ .cniBinDir | quote }}
+cniConfDir: {{ .cniConfDir | quote }}
+# Where the agent keeps what must outlive it: state until the node reboots,
+# data (the tunnel's key) beyond that.
+stateDir: {{ .stateDir | quote }}
+dataDir: {{ .dataDir | quote }}
+# debug, info, warn or error.
+logLevel: {{ .logLevel | quote }}
+{{- end }}
+{{- end -}}

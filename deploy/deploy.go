@@ -1,0 +1,192 @@
+// Package deploy is what installs netctl on a cluster: its Helm chart, and a
+// renderer of that chart for those who do not use Helm.
+//
+// The chart is the one source. `netctl install` and deploy/netctl.yaml are what
+// Render makes of it; Helm makes the same of it, document by document, because
+// the templates use only what this package implements in a few lines: Go's
+// text/template and the functions of Helm listed in template.go. The one
+// difference is the order of the documents: Render puts what guards the agents
+// before the agents.
+//
+// Tests keep deploy/netctl.yaml equal to what Render makes (go test -update
+// writes it) and, where the real helm is at hand (`make chart`), compare with it.
+package deploy
+
+import (
+	"bytes"
+	"embed"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+//go:embed all:chart
+var chartFiles embed.FS
+
+// DefaultNamespace is where netctl is installed unless it is said otherwise.
+const DefaultNamespace = "kube-system"
+
+// Options say how an installation differs from the default one.
+type Options struct {
+	Namespace string // empty: DefaultNamespace
+	Values    Values // laid over the chart's own; nil for none
+}
+
+// chart is what Chart.yaml says, under the names that templates use.
+type chart struct {
+	Name       string `json:"name"`
+	Version    string `json:"version"`
+	AppVersion string `json:"appVersion"`
+}
+
+// Document is one rendered object.
+type Document struct {
+	Source     string // the chart's file that it comes from: "netctl/templates/rbac.yaml"
+	APIVersion string
+	Kind       string
+	Namespace  string // empty for cluster-scoped kinds
+	Name       string
+	Text       string // YAML, one document, without separator
+}
+
+// Render returns the objects of an installation in the order in which they are
+// best applied.
+func Render(o Options) ([]Document, error) {
+	about, err := readChart()
+	if err != nil {
+		return nil, err
+	}
+	defaults, err := Defaults()
+	if err != nil {
+		return nil, err
+	}
+	values, err := overlay(defaults, o.Values)
+	if err != nil {
+		return nil, err
+	}
+	if o.Namespace == "" {
+		o.Namespace = DefaultNamespace
+	}
+	files, err := execute(map[string]any{
+		"Chart":   about,
+		"Release": map[string]any{"Name": about.Name, "Namespace": o.Namespace, "Service": "Helm"},
+		"Values":  values,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var out []Document
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		docs, err := split(path.Join(about.Name, "templates", name), files[name])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, docs...)
+	}
+	slices.SortStableFunc(out, func(a, b Document) int { return rank(a.Kind) - rank(b.Kind) })
+	return out, nil
+}
+
+// YAML joins documents to what `kubectl apply -f -` reads.
+func YAML(docs []Document) []byte {
+	var b bytes.Buffer
+	for _, d := range docs {
+		fmt.Fprintf(&b, "---\n# Source: %s\n%s\n", d.Source, d.Text)
+	}
+	return b.Bytes()
+}
+
+// Image returns the reference of the agent's image in an installation.
+func Image(v Values) (string, error) {
+	about, err := readChart()
+	if err != nil {
+		return "", err
+	}
+	defaults, err := Defaults()
+	if err != nil {
+		return "", err
+	}
+	values, err := overlay(defaults, v)
+	if err != nil {
+		return "", err
+	}
+	t, err := parse()
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	err = t.ExecuteTemplate(&b, "netctl.image", map[string]any{"Chart": about, "Values": values})
+	return strings.TrimSpace(b.String()), err
+}
+
+// Defaults returns the chart's values.
+func Defaults() (Values, error) {
+	data, err := chartFiles.ReadFile("chart/values.yaml")
+	if err != nil {
+		return nil, fmt.Errorf("read the chart: %w", err)
+	}
+	return ParseValues(data, "values.yaml")
+}
+
+func readChart() (chart, error) {
+	var c chart
+	data, err := chartFiles.ReadFile("chart/Chart.yaml")
+	if err != nil {
+		return c, fmt.Errorf("read the chart: %w", err)
+	}
+	if err := yaml.Unmarshal(data, &c); err != nil {
+		return c, fmt.Errorf("read the chart: Chart.yaml: %w", err)
+	}
+	return c, nil
+}
+
+// split cuts a rendered file into its documents and drops those without
+// content.
+func split(source, text string) ([]Document, error) {
+	var out []Document
+	for part := range strings.SplitSeq("\n"+text, "\n---\n") {
+		part = strings.TrimSpace(part)
+		if part == "" {
+			continue
+		}
+		var head struct {
+			APIVersion string `json:"apiVersion"`
+			Kind       string `json:"kind"`
+			Metadata   struct {
+				Name      string `json:"name"`
+				Namespace string `json:"namespace"`
+			} `json:"metadata"`
+		}
+		if err := yaml.Unmarshal([]byte(part), &head); err != nil {
+			return nil, fmt.Errorf("render %s: %w", source, err)
+		}
+		if head.Kind == "" || head.Metadata.Name == "" {
+			return nil, fmt.Errorf("render %s: a document without kind or name: %.80q", source, part)
+		}
+		out = append(out, Document{
+			Source: source, APIVersion: head.APIVersion, Kind: head.Kind,
+			Namespace: head.Metadata.Namespace, Name: head.Metadata.Name, Text: part,
+		})
+	}
+	return out, nil
+}
+
+// rank orders the kinds: what others need comes first, the agents last.
+func rank(kind string) int {
+	order := []string{
+		"CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+		"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap", "DaemonSet",
+	}
+	if i := slices.Index(order, kind); i >= 0 {
+		return i
+	}
+	return len(order)
+}
+
+// templates lists the chart's template files.
+func templates() ([]string, error) { return fs.Glob(chartFiles, "chart/templates/*") }
