@@ -19,6 +19,10 @@ import (
 // its flow, and one whose flow cannot be told (fragments, options,
 // broken packets) ends all runs. Between flows order may change.
 //
+// Packets that a router has wrapped (see Wrap) are merged as what is inside them
+// is, when their outer addresses are equal too: what comes out is a super-packet
+// with one outer header, for Unwrap.
+//
 // The transport checksum of everything that is merged is verified first, since
 // the super-packet carries none. A packet with a wrong one passes through and
 // is dropped by its receiver.
@@ -49,17 +53,18 @@ const maxIP = 65535
 
 // piece is one packet that was added; pieces of a run are a linked list.
 type piece struct {
-	ip   []byte // borrowed until Flush
+	ip   []byte // borrowed until Flush; of a mergeable wrapped packet what is inside
 	next int32  // 1 + the next piece of the run, 0: none
 }
 
 // run is what leaves as one packet.
 type run struct {
 	tuple       Tuple
-	first, last int32 // pieces
-	l4, payload int   // offsets, equal in all pieces
-	size        int   // payload of each piece but the last
-	total       int   // length of the super-packet
+	outer       []byte // header around the first piece of a wrapped run
+	first, last int32  // pieces
+	l4, payload int    // offsets, equal in all pieces
+	size        int    // payload of each piece but the last
+	total       int    // length of the super-packet, without outer
 	count       int
 	seq         uint32 // TCP: the sequence number that comes next
 	open        bool   // another piece may follow
@@ -72,6 +77,9 @@ func (c *Coalescer) Add(ip []byte) {
 	if len(ip) == 0 || len(ip) > maxIP {
 		return // not a packet: Parse could not be told of it either
 	}
+	if n := outerLen(ip); n > 0 && c.addWrapped(ip, n) {
+		return
+	}
 	p := &c.p
 	n, f := p.parseIP(ip)
 	if f == FaultNone {
@@ -79,27 +87,51 @@ func (c *Coalescer) Add(ip []byte) {
 	}
 	if f != FaultNone || p.Kind == KindFirstFragment || p.Kind == KindLaterFragment {
 		clear(c.last[:])
-		c.start(ip, false)
+		c.start(ip, nil, false)
 		return
 	}
 	if p.Tuple.Proto != ProtoTCP && p.Tuple.Proto != ProtoUDP {
-		c.start(ip, false)
+		c.start(ip, nil, false)
 		return
 	}
-	slot := &c.last[bucket(&p.Tuple)]
+	c.merge(ip, nil)
+}
+
+// addWrapped is Add for a packet behind an outer header of n bytes. It returns
+// false when what is inside cannot be merged: then the whole is a packet like
+// any other.
+func (c *Coalescer) addWrapped(ip []byte, n int) bool {
+	p, in := &c.p, ip[n:]
+	size, f := p.parseIP(in)
+	if f != FaultNone || p.Kind != KindWhole || p.Tuple.Proto != ProtoTCP && p.Tuple.Proto != ProtoUDP {
+		clear(c.last[:])
+		return false
+	}
+	if n == ip4Len && int(binary.BigEndian.Uint16(ip[2:])) != n+size || n == ip6Len && int(binary.BigEndian.Uint16(ip[4:])) != size {
+		clear(c.last[:])
+		return false
+	}
+	c.merge(in[:size], ip[:n:n])
+	return true
+}
+
+// merge adds the parsed TCP or UDP packet ip to the run of its flow, or begins
+// one.
+func (c *Coalescer) merge(ip, outer []byte) {
+	slot := &c.last[bucket(&c.p.Tuple)]
 	open := c.mergeable(ip)
-	if open && *slot > 0 && c.extend(&c.runs[*slot-1], ip) {
+	if open && *slot > 0 && c.extend(&c.runs[*slot-1], ip, outer) {
 		return
 	}
-	*slot = c.start(ip, open && !c.ends(ip))
+	*slot = c.start(ip, outer, open && !c.ends(ip))
 }
 
 // start begins a run with ip and returns 1 + its index.
-func (c *Coalescer) start(ip []byte, open bool) int32 {
+func (c *Coalescer) start(ip, outer []byte, open bool) int32 {
 	p := &c.p
 	i := int32(len(c.pkts))
 	c.pkts = append(c.pkts, piece{ip: ip})
-	r := run{first: i, last: i, total: len(ip), count: 1, open: open}
+	r := run{outer: outer, first: i, last: i, total: len(ip), count: 1, open: open}
 	if open {
 		r.tuple, r.l4, r.payload = p.Tuple, p.L4, p.Payload
 		r.size = len(ip) - p.Payload
@@ -112,11 +144,11 @@ func (c *Coalescer) start(ip []byte, open bool) int32 {
 }
 
 // extend appends the parsed, mergeable packet ip to r if it belongs there.
-func (c *Coalescer) extend(r *run, ip []byte) bool {
+func (c *Coalescer) extend(r *run, ip, outer []byte) bool {
 	p := &c.p
 	n := len(ip) - p.Payload
 	if !r.open || r.tuple != p.Tuple || r.l4 != p.L4 || r.payload != p.Payload ||
-		n > r.size || r.total+n > maxIP {
+		n > r.size || len(r.outer)+r.total+n > maxIP || !sameOuter(r.outer, outer) {
 		return false
 	}
 	if p.Tuple.Proto == ProtoUDP && r.count == maxDatagrams || r.count == MaxSegments {
@@ -148,6 +180,21 @@ func (c *Coalescer) extend(r *run, ip []byte) bool {
 	r.count++
 	r.open = n == r.size && !c.ends(ip)
 	return true
+}
+
+// sameOuter reports whether two outer headers, or none, have the same ends: Wrap
+// leaves no other choice.
+func sameOuter(a, b []byte) bool {
+	switch {
+	case len(a) != len(b):
+		return false
+	case len(a) == ip4Len:
+		return string(a[12:]) == string(b[12:])
+	case len(a) == ip6Len:
+		return string(a[:4]) == string(b[:4]) && string(a[8:]) == string(b[8:])
+	default:
+		return true
+	}
 }
 
 // mergeable reports whether the parsed TCP or UDP packet ip can be part of a
@@ -222,7 +269,7 @@ func bucket(t *Tuple) uint64 {
 func (c *Coalescer) Flush() [][]byte {
 	need := 0
 	for i := range c.runs {
-		need += VNetLen + c.runs[i].total
+		need += VNetLen + c.runs[i].length()
 	}
 	if cap(c.arena) < need {
 		c.arena = make([]byte, need)
@@ -230,21 +277,26 @@ func (c *Coalescer) Flush() [][]byte {
 	rest := c.arena[:cap(c.arena)]
 	c.out = c.out[:0]
 	for i := range c.runs {
-		n := VNetLen + c.runs[i].total
+		n := VNetLen + c.runs[i].length()
 		buf := rest[:n:n]
 		c.write(buf, &c.runs[i])
 		c.out = append(c.out, buf)
 		rest = rest[n:]
 	}
 	clear(c.pkts) // borrowed buffers end here
+	clear(c.runs)
 	c.pkts, c.runs = c.pkts[:0], c.runs[:0]
 	clear(c.last[:])
 	return c.out
 }
 
+// length is that of the IP packet that leaves.
+func (r *run) length() int { return len(r.outer) + r.total }
+
 // write lays out the packet of r in buf, which has its exact size.
 func (c *Coalescer) write(buf []byte, r *run) {
-	ip := buf[VNetLen:]
+	outer := copy(buf[VNetLen:], r.outer)
+	ip := buf[VNetLen+outer:]
 	n := copy(ip, c.pkts[r.first].ip)
 	if r.count == 1 {
 		VNet{}.Put(buf)
@@ -255,9 +307,12 @@ func (c *Coalescer) write(buf []byte, r *run) {
 	}
 	setLength(ip, 0)
 	h := ip[r.l4:]
+	if outer > 0 {
+		setLength(buf[VNetLen:], 0)
+	}
 	v := VNet{
-		Flags: VNetNeedsCsum, HdrLen: uint16(r.payload), GSOSize: uint16(r.size),
-		ChecksumStart: uint16(r.l4), ChecksumField: tcpChecksum,
+		Flags: VNetNeedsCsum, HdrLen: uint16(outer + r.payload), GSOSize: uint16(r.size),
+		ChecksumStart: uint16(outer + r.l4), ChecksumField: tcpChecksum,
 	}
 	switch {
 	case r.tuple.Proto == ProtoUDP:

@@ -187,6 +187,7 @@ func FuzzSegment(f *testing.F) {
 // every flow's transport bytes back, in order.
 func FuzzCoalesce(f *testing.F) {
 	f.Add([]byte{0, 10, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 2, 10, 0, 0, 0, 0, 0, 10, 8, 0, 0, 0})
+	f.Add([]byte{8, 10, 0, 0, 0, 0, 8, 10, 0, 0, 0, 0, 10, 10, 0, 0, 0, 0, 0, 10, 8, 0, 0, 0})
 	f.Add([]byte{1, 10, 0, 0, 0, 0, 1, 9, 0, 0, 0, 0, 3, 99, 0, 0, 0, 0, 3, 99, 8, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		in := program(data)
@@ -197,6 +198,9 @@ func FuzzCoalesce(f *testing.F) {
 			collect(want, b)
 		}
 		for _, b := range c.Flush() {
+			if _, _, ok := packet.Wrapped(b); ok {
+				b = packet.Unwrap(b)
+			}
 			var s packet.Segmenter
 			if s.Reset(b, 0) != packet.FaultNone {
 				continue
@@ -221,12 +225,15 @@ func FuzzCoalesce(f *testing.F) {
 // collect appends the transport part of a packet to its flow's bytes.
 func collect(m map[packet.Tuple][]byte, b []byte) {
 	q := &packet.Packet{Buf: bytes.Clone(b)}
+	if _, _, ok := packet.Wrapped(q.Buf); ok {
+		q.Buf = packet.Unwrap(q.Buf)
+	}
 	if packet.Parse(q) == packet.FaultNone {
 		m[q.Tuple] = append(m[q.Tuple], q.IP()[q.L4:]...)
 	}
 }
 
-// program makes packets of the fuzzer's bytes: flow, length, TCP flags, change
+// program makes packets of the fuzzer's bytes: flow and whether it is wrapped, length, TCP flags, change
 // of the sequence number, and a byte of the header to damage with what.
 func program(data []byte) [][]byte {
 	flows := [4]packettest.Spec{
@@ -247,6 +254,9 @@ func program(data []byte) [][]byte {
 		if at := packet.VNetLen + int(data[4]); data[5] != 0 && at < len(b) {
 			b[at] ^= data[5]
 			b = repaired(b)
+		}
+		if data[0]&8 != 0 && b[packet.VNetLen]>>4 == f.Build()[packet.VNetLen]>>4 {
+			b = wrapped(b)
 		}
 		out = append(out, b)
 		f.Seq += uint32(len(one.Payload))

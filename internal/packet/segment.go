@@ -7,9 +7,12 @@ import (
 )
 
 // Segments returns how many packets a Segmenter makes of buf, a packet with
-// its virtio-net header; 0 when it cannot be parsed. See Segmenter.Reset for
-// mtu. It parses buf, and so may tidy its virtio-net header.
+// its virtio-net header, or of what is wrapped in it; 0 when it cannot be parsed.
+// See Segmenter.Reset for mtu. It changes buf as Parse and Unwrap do.
 func Segments(buf []byte, mtu int) int {
+	if _, _, ok := Wrapped(buf); ok {
+		buf = Unwrap(buf)
+	}
 	var s Segmenter
 	if s.Reset(buf, mtu) != FaultNone {
 		return 0
