@@ -28,6 +28,9 @@ import (
 //go:embed all:chart
 var chartFiles embed.FS
 
+//go:embed chart/values.yaml
+var valuesFile []byte
+
 // DefaultNamespace is where netctl is installed unless it is said otherwise.
 const DefaultNamespace = "kube-system"
 
@@ -39,8 +42,6 @@ type Options struct {
 
 // chart is what Chart.yaml says, under the names that templates use.
 type chart struct {
-	Name       string `json:"name"`
-	Version    string `json:"version"`
 	AppVersion string `json:"appVersion"`
 }
 
@@ -57,32 +58,17 @@ type Document struct {
 // Render returns the objects of an installation in the order in which they are
 // best applied.
 func Render(o Options) ([]Document, error) {
-	about, err := readChart()
+	data, err := o.data()
 	if err != nil {
 		return nil, err
 	}
-	defaults, err := Defaults()
-	if err != nil {
-		return nil, err
-	}
-	values, err := overlay(defaults, o.Values)
-	if err != nil {
-		return nil, err
-	}
-	if o.Namespace == "" {
-		o.Namespace = DefaultNamespace
-	}
-	files, err := execute(map[string]any{
-		"Chart":   about,
-		"Release": map[string]any{"Name": about.Name, "Namespace": o.Namespace, "Service": "Helm"},
-		"Values":  values,
-	})
+	files, err := execute(data)
 	if err != nil {
 		return nil, err
 	}
 	var out []Document
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		docs, err := split(path.Join(about.Name, "templates", name), files[name])
+		docs, err := split(path.Join("netctl/templates", name), files[name])
 		if err != nil {
 			return nil, err
 		}
@@ -102,16 +88,8 @@ func YAML(docs []Document) []byte {
 }
 
 // Image returns the reference of the agent's image in an installation.
-func Image(v Values) (string, error) {
-	about, err := readChart()
-	if err != nil {
-		return "", err
-	}
-	defaults, err := Defaults()
-	if err != nil {
-		return "", err
-	}
-	values, err := overlay(defaults, v)
+func Image(o Options) (string, error) {
+	data, err := o.data()
 	if err != nil {
 		return "", err
 	}
@@ -120,17 +98,54 @@ func Image(v Values) (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	err = t.ExecuteTemplate(&b, "netctl.image", map[string]any{"Chart": about, "Values": values})
-	return strings.TrimSpace(b.String()), err
+	if err := t.ExecuteTemplate(&b, "netctl.image", data); err != nil {
+		return "", fmt.Errorf("render the chart: %w", err)
+	}
+	return b.String(), nil
 }
 
-// Defaults returns the chart's values.
-func Defaults() (Values, error) {
-	data, err := chartFiles.ReadFile("chart/values.yaml")
-	if err != nil {
-		return nil, fmt.Errorf("read the chart: %w", err)
+// ImageValues returns the values that name an image.
+func ImageValues(reference string) (Values, error) {
+	name, digest, _ := strings.Cut(reference, "@")
+	repository, tag := name, ""
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		repository, tag = name[:i], name[i+1:]
 	}
-	return ParseValues(data, "values.yaml")
+	if repository == "" || strings.ContainsAny(reference, " \t\n") {
+		return nil, fmt.Errorf("%q is not the name of an image, such as ghcr.io/netctl/netctl:v0.1.0", reference)
+	}
+	return Values{"image": map[string]any{"repository": repository, "tag": tag, "digest": digest}}, nil
+}
+
+// ValuesFile returns the chart's values as they are written: every option at its
+// default, with a comment that says what it does.
+func ValuesFile() []byte { return slices.Clone(valuesFile) }
+
+// Defaults returns the chart's values.
+func Defaults() (Values, error) { return ParseValues(valuesFile, "values.yaml") }
+
+// data is what the templates are executed with.
+func (o Options) data() (map[string]any, error) {
+	about, err := readChart()
+	if err != nil {
+		return nil, err
+	}
+	defaults, err := Defaults()
+	if err != nil {
+		return nil, err
+	}
+	values, err := overlay(defaults, o.Values)
+	if err != nil {
+		return nil, err
+	}
+	if o.Namespace == "" {
+		o.Namespace = DefaultNamespace
+	}
+	return map[string]any{
+		"Chart":   about,
+		"Release": map[string]any{"Namespace": o.Namespace},
+		"Values":  values,
+	}, nil
 }
 
 func readChart() (chart, error) {

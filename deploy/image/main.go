@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	if *reference == "" {
 		var err error
-		if *reference, err = deploy.Image(nil); err != nil {
+		if *reference, err = deploy.Image(deploy.Options{}); err != nil {
 			return err
 		}
 	}

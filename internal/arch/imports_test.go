@@ -21,7 +21,7 @@ type row struct {
 var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
-			"cni", "cni/shim", "dns", "internal/agent", "internal/cluster", "internal/lab", "internal/model",
+			"cni", "cni/shim", "deploy", "dns", "internal/agent", "internal/cluster", "internal/lab", "internal/model",
 			"internal/packet", "ipam", "proxy",
 		},
 		reason: "the only place that constructs across features",

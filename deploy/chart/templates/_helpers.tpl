@@ -12,7 +12,9 @@ app.kubernetes.io/component: agent
 {{- end -}}
 
 {{- define "netctl.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
+{{- .Values.image.repository -}}
+{{- if or .Values.image.tag (not .Values.image.digest) -}} : {{- .Values.image.tag | default .Chart.AppVersion -}} {{- end -}}
+{{- with .Values.image.digest -}} @ {{- . -}} {{- end -}}
 {{- end -}}
 
 {{- /* The agent's configuration file, also hashed into the DaemonSet. */ -}}
