@@ -1,78 +1,194 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"net/netip"
+	"io/fs"
+	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/agent"
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
 )
 
+// serviceAccountToken is where a pod finds that it is one of a cluster's.
+const serviceAccountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
+
 type agentFlags struct {
-	node, clusterDir, stateDir, domain, logLevel string
-	resolvConf, clusterCIDRs                     []string
-	listenPort                                   uint16
-	mtu, workers                                 int
+	settings.Settings
+	config, source, node, clusterDir, kubeconfig, probeSocket string
+	resolvConf                                                []string
 }
 
 func newAgent(io streams) *cobra.Command {
-	var f agentFlags
+	f := agentFlags{Settings: settings.Default()}
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run this node's daemon: CNI server, router, overlay, service proxy and DNS",
 		Long: `Run this node's daemon. It serves the CNI plugin's socket, holds the TUN of
-every pod, and follows the cluster's state, which it reads from a directory of
-ordinary Kubernetes manifests.`,
-		Example: `  netctl agent --node=node1 --cluster-dir=/etc/netctl/cluster --cluster-cidr=10.128.0.0/16`,
-		Args:    cobra.NoArgs,
+every pod, and follows the cluster's state, which it reads from the API server or
+from a directory of ordinary Kubernetes manifests.`,
+		Example: `  netctl agent --config=/etc/netctl/config.yaml
+  netctl agent --node=node1 --cluster-dir=/etc/netctl/cluster --cluster-cidrs=10.128.0.0/16`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLogger(io.err, f.logLevel)
+			s, err := f.merge(cmd.Flags().Changed)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			log, err := newLogger(io.err, s.LogLevel)
 			if err != nil {
 				return err
 			}
-			source, err := cluster.NewDirectory(cluster.DirectoryConfig{Path: f.clusterDir, Logger: log})
+			cfg, err := f.agentConfig(s, log)
 			if err != nil {
-				return fmt.Errorf("%w: --cluster-dir: %w", errUsage, err)
+				return fmt.Errorf("%w: %w", errUsage, err)
 			}
-			ranges, err := parsePrefixes("--cluster-cidr", f.clusterCIDRs)
-			if err != nil {
-				return err
-			}
-			return agent.Run(cmd.Context(), agent.Config{
-				Node: f.node, StateDir: f.stateDir, Domain: f.domain, ResolvConf: f.resolvConf,
-				ListenPort: f.listenPort, MTU: f.mtu, Workers: f.workers, ClusterCIDRs: ranges,
-				Source: source, Claims: source, Blocks: source.Blocks(), Log: log,
-			})
+			return agent.Run(cmd.Context(), cfg)
 		},
 	}
-	flags := cmd.Flags()
-	flags.StringVar(&f.node, "node", os.Getenv("NODE_NAME"), "this node's name in the cluster (default $NODE_NAME)")
-	flags.StringVar(&f.clusterDir, "cluster-dir", "/etc/netctl/cluster", "directory of manifests that is the cluster's state")
-	flags.StringVar(&f.stateDir, "state-dir", "/run/netctl", "where the agent keeps its records and its socket")
-	flags.StringVar(&f.domain, "cluster-domain", "cluster.local", "domain of the cluster's names")
-	flags.StringSliceVar(&f.resolvConf, "resolv-conf", nil, "files that name the resolvers for other names (default /etc/resolv.conf)")
-	flags.StringSliceVar(&f.clusterCIDRs, "cluster-cidr", nil, "pod ranges of the whole cluster; without them, and without a BlockPool, nothing counts as outside; blocks are claimed from them when Node objects have no podCIDRs")
-	flags.Uint16Var(&f.listenPort, "wireguard-port", agent.DefaultListenPort, "UDP port that other nodes reach this one at")
-	flags.IntVar(&f.mtu, "mtu", 0, "MTU of pods (default what the default route's link leaves)")
-	flags.IntVar(&f.workers, "workers", 0, "threads that forward packets (default half the processors)")
-	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.bind(cmd)
 	return cmd
 }
 
-func parsePrefixes(flag string, list []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, s := range list {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s %q: use a range such as 10.128.0.0/16", errUsage, flag, s)
+// bind defines the flags: one for each key of the configuration file, and what is
+// of this process alone.
+func (f *agentFlags) bind(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.config, "config", "", "configuration file; flags count more")
+	flags.StringVar(&f.source, "source", "", "where the cluster's state comes from: kubernetes or directory (default kubernetes in a pod or with --kubeconfig)")
+	flags.StringVar(&f.node, "node", os.Getenv("NODE_NAME"), "this node's name in the cluster (default $NODE_NAME)")
+	flags.StringVar(&f.clusterDir, "cluster-dir", "", "directory of manifests that is the cluster's state (default /etc/netctl/cluster)")
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "credentials for the API server (default the pod's ServiceAccount)")
+	flags.StringVar(&f.probeSocket, "probe-socket", "", "where 'netctl probe' is answered")
+	flags.StringSliceVar(&f.resolvConf, "resolv-conf", nil, "files that name the resolvers for other names (default /etc/resolv.conf)")
+
+	flags.StringSliceVar(&f.ClusterCIDRs, "cluster-cidrs", nil, "pod ranges of the whole cluster (default what the cluster says); blocks are claimed from them when Node objects have no podCIDRs")
+	flags.StringVar(&f.ClusterDomain, "cluster-domain", f.ClusterDomain, "domain of the cluster's names (default what the cluster says, else cluster.local)")
+	flags.StringVar(&f.APIServer, "api-server", f.APIServer, "address of the API server (default the one in --kubelet-conf)")
+	flags.StringVar(&f.KubeletConf, "kubelet-conf", f.KubeletConf, "the kubelet's kubeconfig, read for the API server's address and CA")
+	flags.Uint16Var(&f.WireguardPort, "wireguard-port", f.WireguardPort, "UDP port that other nodes reach this one at")
+	flags.IntVar(&f.MTU, "mtu", f.MTU, "MTU of pods (default what the default route's link leaves)")
+	flags.IntVar(&f.Workers, "workers", f.Workers, "threads that forward packets (default half the processors)")
+	flags.StringVar((*string)(&f.Proxy), "proxy", string(f.Proxy), "whose service traffic is ours: full, pods (the rest is kube-proxy's) or auto")
+	flags.StringVar((*string)(&f.DNS), "dns", string(f.DNS), "answer at the cluster's name server address: on, off or auto")
+	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", f.CNIBinDir, "where the plugin is installed, with the kubernetes source")
+	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", f.CNIConfDir, "where its configuration is installed, with the kubernetes source")
+	flags.StringVar(&f.StateDir, "state-dir", f.StateDir, "records and sockets, which end with the boot")
+	flags.StringVar(&f.DataDir, "data-dir", f.DataDir, "the node's key, which stays")
+	flags.StringVar(&f.LogLevel, "log-level", f.LogLevel, "debug, info, warn or error")
+}
+
+// merge returns the settings of the file with the flags that were given above
+// them.
+func (f *agentFlags) merge(given func(flag string) bool) (settings.Settings, error) {
+	s := f.Settings
+	if f.config != "" {
+		s = settings.Default()
+		if err := s.ReadFile(f.config); err != nil {
+			return s, err
 		}
-		if p != p.Masked() {
-			return nil, fmt.Errorf("%w: %s %s has host bits set: did you mean %s?", errUsage, flag, p, p.Masked())
+		for flag, set := range map[string]func(){
+			"cluster-cidrs":  func() { s.ClusterCIDRs = f.ClusterCIDRs },
+			"cluster-domain": func() { s.ClusterDomain = f.ClusterDomain },
+			"api-server":     func() { s.APIServer = f.APIServer },
+			"kubelet-conf":   func() { s.KubeletConf = f.KubeletConf },
+			"wireguard-port": func() { s.WireguardPort = f.WireguardPort },
+			"mtu":            func() { s.MTU = f.MTU },
+			"workers":        func() { s.Workers = f.Workers },
+			"proxy":          func() { s.Proxy = f.Proxy },
+			"dns":            func() { s.DNS = f.DNS },
+			"cni-bin-dir":    func() { s.CNIBinDir = f.CNIBinDir },
+			"cni-conf-dir":   func() { s.CNIConfDir = f.CNIConfDir },
+			"state-dir":      func() { s.StateDir = f.StateDir },
+			"data-dir":       func() { s.DataDir = f.DataDir },
+			"log-level":      func() { s.LogLevel = f.LogLevel },
+		} {
+			if given(flag) {
+				set()
+			}
 		}
-		out = append(out, p)
 	}
-	return out, nil
+	return s, s.Validate()
+}
+
+// agentConfig constructs what the agent works with.
+func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.Config, error) {
+	ranges, err := s.Ranges()
+	if err != nil {
+		return agent.Config{}, err
+	}
+	cfg := agent.Config{
+		Node: f.node, StateDir: s.StateDir, DataDir: s.DataDir, Domain: s.ClusterDomain, ResolvConf: f.resolvConf,
+		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
+		Proxy: s.Proxy, DNS: s.DNS, ProbeSocket: f.probeSocket, Log: log,
+	}
+	source, err := f.chooseSource()
+	if err != nil {
+		return agent.Config{}, err
+	}
+	if source == "directory" {
+		dir := f.clusterDir
+		if dir == "" {
+			dir = "/etc/netctl/cluster"
+		}
+		d, err := cluster.NewDirectory(cluster.DirectoryConfig{Path: dir, Logger: log})
+		if err != nil {
+			return agent.Config{}, fmt.Errorf("--cluster-dir: %w", err)
+		}
+		cfg.Source, cfg.Claims, cfg.Blocks = d, d, d.Blocks()
+		return cfg, nil
+	}
+	cluster.LogClient(log)
+	k, err := cluster.NewKubernetes(cluster.KubernetesConfig{
+		Node: f.node, Kubeconfig: f.kubeconfig, Server: s.APIServer, KubeletConf: s.KubeletConf,
+		CacheFile: filepath.Join(s.StateDir, "state"), Logger: log,
+	})
+	if err != nil {
+		return agent.Config{}, err
+	}
+	cfg.Source, cfg.Claims, cfg.Blocks, cfg.Cluster = k, k, k.Blocks(), apiCluster{k}
+	cfg.Install = &cni.Installation{
+		BinDir: s.CNIBinDir, ConfDir: s.CNIConfDir, Conflist: cni.Conflist{Socket: filepath.Join(s.StateDir, "cni.sock")},
+	}
+	return cfg, nil
+}
+
+// chooseSource returns which source is meant.
+func (f *agentFlags) chooseSource() (string, error) {
+	switch {
+	case f.source == "directory" && f.kubeconfig != "":
+		return "", errors.New("--kubeconfig has no use with --source directory")
+	case f.source == "kubernetes" && f.clusterDir != "":
+		return "", errors.New("--cluster-dir has no use with --source kubernetes")
+	case f.clusterDir != "" && f.kubeconfig != "":
+		return "", errors.New("--cluster-dir and --kubeconfig are two sources: give one")
+	case f.source == "directory" || f.source == "kubernetes":
+		return f.source, nil
+	case f.source != "":
+		return "", fmt.Errorf("--source %q: want kubernetes or directory", f.source)
+	case f.clusterDir != "":
+		return "directory", nil
+	case f.kubeconfig != "":
+		return "kubernetes", nil
+	}
+	if _, err := os.Stat(serviceAccountToken); errors.Is(err, fs.ErrNotExist) {
+		return "directory", nil
+	}
+	return "kubernetes", nil
+}
+
+// apiCluster is a Kubernetes API server as the agent asks it.
+type apiCluster struct{ *cluster.Kubernetes }
+
+// Facts implements agent.Cluster.
+func (c apiCluster) Facts(ctx context.Context) (settings.Cluster, error) {
+	s, err := c.Settings(ctx)
+	return settings.Cluster{PodSubnets: s.PodSubnets, Domain: s.DNSDomain, NameServers: s.ClusterDNS}, err
 }

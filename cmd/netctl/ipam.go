@@ -139,3 +139,19 @@ are written into the directory that is the cluster's state, or printed with
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the objects instead")
 	return cmd
 }
+
+// parsePrefixes reads the ranges that a flag was given.
+func parsePrefixes(flag string, list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s %q: use a range such as 10.128.0.0/16", errUsage, flag, s)
+		}
+		if p != p.Masked() {
+			return nil, fmt.Errorf("%w: %s %s has host bits set: did you mean %s?", errUsage, flag, p, p.Masked())
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

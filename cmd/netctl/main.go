@@ -110,7 +110,7 @@ func newRoot(io streams) *cobra.Command {
 		Use:   "netctl",
 		Short: "Kubernetes networking in user space: CNI, overlay, service proxy and DNS in one binary",
 		Example: `  netctl lab up                 a three-node cluster on this machine
-  netctl agent --node=$(hostname) --cluster-dir=/etc/netctl/cluster --cluster-cidr=10.128.0.0/16
+  netctl agent --node=$(hostname) --cluster-dir=/etc/netctl/cluster --cluster-cidrs=10.128.0.0/16
   netctl ipam plan --cluster-cidr=10.128.0.0/9 --nodes=500`,
 		Version:           version,
 		SilenceErrors:     true,
@@ -123,7 +123,7 @@ func newRoot(io streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w; see '%s --help'", errUsage, err, c.CommandPath())
 	})
-	root.AddCommand(newAgent(io), newStatus(io), newCNI(io), newProxy(io), newDNS(io), newIPAM(io), newLab(io))
+	root.AddCommand(newAgent(io), newProbe(io), newStatus(io), newCNI(io), newProxy(io), newDNS(io), newIPAM(io), newLab(io), newInstall(io))
 	return root
 }
 

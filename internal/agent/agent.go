@@ -9,7 +9,9 @@
 // tells the cluster. attach.go and check.go are what a CNI call does, hold.go
 // keeps such calls apart, record.go is what is remembered of them, restore.go
 // takes it over after a restart, and ending.go sees devices out of the kernel.
-// The Agent only owns the parts and their lives. Everything it makes in the kernel outlives it on purpose: pods keep
+// run.go is whose turn it is, settings what follows from what the cluster says,
+// install.go what the container runtime is told. The Agent only owns the parts and
+// their lives. Everything it makes in the kernel outlives it on purpose: pods keep
 // their eth0, the node its netctl0, and the next agent takes them over.
 //
 // Tests: compile.go and record.go on plain values, the rest in the lab.
@@ -33,6 +35,7 @@ import (
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/flow"
@@ -50,21 +53,39 @@ type Claims interface {
 	PublishNode(ctx context.Context, c cluster.NodeClaim) error
 }
 
+// Cluster is what a cluster with an API server knows besides the State.
+type Cluster interface {
+	// Facts returns what the cluster was set up with.
+	Facts(ctx context.Context) (settings.Cluster, error)
+	// EnsureDNSService makes the Service of the cluster's name server at these
+	// addresses where there is none.
+	EnsureDNSService(ctx context.Context, addrs []netip.Addr) error
+	// Servers returns where API servers are reached.
+	Servers() []netip.AddrPort
+}
+
 // Config says what an agent needs to know before it can ask.
 type Config struct {
 	Node       string
-	StateDir   string   // records, keys and the socket; must outlive the process, not the machine
-	Domain     string   // of the cluster's names
+	StateDir   string   // records and the socket; must outlive the process, not the machine
+	DataDir    string   // the node's key; must outlive the machine's boots
+	Domain     string   // of the cluster's names; "": what the cluster says
 	ResolvConf []string // files that name where names outside are asked; none: the usual ones
 	ListenPort uint16   // of WireGuard
 	MTU        int      // of pods; 0: what the underlay leaves
 	Workers    int      // threads that read TUNs; 0: half the processors
 	// ClusterCIDRs hold every pod range; what no node owns in them is nobody's.
-	// Block ranges are claimed from them when the Node object has none.
+	// Block ranges are claimed from them when the Node object has none. None: what
+	// the Cluster says, if there is one.
 	ClusterCIDRs []netip.Prefix
+	Proxy        settings.Proxy // "": full
+	DNS          settings.DNS   // "": on
 	Source       cluster.Source
 	Claims       Claims
-	Blocks       ipam.BlockStore // nil: pod ranges come on Node objects only
+	Blocks       ipam.BlockStore   // nil: pod ranges come on Node objects only
+	Cluster      Cluster           // nil: there is nothing but the State
+	Install      *cni.Installation // nil: somebody else tells the container runtime
+	ProbeSocket  string            // "": nobody watches over us
 	Log          *slog.Logger
 }
 
@@ -76,28 +97,37 @@ const (
 	defaultUnderlay   = 1500
 	minMTU            = 1280 // RFC 8200 §5
 	hostInterface     = "netctl0"
+	keyFile           = "wireguard.key"
 	txQueueLen        = 1000 // semantics of drops: a full queue loses packets in silence
 	reconcileInterval = 30 * time.Second
 	// netstackMTU lets super-packets pass whole to sockets.
 	netstackMTU = 65535
 )
 
-// Validate checks a Config and names what is missing.
+// Validate checks a Config, names what is missing and fills in what may be.
 func (c *Config) Validate() error {
 	var errs []error
 	if c.Node == "" {
 		errs = append(errs, errors.New("the node's name is missing: set --node, or NODE_NAME in the environment"))
 	}
-	if !filepath.IsAbs(c.StateDir) {
-		errs = append(errs, fmt.Errorf("state directory %q: use an absolute path", c.StateDir))
+	for what, dir := range map[string]string{"state": c.StateDir, "data": c.DataDir} {
+		if !filepath.IsAbs(dir) {
+			errs = append(errs, fmt.Errorf("%s directory %q: use an absolute path", what, dir))
+		}
 	}
 	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > 65535) {
 		errs = append(errs, fmt.Errorf("MTU %d: IPv6 needs at least %d, and 65535 is the most", c.MTU, minMTU))
 	}
+	if c.Proxy == "" {
+		c.Proxy = settings.ProxyFull
+	}
+	if c.DNS == "" {
+		c.DNS = settings.DNSOn
+	}
 	return errors.Join(errs...)
 }
 
-// Agent is one node's daemon.
+// Agent is one node's daemon for a term of service: see process.
 type Agent struct {
 	cfg Config
 	log *slog.Logger
@@ -122,18 +152,24 @@ type Agent struct {
 	lost      chan error    // what the agent cannot go on without
 	ports     portIDs
 	loop      *loop
+	installed installed
 
-	state atomic.Pointer[model.State]
+	// The process', immutable: what the cluster says, and what follows from it.
+	state  *atomic.Pointer[model.State]
+	facts  settings.Cluster
+	ranges []netip.Prefix
 
 	mu     sync.Mutex
 	fixed  []LocalPort               // immutable after open
 	pods   map[cni.ID]*pod           // guarded by mu
 	unread map[datapath.PortID]error // guarded by mu: ports of the newest tables that cannot be read
 
-	endings endings // devices of deleted pods
+	endings endings      // devices of deleted pods
+	turned  atomic.Int64 // when housekeeping did something last, in Unix nanoseconds
 
 	// The loop's own.
-	last Output // what was compiled last
+	last Output      // what was compiled last
+	self *model.Node // this node's object as it was last seen
 
 	// The claims' own.
 	claimer   *ipam.Claimer
@@ -141,32 +177,24 @@ type Agent struct {
 	reclaimed time.Time         // when blocks of lost nodes were looked for last
 }
 
-// Run is the life of an agent: it takes over what a former one left, serves
-// until the context ends, and lets go of everything.
-func Run(ctx context.Context, cfg Config) (err error) {
-	if err := cfg.Validate(); err != nil {
-		return err
-	}
+// newAgent returns an agent that has touched nothing yet.
+func newAgent(p *process) *Agent {
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, pods: make(map[cni.ID]*pod), claims: make(chan struct{}, 1), lost: make(chan error, 1),
-	}
-	defer func() { err = errors.Join(err, a.close()) }()
-	if err := a.open(); err != nil {
-		return err
-	}
-	if err := a.restore(); err != nil {
-		return err
+		cfg: p.cfg, log: p.log, pods: make(map[cni.ID]*pod), claims: make(chan struct{}, 1), lost: make(chan error, 1),
+		state: p.state, facts: p.facts, ranges: p.ranges,
 	}
 	a.loop = newLoop(a.log)
 	a.loop.compile, a.loop.publish, a.loop.apply = a.compile, a.publish, a.apply
-	return a.serve(ctx)
+	return a
 }
 
 // open makes or takes over what the agent works with, in the order in which one
 // thing needs another.
 func (a *Agent) open() error {
-	if err := os.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
-		return fmt.Errorf("create the state directory: %w", err)
+	for _, dir := range []string{a.cfg.StateDir, a.cfg.DataDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("create the agent's directory: %w", err)
+		}
 	}
 	a.mtu = a.cfg.MTU
 	if a.mtu == 0 {
@@ -178,7 +206,7 @@ func (a *Agent) open() error {
 		}
 	}
 	var err error
-	// The pool's record is locked first: a second agent on this node ends here.
+	// The pool's record has a lock of its own, whoever has the seat.
 	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(a.cfg.StateDir, "ipam"), Logger: a.log}); err != nil {
 		return fmt.Errorf("open the address record: %w", err)
 	}
@@ -212,7 +240,7 @@ func (a *Agent) openPorts() error {
 	if err := a.openHost(); err != nil {
 		return fmt.Errorf("open %s: %w", hostInterface, err)
 	}
-	key, err := overlay.LoadOrCreateKey(filepath.Join(a.cfg.StateDir, "wireguard.key"))
+	key, err := overlay.LoadOrCreateKey(filepath.Join(a.cfg.DataDir, keyFile))
 	if err != nil {
 		return fmt.Errorf("read the node's key: %w", err)
 	}
@@ -311,8 +339,6 @@ func (a *Agent) serve(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch the node's addresses: %w", err)
 	}
-	first := make(chan struct{})
-	var once sync.Once
 	run := func(name string, f func(context.Context) error) {
 		g.Go(func() error {
 			if err := f(ctx); err != nil {
@@ -326,21 +352,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	run("name server", a.resolver.Run)
 	run("cni", a.cni.Run)
 	run("status", a.serveStatus)
-	run("cluster source", func(ctx context.Context) error {
-		return a.cfg.Source.Run(ctx, func(s *model.State) {
-			a.state.Store(s)
-			once.Do(func() { close(first) })
-			a.loop.Kick()
-		})
-	})
-	run("loop", func(ctx context.Context) error {
-		select {
-		case <-first: // before the first State there is nothing to compile
-		case <-ctx.Done():
-			return nil
-		}
-		return a.loop.Run(ctx)
-	})
+	run("loop", a.loop.Run)
 	run("start", func(ctx context.Context) error {
 		if err := a.loop.Publish(ctx); err != nil {
 			return ignoreDone(ctx, fmt.Errorf("publish the first tables: %w", err))
@@ -350,6 +362,7 @@ func (a *Agent) serve(ctx context.Context) error {
 		return nil
 	})
 	run("claims", a.keepClaims)
+	run("installation", a.keepInstalled)
 	run("node", func(ctx context.Context) error {
 		select {
 		case err := <-a.lost:
@@ -382,7 +395,8 @@ func (a *Agent) keepHouse(ctx context.Context, changes <-chan struct{}) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-second.C:
+		case now := <-second.C:
+			a.turned.Store(now.UnixNano())
 			a.flows.Expire(a.router.Now())
 			bug = a.reportPanic(bug)
 		case _, ok := <-changes:

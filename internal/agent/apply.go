@@ -6,21 +6,53 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
 )
 
 // compile is the loop's: what is true now, as values.
 func (a *Agent) compile() Output {
-	return Compile(Input{
-		State: a.state.Load(), Protected: a.protected(), TunnelPort: a.cfg.ListenPort, Node: a.cfg.Node, Domain: a.cfg.Domain,
-		ClusterCIDRs: a.cfg.ClusterCIDRs, Ports: a.localPorts(), Previous: &a.last,
+	state := a.known()
+	out := Compile(Input{
+		State: state, Protected: a.protected(state), TunnelPort: a.cfg.ListenPort, Node: a.cfg.Node,
+		Domain:       settings.Domain(a.cfg.Domain, a.facts.Domain),
+		ClusterCIDRs: a.ranges, Ports: a.localPorts(), Previous: &a.last,
+		PodsOnly: settings.PodsOnly(a.cfg.Proxy, state, a.cfg.Node), ForeignDNS: settings.ForeignDNS(a.cfg.DNS, state),
 	})
+	if a.state.Load().Node(a.cfg.Node) == nil {
+		out.Problems = append(out.Problems, fmt.Sprintf("node %q is not in the cluster's state: is --node right, and is the kubelet registered?", a.cfg.Node))
+	}
+	return out
+}
+
+// known is the cluster's State with this node in it. While its Node object is
+// missing (deleted by mistake, about to be registered anew), the last one stands
+// for it: the machine has not moved, and neither have its pods.
+func (a *Agent) known() *model.State {
+	state := a.state.Load()
+	if self := state.Node(a.cfg.Node); self != nil {
+		a.self = self
+	}
+	return withNode(state, a.self)
+}
+
+// withNode returns the State with a node in it that it may lack; nil is no node.
+func withNode(s *model.State, n *model.Node) *model.State {
+	if n == nil || s.Node(n.Name) != nil {
+		return s
+	}
+	out := *s
+	i, _ := slices.BinarySearchFunc(s.Nodes, n.Name, func(o *model.Node, name string) int { return strings.Compare(o.Name, name) })
+	out.Nodes = slices.Insert(slices.Clone(s.Nodes), i, n)
+	return &out
 }
 
 // protected are the addresses that the node's own network depends on.
-func (a *Agent) protected() []netip.Addr {
+func (a *Agent) protected(s *model.State) []netip.Addr {
 	var out []netip.Addr
 	for _, u := range a.upstreams.Upstreams() {
 		out = append(out, u.Addr())
@@ -28,6 +60,9 @@ func (a *Agent) protected() []netip.Addr {
 	gateways, err := kernel.Gateways()
 	if err != nil {
 		a.log.Warn("the node's gateways are not known", "error", err)
+	}
+	if a.cfg.Cluster != nil {
+		out = append(out, apiServers(a.cfg.Cluster.Servers(), s)...)
 	}
 	return append(out, gateways...)
 }

@@ -183,7 +183,7 @@ func (a *Agent) families() (ipam.Families, error) {
 	want = ready
 	state := a.state.Load()
 	if self := state.Node(a.cfg.Node); a.cfg.Blocks != nil && self != nil && len(self.PodCIDRs) == 0 {
-		for _, p := range blockPools(state, a.cfg.ClusterCIDRs) {
+		for _, p := range blockPools(state, a.ranges) {
 			if p.CIDR.Addr().Is4() {
 				want |= ipam.IPv4
 			} else {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +27,7 @@ func bare(t *testing.T, node *model.Node, blocks ...model.Block) *Agent {
 	dir := t.TempDir()
 	a := &Agent{
 		cfg: Config{Node: node.Name, StateDir: dir, Log: slog.New(slog.DiscardHandler)}, log: slog.New(slog.DiscardHandler),
-		pods: map[cni.ID]*pod{},
+		pods: map[cni.ID]*pod{}, state: new(atomic.Pointer[model.State]),
 	}
 	var err error
 	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(dir, "ipam"), LeakGrace: time.Nanosecond, Logger: a.log}); err != nil {
@@ -87,7 +88,7 @@ func TestFamiliesWaitForEveryBlock(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			a := bare(t, &model.Node{Name: "n", PodCIDRs: c.pods}, c.blocks...)
-			a.cfg.ClusterCIDRs = both
+			a.ranges = both
 			if c.claims {
 				a.cfg.Blocks = new(cluster.BlockFiles)
 			}

@@ -2,59 +2,110 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"time"
 
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/ipam"
 )
 
-// claimTimeout bounds a write to the cluster.
-const claimTimeout = 10 * time.Second
+// The times of a write to the cluster.
+const (
+	claimTimeout = 10 * time.Second
+	// claimRetry is how long the first retry waits; each further one waits twice as
+	// long, up to claimRetryMax, for an API server that is down is down for all.
+	claimRetry    = time.Second
+	claimRetryMax = 30 * time.Second
+)
 
 // keepClaims tells the cluster what it needs to know of this node after every
 // turn of the loop, and tries again until it knows.
 func (a *Agent) keepClaims(ctx context.Context) error {
 	var retry <-chan time.Time
+	wait, said := claimRetry, ""
 	for {
+		due := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.claims:
+			due = retry == nil
 		case <-retry:
+			due = true
+		}
+		if !due {
+			continue // what failed waits its time, whatever else turns the loop
 		}
 		retry = nil
-		if err := a.claim(ctx); err != nil && ctx.Err() == nil {
+		err := a.claim(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			wait, said = claimRetry, ""
+			continue
+		case err.Error() != said:
 			a.log.Warn("the cluster does not know this node's claims yet, trying again", "error", err)
-			retry = time.After(applyRetry)
+			said = err.Error()
 		}
+		retry = time.After(wait)
+		wait = min(2*wait, claimRetryMax)
 	}
 }
 
-// claim publishes what other nodes need to know of this one, and claims a block
-// of pod addresses where the Node object brings none.
+// claim publishes what other nodes need to know of this one, makes the name
+// server's Service where it is missing, and claims a block of pod addresses where
+// the Node object brings none.
 func (a *Agent) claim(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	state := a.state.Load()
+	return errors.Join(a.claimNode(ctx, state), a.claimDNS(ctx, state), a.claimPods(ctx, state))
+}
+
+func (a *Agent) claimNode(ctx context.Context, state *model.State) error {
 	self := state.Node(a.cfg.Node)
 	if self == nil {
-		return fmt.Errorf("node %q is not in the cluster's state yet: is --node right?", a.cfg.Node)
+		return nil // the next State may have it; compile says so
 	}
 	var endpoints []netip.AddrPort
 	for _, addr := range self.Addresses {
 		endpoints = append(endpoints, netip.AddrPortFrom(addr, a.cfg.ListenPort))
 	}
-	if self.PublicKey != a.key.String() || !slices.Equal(self.Endpoints, endpoints) {
-		if err := a.cfg.Claims.PublishNode(ctx, cluster.NodeClaim{Node: a.cfg.Node, PublicKey: a.key.String(), Endpoints: endpoints}); err != nil {
-			return fmt.Errorf("publish the node's key: %w", err)
-		}
-		a.log.Info("node published", "public_key", a.key.String(), "endpoints", fmt.Sprint(endpoints))
+	if self.PublicKey == a.key.String() && slices.Equal(self.Endpoints, endpoints) {
+		return nil
 	}
-	if a.cfg.Blocks == nil || len(self.PodCIDRs) > 0 || !state.Synced {
+	if err := a.cfg.Claims.PublishNode(ctx, cluster.NodeClaim{Node: a.cfg.Node, PublicKey: a.key.String(), Endpoints: endpoints}); err != nil {
+		return fmt.Errorf("publish the node's key: %w", err)
+	}
+	a.log.Info("node published", "public_key", a.key.String(), "endpoints", fmt.Sprint(endpoints))
+	return nil
+}
+
+// claimDNS makes the Service that kubelets send their pods' questions to.
+func (a *Agent) claimDNS(ctx context.Context, state *model.State) error {
+	if a.cfg.Cluster == nil || !state.Synced || state.Service(dnsService) != nil || settings.ForeignDNS(a.cfg.DNS, state) {
+		return nil
+	}
+	addrs := settings.NameServers(a.facts.NameServers, state)
+	if len(addrs) == 0 {
+		return nil
+	}
+	if err := a.cfg.Cluster.EnsureDNSService(ctx, addrs); err != nil {
+		return fmt.Errorf("make the Service %s at %v: %w", dnsService, addrs, err)
+	}
+	a.log.Info("name server's Service made", "service", dnsService.String(), "addresses", fmt.Sprint(addrs))
+	return nil
+}
+
+func (a *Agent) claimPods(ctx context.Context, state *model.State) error {
+	self := state.Node(a.cfg.Node)
+	if self == nil || a.cfg.Blocks == nil || len(self.PodCIDRs) > 0 || !state.Synced {
 		return nil
 	}
 	return a.claimBlocks(ctx, state)
@@ -64,7 +115,7 @@ func (a *Agent) claim(ctx context.Context) error {
 // none, and takes those of nodes that are gone back from time to time. What is
 // claimed comes back with the next State.
 func (a *Agent) claimBlocks(ctx context.Context, state *model.State) error {
-	if pools := blockPools(state, a.cfg.ClusterCIDRs); a.claimer == nil || !slices.Equal(pools, a.pools) {
+	if pools := blockPools(state, a.ranges); a.claimer == nil || !slices.Equal(pools, a.pools) {
 		cfg := ipam.ClaimerConfig{Node: a.cfg.Node, Store: a.cfg.Blocks}
 		for _, p := range pools {
 			cfg.Pools = append(cfg.Pools, ipam.BlockPool{CIDR: p.CIDR, Block: p.Bits})

@@ -31,6 +31,7 @@ type loop struct {
 	mu       sync.Mutex
 	waiting  []chan error // guarded by mu
 	problems []string     // guarded by mu: of the last turn
+	turned   time.Time    // guarded by mu: when the last turn ended, or the first began
 }
 
 func newLoop(log *slog.Logger) *loop {
@@ -72,9 +73,23 @@ func (l *loop) Problems() []string {
 	return l.problems
 }
 
+// Turned returns when the last turn ended; zero before the loop runs.
+func (l *loop) Turned() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.turned
+}
+
+func (l *loop) turn() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.turned = time.Now()
+}
+
 // Run turns until the context ends.
 func (l *loop) Run(ctx context.Context) error {
 	defer close(l.done)
+	l.turn()
 	var reported map[string]bool
 	retry := time.NewTimer(driftCheck)
 	defer retry.Stop()
@@ -108,6 +123,7 @@ func (l *loop) Run(ctx context.Context) error {
 			l.log.Warn("node does not match the tables yet, trying again", "error", err)
 			next = applyRetry
 		}
+		l.turn()
 		retry.Reset(next)
 	}
 }

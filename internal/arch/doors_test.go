@@ -28,8 +28,8 @@ var doors = map[string]door{
 		reason:   "Kubernetes types change and are large; everyone else reads internal/model",
 	},
 	"sigs.k8s.io/yaml": {
-		packages: []string{"deploy", "internal/cluster"},
-		reason:   "manifests are read and written in one place; the chart's values are read as Helm reads them, with its library",
+		packages: []string{"deploy", "internal/agent/settings", "internal/cluster"},
+		reason:   "manifests are read and written in one place, the agent's configuration file in another; the chart's values are read as Helm reads them, with its library",
 	},
 	"github.com/fsnotify/fsnotify": {
 		packages: []string{"internal/cluster"},

@@ -21,8 +21,8 @@ type row struct {
 var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
-			"cni", "cni/shim", "deploy", "dns", "internal/agent", "internal/cluster", "internal/lab", "internal/model",
-			"internal/packet", "ipam", "proxy",
+			"cni", "cni/shim", "deploy", "dns", "internal/agent", "internal/agent/probe", "internal/agent/settings", "internal/cluster",
+			"internal/lab", "internal/model", "internal/packet", "ipam", "proxy",
 		},
 		reason: "the only place that constructs across features",
 	},
@@ -37,10 +37,20 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/cluster", "internal/datapath", "internal/flow", "internal/kernel", "internal/model",
-			"internal/netstack", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
+			"cni", "dns", "internal/agent/handover", "internal/agent/probe", "internal/agent/settings", "internal/cluster",
+			"internal/datapath", "internal/flow", "internal/kernel", "internal/model", "internal/netstack", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
+	},
+	"internal/agent/settings": {
+		imports: []string{"internal/model"},
+		reason:  "pure functions of what the file, the cluster and the node say",
+	},
+	"internal/agent/handover": {
+		reason: "a lock and a socket; what is handed over lies on disk and in the kernel",
+	},
+	"internal/agent/probe": {
+		reason: "a socket and two questions",
 	},
 	"internal/lab": {
 		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},

@@ -208,11 +208,11 @@ func (l *Lab) socket(node string) string { return l.stateDir(node) + "/cni.sock"
 // StartAgent starts a node's agent process.
 func (l *Lab) StartAgent(node string) error {
 	args := []string{
-		"netctl", "agent", "--node=" + node, "--cluster-dir=" + l.clusterDir(), "--state-dir=" + l.stateDir(node),
+		"netctl", "agent", "--node=" + node, "--cluster-dir=" + l.clusterDir(), "--state-dir=" + l.stateDir(node), "--data-dir=" + l.stateDir(node),
 		"--resolv-conf=" + l.path("nodes", node, "resolv.conf"), "--log-level=debug",
 	}
 	for _, p := range l.plan.podCIDRs {
-		args = append(args, "--cluster-cidr="+p.String())
+		args = append(args, "--cluster-cidrs="+p.String())
 	}
 	cmd, err := l.hostCommand(node, args)
 	if err != nil {
