@@ -58,8 +58,13 @@ func newSnapshot() *snapshot {
 }
 
 // seed makes the snapshot begin with an earlier State, so that what is still
-// the same keeps its pointers. Kinds in merged form begin empty.
-func (x *snapshot) seed(s *model.State) { x.last = *s }
+// the same keeps its pointers. What a State has in merged form only begins
+// empty, and the next State is built even if nothing else changes.
+func (x *snapshot) seed(s *model.State) {
+	x.last = *s
+	x.last.Synced = false
+	x.last.ServiceCIDRs, x.last.Blocks, x.last.BlockPools = nil, nil, nil
+}
 
 // base returns the object as the last State has it, or nil.
 func (x *snapshot) base(k kind, name model.Name) any {

@@ -1,0 +1,97 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"time"
+
+	"github.com/netctl/netctl/internal/cluster/statefile"
+	"github.com/netctl/netctl/internal/model"
+)
+
+const (
+	// saveInterval is how long a changed State may wait for the file.
+	saveInterval = 5 * time.Second
+	// saveShare bounds the time that goes into the file: one part of so many.
+	saveShare = 50
+)
+
+// load takes the State of the last run from the file, for Run to begin with
+// while no API server answers.
+func (k *Kubernetes) load() {
+	if k.cfg.CacheFile == "" {
+		return
+	}
+	c, err := statefile.Read(k.cfg.CacheFile)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			k.log.Warn("state of the last run ignored", "error", err)
+		}
+		return
+	}
+	share(k.pool, c.State.Nodes)
+	share(k.pool, c.State.Namespaces)
+	share(k.pool, c.State.Pods)
+	share(k.pool, c.State.Services)
+	share(k.pool, c.State.EndpointSlices)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.cached, k.settings = c.State, c.Settings
+	k.snapshot.seed(c.State)
+}
+
+// share interns what objects of a file have in common.
+func share[T any](pool *interner, list []*T) {
+	for _, o := range list {
+		pool.object(o)
+	}
+}
+
+// keepSaving writes the newest of the States that it is given to the file, not
+// more often than saveInterval and once more at the end.
+func (k *Kubernetes) keepSaving(ctx context.Context, states <-chan *model.State) {
+	var pause <-chan time.Time
+	var due *model.State
+	for {
+		select {
+		case due = <-states:
+			if pause != nil {
+				continue
+			}
+			pause = time.After(saveInterval) // not at once: more follows the first State
+			continue
+		case <-pause:
+			pause = nil
+		case <-ctx.Done():
+			select {
+			case due = <-states:
+			default:
+			}
+			k.save(due)
+			return
+		}
+		start := time.Now()
+		if k.save(due) {
+			due = nil
+		}
+		if wait := time.Since(start) * saveShare; wait > saveInterval {
+			pause = time.After(wait)
+		}
+	}
+}
+
+// save writes a State, if any, to the file.
+func (k *Kubernetes) save(s *model.State) bool {
+	if s == nil || k.cfg.CacheFile == "" {
+		return true
+	}
+	k.mu.Lock()
+	c := statefile.Content{State: s, Settings: k.settings}
+	k.mu.Unlock()
+	if err := statefile.Write(k.cfg.CacheFile, &c); err != nil {
+		k.log.Warn("state not kept for the next start", "error", err)
+		return false
+	}
+	return true
+}

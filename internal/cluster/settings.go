@@ -1,0 +1,128 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/yaml"
+
+	"github.com/netctl/netctl/internal/cluster/statefile"
+)
+
+// Settings are the cluster's own settings, as kubeadm leaves them in the API.
+// A field is empty when the cluster says nothing of it.
+type Settings = statefile.Settings
+
+// settingsTimeout bounds the wait for settings that an earlier run knew.
+const settingsTimeout = 3 * time.Second
+
+// Settings reads kubeadm's ClusterConfiguration and the kubelets' shared
+// configuration. Without them (a cluster of another kind) it is zero. When no
+// API server answers, what the last run read counts.
+func (k *Kubernetes) Settings(ctx context.Context) (Settings, error) {
+	k.mu.Lock()
+	known := k.settings
+	k.mu.Unlock()
+	if known != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, settingsTimeout)
+		defer cancel()
+	}
+	s, err := k.readSettings(ctx)
+	if err != nil && known != nil {
+		k.log.Warn("cluster's settings not read, using those of the last run", "error", err)
+		return *known, nil
+	}
+	if err != nil {
+		return Settings{}, err
+	}
+	k.mu.Lock()
+	k.settings = &s
+	k.mu.Unlock()
+	return s, nil
+}
+
+func (k *Kubernetes) readSettings(ctx context.Context) (Settings, error) {
+	var s Settings
+	text, err := k.configMap(ctx, "kubeadm-config", "ClusterConfiguration")
+	if err != nil {
+		return s, err
+	}
+	if err := clusterSettings(text, &s); err != nil {
+		return s, fmt.Errorf("config map kube-system/kubeadm-config: %w", err)
+	}
+	text, err = k.configMap(ctx, "kubelet-config", "kubelet")
+	if err != nil {
+		return s, err
+	}
+	if err := kubeletSettings(text, &s); err != nil {
+		return s, fmt.Errorf("config map kube-system/kubelet-config: %w", err)
+	}
+	return s, nil
+}
+
+// configMap returns one text of a ConfigMap in kube-system, "" without it.
+func (k *Kubernetes) configMap(ctx context.Context, name, key string) (string, error) {
+	var o corev1.ConfigMap
+	err := k.api.core.Get().Namespace("kube-system").Resource("configmaps").Name(name).Do(ctx).Into(&o)
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("config map kube-system/%s: %w", name, err)
+	}
+	return o.Data[key], nil
+}
+
+// clusterSettings reads a ClusterConfiguration, of whatever version.
+func clusterSettings(text string, s *Settings) error {
+	var o struct {
+		Networking struct {
+			PodSubnet     string `json:"podSubnet"`
+			ServiceSubnet string `json:"serviceSubnet"`
+			DNSDomain     string `json:"dnsDomain"`
+		} `json:"networking"`
+	}
+	if err := yaml.Unmarshal([]byte(text), &o); err != nil {
+		return err
+	}
+	var c collector
+	for part := range strings.SplitSeq(o.Networking.PodSubnet, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			s.PodSubnets = c.prefix(s.PodSubnets, "networking.podSubnet", part)
+		}
+	}
+	for part := range strings.SplitSeq(o.Networking.ServiceSubnet, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			s.ServiceSubnets = c.prefix(s.ServiceSubnets, "networking.serviceSubnet", part)
+		}
+	}
+	s.DNSDomain = o.Networking.DNSDomain
+	return c.err()
+}
+
+// kubeletSettings reads a KubeletConfiguration.
+func kubeletSettings(text string, s *Settings) error {
+	var o struct {
+		ClusterDNS    []string `json:"clusterDNS"`
+		ClusterDomain string   `json:"clusterDomain"`
+	}
+	if err := yaml.Unmarshal([]byte(text), &o); err != nil {
+		return err
+	}
+	var c collector
+	var addrs []netip.Addr
+	for _, a := range o.ClusterDNS {
+		addrs = c.addr(addrs, "clusterDNS", a)
+	}
+	s.ClusterDNS = addrs
+	if s.DNSDomain == "" {
+		s.DNSDomain = o.ClusterDomain
+	}
+	return c.err()
+}

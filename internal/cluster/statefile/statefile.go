@@ -1,0 +1,145 @@
+// Package statefile keeps the last State of a source in a file, for an agent
+// that starts while no API server answers.
+//
+// The file is replaced as a whole, readable by its owner only, and never the
+// only copy of anything: one that is damaged, too large or of another version
+// is an error of Read, and the reader goes on without it. It is meant for a
+// file system in memory (/run), so it is compact and not forced to a disk.
+//
+//	magic and version | gob of Content, deflated | CRC-32C of all before
+//
+// Tests: round trips, every kind of damage, and a fuzz target of the decoder.
+package statefile
+
+import (
+	"bufio"
+	"bytes"
+	"compress/flate"
+	"encoding/binary"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/crc32"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/netctl/netctl/internal/model"
+)
+
+const (
+	// magic ends in the version of the content: raise it when a field's meaning
+	// changes. A new field that may be missing needs no new version.
+	magic = "netctl state 1\n"
+	// MaxFile and maxContent bound what is read: the file, and what it unpacks
+	// to. A cluster of 5000 services and 50 000 endpoints needs a hundredth.
+	maxFile    = 256 << 20
+	maxContent = 1 << 30
+	sumSize    = 4
+)
+
+// Content is what the file holds.
+type Content struct {
+	State    *model.State
+	Settings *Settings // nil: never read
+}
+
+// Settings are the cluster's own settings, as kubeadm leaves them in the API.
+type Settings struct {
+	PodSubnets     []netip.Prefix // empty: the cluster has no pod range of its own
+	ServiceSubnets []netip.Prefix
+	DNSDomain      string
+	ClusterDNS     []netip.Addr // where the kubelets send pods
+}
+
+// Write replaces the file.
+func Write(path string, c *Content) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("keep the state: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("keep the state: %w", errors.Join(err, os.Remove(f.Name())))
+		}
+	}()
+	err = errors.Join(encode(f, c), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// encode writes the file's bytes.
+func encode(w io.Writer, c *Content) error {
+	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	buf := bufio.NewWriter(w)
+	all := io.MultiWriter(buf, sum)
+	if _, err := io.WriteString(all, magic); err != nil {
+		return err
+	}
+	packed, err := flate.NewWriter(all, flate.BestSpeed)
+	if err != nil {
+		return err
+	}
+	if err := gob.NewEncoder(packed).Encode(c); err != nil {
+		return err
+	}
+	if err := packed.Close(); err != nil {
+		return err
+	}
+	return errors.Join(trailer(buf, sum), buf.Flush())
+}
+
+func trailer(w io.Writer, sum hash.Hash32) error {
+	return binary.Write(w, binary.BigEndian, sum.Sum32())
+}
+
+// Read reads the file. That it does not exist is fs.ErrNotExist.
+func Read(path string) (*Content, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	c, err := decode(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// decode reads the file's bytes.
+func decode(data []byte) (*Content, error) {
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("larger than %d MiB", maxFile>>20)
+	}
+	body, ok := bytes.CutPrefix(data, []byte(magic))
+	if !ok || len(body) < sumSize {
+		return nil, errors.New("not a state of this version of netctl")
+	}
+	end := len(data) - sumSize
+	if crc32.Checksum(data[:end], crc32.MakeTable(crc32.Castagnoli)) != binary.BigEndian.Uint32(data[end:]) {
+		return nil, errors.New("damaged: the checksum does not match")
+	}
+	return unpack(body[:len(body)-sumSize])
+}
+
+// unpack reads the content of a file whose checksum matched.
+func unpack(body []byte) (*Content, error) {
+	in := io.LimitReader(flate.NewReader(bytes.NewReader(body)), maxContent)
+	var c Content
+	if err := gob.NewDecoder(in).Decode(&c); err != nil {
+		return nil, fmt.Errorf("damaged: %w", err)
+	}
+	if c.State == nil || !c.State.Synced {
+		return nil, errors.New("holds no complete state")
+	}
+	return &c, nil
+}
