@@ -63,8 +63,9 @@ type Input struct {
 	Protected []netip.Addr
 	// TunnelPort is the UDP port that WireGuard listens on.
 	TunnelPort uint16
-	// PodsOnly leaves node processes and node ports to somebody else's proxy:
-	// only pods reach virtual addresses through us.
+	// PodsOnly leaves node processes and node ports to somebody else's proxy in the
+	// kernel: only pods reach virtual addresses and node ports through us. What
+	// that proxy sends to pods of this node may have clients outside as its source.
 	PodsOnly bool
 	// ForeignDNS leaves the name server's virtual address to whoever stands
 	// behind its Service: it is a service like any other.
@@ -151,6 +152,7 @@ func (c *compiler) features() {
 		Node: c.in.Node, Zone: c.self().Zone, Services: s.Services, Slices: s.EndpointSlices, ServiceCIDRs: s.ServiceCIDRs,
 		Exclude: slices.Concat(c.podRanges(), s.ServiceCIDRs),
 	}
+	in.Nodes = c.nodes()
 	for _, claim := range c.mesh.Claims {
 		in.Exclude = append(in.Exclude, claim.Prefix)
 		if claim.Node == c.in.Node {
@@ -180,6 +182,26 @@ func (c *compiler) features() {
 			c.tables.DNS[family(a)] = packet.AddrFrom(a)
 		}
 	}
+}
+
+// nodes are the nodes with the addresses that are surely theirs: pods reach node
+// ports there, wherever somebody else serves the node's own processes.
+func (c *compiler) nodes() []*model.Node {
+	byName := map[string]*model.Node{}
+	var out []*model.Node
+	for _, claim := range c.mesh.Claims {
+		if !claim.Address {
+			continue
+		}
+		n := byName[claim.Node]
+		if n == nil {
+			n = &model.Node{Name: claim.Node}
+			byName[claim.Node] = n
+			out = append(out, n)
+		}
+		n.Addresses = append(n.Addresses, claim.Prefix.Addr())
+	}
+	return out
 }
 
 // names compiles the zone of the cluster's names.
@@ -215,10 +237,7 @@ func (c *compiler) routes() {
 	for _, p := range c.in.State.ServiceCIDRs {
 		c.route(p, datapath.Route{Reason: datapath.DropUnallocated})
 	}
-	peers := map[string]uint32{} // numbers from 1 on
-	for i, p := range c.mesh.Peers {
-		peers[p.Node] = uint32(i) + 1
-	}
+	peers := c.peers()
 	for _, claim := range c.mesh.Claims {
 		switch {
 		case claim.Node == c.in.Node:
@@ -228,6 +247,9 @@ func (c *compiler) routes() {
 		default:
 			c.route(claim.Prefix, datapath.Route{Reason: datapath.DropPeerUnready})
 		}
+	}
+	for _, claim := range c.mesh.Claims {
+		c.router(claim, peers[claim.Node])
 	}
 	for _, a := range c.hostAddrs {
 		c.route(a, datapath.Route{Port: HostPort, HostAddress: true})
@@ -240,6 +262,46 @@ func (c *compiler) routes() {
 	for _, p := range c.in.Ports {
 		for _, a := range p.Addrs {
 			c.route(host(a), datapath.Route{Port: p.ID})
+		}
+	}
+}
+
+// peers numbers the nodes behind the overlay, from 1 on.
+func (c *compiler) peers() map[string]uint32 {
+	peers := make(map[string]uint32, len(c.mesh.Peers))
+	c.tables.Peers = make([]datapath.Peer, len(c.mesh.Peers)+1)
+	c.tables.PeerNumbers = make(map[uint64]uint32, len(c.mesh.Peers))
+	for i, p := range c.mesh.Peers {
+		n, id := uint32(i)+1, datapath.PeerID(p.Node)
+		peers[p.Node] = n
+		if twin, taken := c.tables.PeerNumbers[id]; taken {
+			// One chance in a hundred trillion, unless somebody has searched for it.
+			c.problem("node " + p.Node + " cannot be told from node " + c.mesh.Peers[max(twin, 1)-1].Node + " by the hash of its name: no clients from outside reach pods through either")
+			c.tables.Peers[twin].ID, c.tables.PeerNumbers[id] = 0, 0
+			continue
+		}
+		c.tables.Peers[n].ID, c.tables.PeerNumbers[id] = id, n
+	}
+	return peers
+}
+
+// router routes to the router's own address in a block: nobody answers there, but
+// wrapped packets come from and go to it.
+func (c *compiler) router(claim overlay.Claim, peer uint32) {
+	if claim.Address {
+		return
+	}
+	a := ipam.RouterAddr(claim.Prefix)
+	if !claim.Prefix.Contains(a) {
+		return // too small for one: ours are not
+	}
+	switch {
+	case claim.Node == c.in.Node:
+		c.route(host(a), datapath.Route{Reason: datapath.DropUnownedAddress, Router: true})
+	case peer != 0:
+		c.route(host(a), datapath.Route{Port: OverlayPort, Peer: peer, Router: true})
+		if r := &c.tables.Peers[peer].Router[family(a)]; *r == (packet.Addr{}) {
+			*r = packet.AddrFrom(a)
 		}
 	}
 }
@@ -273,7 +335,10 @@ func (c *compiler) ports() { //nolint:gocognit // one case per kind of port
 	c.tables.Ports = make([]datapath.PortEntry, size)
 	c.tables.Netstack = NetstackPort
 	for _, p := range c.in.Ports {
-		e := datapath.PortEntry{Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name}
+		e := datapath.PortEntry{
+			Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name,
+			Foreign: p.Kind == datapath.KindHost && c.in.PodsOnly,
+		}
 		gen := fnv.New32a()
 		write := func(parts ...[]byte) {
 			for _, b := range parts {

@@ -26,7 +26,7 @@ func (in *Input) entries(c *conn, out PortID) (fwd, rev flow.Entry) {
 	}
 	rev = flow.Entry{
 		Rewrite: rewriteTo(&back), Out: uint32(c.client), InGen: outGen, OutGen: clientGen,
-		FrontGen: c.frontGen, FrontSlot: c.frontSlot, Flags: c.flags, Owner: owner,
+		FrontGen: c.frontGen, FrontSlot: c.frontSlot, Flags: c.flags | flow.FlagReverse, Owner: owner,
 	}
 	return fwd, rev
 }
@@ -39,15 +39,24 @@ func rewriteTo(t *packet.Tuple) packet.Rewrite {
 // many there are for clients on other nodes: half of what the flow table counts.
 const remoteOwners = 1 << 13
 
+// peerClients is how many of them the clients have together that one peer sends
+// on, since a hostile one can name any number of clients.
+const peerClients = 4
+
 // owner says whose bound a connection counts against: the pod that opened it,
 // also one of another node, so that no pod anywhere can take the table. The
-// node's own processes are trusted and unbounded: ingress proxies are among them.
+// node's own processes and listeners are trusted and unbounded: ingress proxies
+// are among them.
 func (t *Tables) owner(c *conn) uint32 {
 	switch t.port(c.client).Kind {
 	case KindPod:
 		return uint32(c.client)
 	case KindOverlay:
-		return remoteOwners + addrHash(&c.orig.Src)%remoteOwners
+		h := addrHash(&c.orig.Src)
+		if c.flags&flow.FlagWrapped != 0 {
+			h = c.frontGen*peerClients + h%peerClients
+		}
+		return remoteOwners + h%remoteOwners
 	default:
 		return 0
 	}

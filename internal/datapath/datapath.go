@@ -107,6 +107,9 @@ type PortEntry struct {
 	// Addrs are the only sources that a pod or host port may send from. For the
 	// other kinds the route to the source decides.
 	Addrs []packet.Addr
+	// Foreign lets a host port send from addresses outside the cluster to pods of
+	// this node: somebody else's proxy in the kernel keeps clients' addresses.
+	Foreign bool
 	// Name is for people: "default/nginx-0", "netctl0".
 	Name string
 }
@@ -122,6 +125,9 @@ type Route struct {
 	// Peer tells the nodes behind the overlay port apart: each peer has a number
 	// of its own from 1 on. 0: nobody's.
 	Peer uint32
+	// Router marks addresses of routers, this node's (Peer 0) or a peer's: the ends
+	// of wrapped packets.
+	Router bool
 }
 
 // Tables is everything that the walk reads. It is immutable once published.
@@ -137,6 +143,10 @@ type Tables struct {
 	DNSPort     PortID
 	Netstack    PortID
 	RouterAddrs [2]packet.Addr // IPv4, IPv6: the router's own address in the node's block
+	// Peers are the nodes behind the overlay port by number; entry 0 is never used.
+	// PeerNumbers finds them by their IDs.
+	Peers       []Peer
+	PeerNumbers map[uint64]uint32
 	// TunnelPort is the UDP port that WireGuard listens on, on every node: it is
 	// for other nodes' kernels and nobody behind the router. 0: none.
 	TunnelPort uint16
@@ -162,10 +172,7 @@ func (t *Tables) port(id PortID) *PortEntry {
 // routerAddr returns the router's address of a's family, the zero Addr when it
 // has none.
 func (t *Tables) routerAddr(a packet.Addr) packet.Addr {
-	if a.Is4() {
-		return t.RouterAddrs[0]
-	}
-	return t.RouterAddrs[1]
+	return ofFamily(t.RouterAddrs, a)
 }
 
 // isDNS reports whether a is a virtual address of the name server.

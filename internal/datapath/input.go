@@ -26,6 +26,9 @@ type Input struct {
 	entry   flow.Entry
 	rng     *rand.Rand
 	scratch []byte // for answers
+	via     uint32 // the peer that wrapped the packet, 0: it was not wrapped
+	cut     packet.Segmenter
+	wrapped []byte // for one packet that leaves wrapped
 	second  uint32 // of answers
 	answers map[answerKey]uint16
 
@@ -144,8 +147,14 @@ func (in *Input) reply(buf []byte) {
 	if len(buf) == 0 {
 		return
 	}
-	if port := in.tables.port(in.id).Port; port != nil {
-		_ = port.Write(buf) // an answer that does not fit is not owed
+	from := in.tables.port(in.id)
+	switch {
+	case from.Port == nil:
+	case in.via != 0:
+		// The answer is addressed to a client behind that peer.
+		_ = in.emitWrapped(from, buf, ofFamily(in.tables.peer(in.via).Router, in.pkt.Tuple.Dst))
+	default:
+		_ = from.Port.Write(buf) // an answer that does not fit is not owed
 	}
 }
 

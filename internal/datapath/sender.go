@@ -24,8 +24,11 @@ func (in *Input) sender() uint32 {
 	if in.tables.port(in.id).Kind != KindOverlay {
 		return firstPort + uint32(in.id)
 	}
-	src := &in.pkt.Tuple.Src
-	return in.tables.route(*src).Peer%peerGroups*peerSenders + addrHash(src)%peerSenders
+	src, peer := &in.pkt.Tuple.Src, in.via
+	if peer == 0 {
+		peer = in.tables.route(*src).Peer
+	}
+	return peer%peerGroups*peerSenders + addrHash(src)%peerSenders
 }
 
 // addrHash spreads addresses, neighbours above all, over its low bits.

@@ -38,7 +38,17 @@ const (
 // was dropped, DropNone if it went on.
 func (in *Input) walk(buf []byte) Drop {
 	// 1 parse
-	p := &in.pkt
+	p, from := &in.pkt, in.tables.port(in.id)
+	in.via = 0
+	if from.Kind == KindOverlay {
+		if src, dst, ok := packet.Wrapped(buf); ok {
+			var d Drop
+			if buf, d = in.unwrap(buf, src, dst); d != DropNone {
+				p.Kind = packet.KindNone // not to be answered
+				return d
+			}
+		}
+	}
 	p.Buf = buf
 	if packet.Parse(p) != packet.FaultNone {
 		p.Buf = nil
@@ -46,9 +56,13 @@ func (in *Input) walk(buf []byte) Drop {
 	}
 
 	// 2 guard
-	from := in.tables.port(in.id)
 	if !from.admits(p.Tuple.Src) {
 		return DropSpoofedSource
+	}
+	if in.via != 0 {
+		if d := in.guardUnwrapped(); d != DropNone {
+			return d
+		}
 	}
 	switch p.Kind {
 	case packet.KindWhole:
@@ -69,9 +83,15 @@ func (in *Input) follow(from *PortEntry) Drop {
 		in.router.flows.Remove(ref)
 		known = false
 	}
+	if known && !in.belongs(from) {
+		if from.Kind == KindOverlay {
+			return DropSpoofedSource
+		}
+		return DropSourcePorts
+	}
 	if known && in.fresh(from, e) {
 		in.router.flows.Seen(ref, len(p.Buf), p.TCPFlags, in.now)
-		return in.forward(PortID(e.Out), e.Flags&flow.FlagNAT != 0)
+		return in.forward(PortID(e.Out), e.Flags)
 	}
 	return in.unjudged(from, ref, known)
 }
@@ -82,8 +102,8 @@ func (in *Input) follow(from *PortEntry) Drop {
 func (e *PortEntry) admits(src packet.Addr) bool {
 	switch e.Kind {
 	case KindPod, KindHost:
-		return slices.Contains(e.Addrs, src)
-	case KindOverlay, KindNetstack, KindDNS:
+		return e.Foreign || slices.Contains(e.Addrs, src)
+	case KindOverlay, KindNetstack, KindDNS, KindInbound:
 		return true
 	default:
 		return false
@@ -91,14 +111,22 @@ func (e *PortEntry) admits(src packet.Addr) bool {
 }
 
 // guarded is the full guard, for packets of flows that are not known: what comes
-// from peers must come from where peers' packets go, and what comes from
-// sockets from the outside.
+// from peers must come from where peers' packets go, or have passed
+// guardUnwrapped; what comes from sockets from the outside; what listeners of this
+// node carry on also from the node itself and its router.
 func (in *Input) guarded(from *PortEntry, src packet.Addr) bool {
+	t := in.tables
 	switch from.Kind {
-	case KindOverlay, KindNetstack:
-		return in.tables.route(src).Port == in.id
+	case KindOverlay:
+		return in.via != 0 || t.route(src).Port == in.id
+	case KindNetstack:
+		return t.route(src).Port == in.id
+	case KindInbound:
+		return t.outside(src) || src == t.routerAddr(src) || t.port(t.route(src).Port).Kind == KindHost
 	case KindDNS:
-		return in.tables.isDNS(src)
+		return t.isDNS(src)
+	case KindHost:
+		return !from.Foreign || slices.Contains(from.Addrs, src) || t.outside(src)
 	default:
 		return true
 	}
@@ -139,15 +167,15 @@ func (in *Input) unjudged(from *PortEntry, ref flow.Ref, known bool) Drop {
 		return DropSpoofedSource
 	}
 	if from.Kind == KindDNS {
-		return in.forward(in.tables.route(p.Tuple.Dst).Port, false)
+		return in.forward(in.tables.route(p.Tuple.Dst).Port, 0)
 	}
 	if known {
 		if d, settled := in.rejudge(ref); settled {
 			return d
 		}
 	}
-	if from.Kind == KindNetstack {
-		return DropUnknownReply // sockets only ever answer
+	if from.Kind == KindNetstack || in.via != 0 && p.Tuple.Zone == 0 {
+		return DropUnknownReply // sockets only ever answer, and so do peers to clients behind us
 	}
 	if in.tables.isDNS(p.Tuple.Dst) && p.Tuple.DstPort == dnsPort && p.Tuple.Proto == packet.ProtoUDP {
 		return in.question(from)
@@ -158,13 +186,13 @@ func (in *Input) unjudged(from *PortEntry, ref flow.Ref, known bool) Drop {
 // question hands a DNS question to the node's own name server. It needs no
 // flow: the answer finds its way by its destination.
 func (in *Input) question(from *PortEntry) Drop {
-	if from.Kind == KindOverlay {
-		return DropTransit // every node answers its own
+	if from.Kind == KindOverlay || from.Kind == KindInbound || from.Foreign && in.tables.outside(in.pkt.Tuple.Src) {
+		return DropTransit // every node answers its own, and nobody outside
 	}
 	if from.Kind == KindPod && in.tables.Policy.Egress(&in.pkt.Tuple) != policy.Allow {
 		return DropEgressPolicy
 	}
-	return in.forward(in.tables.DNSPort, false)
+	return in.forward(in.tables.DNSPort, 0)
 }
 
 // open makes a flow of the first packet of a connection.
@@ -172,6 +200,13 @@ func (in *Input) open(from *PortEntry) Drop {
 	p := &in.pkt
 	in.judged.Add(1)
 	c := conn{orig: p.Tuple, wire: p.Tuple, client: in.id}
+	c.wire.Zone = 0
+	switch {
+	case in.via != 0:
+		c.setVia(in.tables.peer(in.via))
+	case from.Kind == KindInbound:
+		c.flags |= flow.FlagInbound
+	}
 	if d := in.service(from, &c); d != DropNone { // 4
 		return d
 	}
@@ -182,13 +217,13 @@ func (in *Input) open(from *PortEntry) Drop {
 	if d := in.insert(&c, out); d != DropNone {
 		return d
 	}
-	return in.forward(PortID(in.entry.Out), in.entry.Flags&flow.FlagNAT != 0) // 8 9
+	return in.forward(PortID(in.entry.Out), in.entry.Flags) // 8 9
 }
 
 // service is step 4: it replaces a virtual address by a backend.
 func (in *Input) service(from *PortEntry, c *conn) Drop {
-	if from.Kind == KindOverlay {
-		return DropNone // translated on the node that it came from
+	if from.Kind == KindOverlay || from.Kind == KindInbound || from.Foreign && in.tables.outside(c.orig.Src) {
+		return DropNone // translated on the node that it came from, by the listener or by the kernel
 	}
 	t := in.tables
 	if t.isDNS(c.orig.Dst) {
@@ -248,6 +283,8 @@ func (in *Input) judge(c *conn) (PortID, Drop) {
 	switch {
 	case client.Kind == KindOverlay && (out.Kind == KindOverlay || out.Kind == KindNetstack):
 		return NoPort, DropTransit
+	case !t.carries(c, &rt):
+		return NoPort, DropTransit
 	case client.Kind == KindHost && out.Kind == KindNetstack && !t.isDNS(c.wire.Dst):
 		return NoPort, DropTransit // the node's own way out is its kernel
 	case out.Kind == KindDNS:
@@ -259,7 +296,27 @@ func (in *Input) judge(c *conn) (PortID, Drop) {
 	if out.Kind == KindPod && t.Policy.Ingress(&c.wire) != policy.Allow { // 7
 		return NoPort, DropIngressPolicy
 	}
+	if client.Kind == KindInbound && out.Kind == KindOverlay && t.outside(c.wire.Src) {
+		c.flags |= flow.FlagWrapped // no peer may send from that address
+	}
 	return rt.Port, DropNone
+}
+
+// carries reports whether a connection whose client is not in the cluster, or
+// that a listener carries on, may go there: to pods, and when it comes from
+// another node or the kernel, to pods of this node.
+func (t *Tables) carries(c *conn, rt *Route) bool {
+	out := t.port(rt.Port).Kind
+	switch t.port(c.client).Kind {
+	case KindInbound:
+		return out == KindPod || out == KindOverlay && !rt.HostAddress
+	case KindOverlay:
+		return c.flags&flow.FlagWrapped == 0 || out == KindPod
+	case KindHost:
+		return out == KindPod || !t.outside(c.orig.Src)
+	default:
+		return true
+	}
 }
 
 // insert is the end of step 7: it remembers both directions and leaves the
@@ -319,12 +376,15 @@ func (in *Input) rejudge(ref flow.Ref) (d Drop, settled bool) {
 	p, e, t := &in.pkt, in.entry, in.tables
 	in.rejudged.Add(1)
 	sent := packet.Tuple{Src: e.Rewrite.Src, Dst: e.Rewrite.Dst, SrcPort: e.Rewrite.SrcPort, DstPort: e.Rewrite.DstPort, Proto: p.Tuple.Proto}
-	c := conn{orig: p.Tuple, wire: sent, flags: e.Flags &^ flow.FlagReverse, frontSlot: e.FrontSlot}
+	c := conn{orig: p.Tuple, wire: sent, flags: e.Flags &^ flow.FlagReverse, frontSlot: e.FrontSlot, frontGen: e.FrontGen}
 	reverse := e.Flags&flow.FlagReverse != 0
 	if reverse {
 		c.orig, c.wire = sent.Reverse(), p.Tuple.Reverse()
 	}
-	c.client = t.route(c.orig.Src).Port
+	c.client = in.clientPort(&c, &e, reverse)
+	if t.port(c.client).Kind != KindOverlay {
+		c.flags &^= flow.FlagWrapped // judge says it again
+	}
 	if c.flags&flow.FlagService != 0 {
 		c.frontGen = t.Services.Generation(c.frontSlot)
 		if !in.keeps(&c) {
@@ -333,6 +393,9 @@ func (in *Input) rejudge(ref flow.Ref) (d Drop, settled bool) {
 		}
 	}
 	out, d := in.judge(&c)
+	if d == DropNone && reverse {
+		d = in.disowned(&c)
+	}
 	switch {
 	case d != DropNone:
 	case c.client == NoPort:
@@ -356,7 +419,27 @@ func (in *Input) rejudge(ref flow.Ref) (d Drop, settled bool) {
 		in.router.flows.Seen(newer, len(p.Buf), p.TCPFlags, in.now)
 	}
 	in.entry = this
-	return in.forward(PortID(in.entry.Out), c.flags&flow.FlagNAT != 0), true
+	return in.forward(PortID(in.entry.Out), in.entry.Flags), true
+}
+
+// disowned is the guard of a known connection's client, for when it is a reply
+// that has the connection judged again: it says why the client could not open it
+// today.
+func (in *Input) disowned(c *conn) Drop {
+	t := in.tables
+	client, ok := t.port(c.client), true
+	switch {
+	case client.Kind == KindInbound, client.Kind == KindHost:
+		ok = client.admits(c.orig.Src) && in.guarded(client, c.orig.Src)
+	case client.Kind == KindOverlay && c.flags&flow.FlagWrapped != 0:
+		if ok = t.outside(c.orig.Src); ok && t.PeerNumbers[viaOf(c.frontSlot, c.frontGen)] == 0 {
+			return DropNoPeer
+		}
+	}
+	if !ok {
+		return DropSpoofedSource
+	}
+	return DropNone
 }
 
 // keeps reports whether a connection through a frontend that has changed stays
@@ -378,8 +461,9 @@ func (in *Input) icmpError(from *PortEntry) Drop {
 		return DropSpoofedSource
 	}
 	reply := p.Inner.Reverse()
+	reply.Zone = p.Tuple.Zone
 	e := &in.entry
-	if _, ok := in.router.flows.Lookup(&reply, e); !ok {
+	if _, ok := in.router.flows.Lookup(&reply, e); !ok || !in.belongs(from) {
 		return DropICMPUnmatched
 	}
 	if e.InGen != from.Gen || e.OutGen != t.port(PortID(e.Out)).Gen {
@@ -396,17 +480,23 @@ func (in *Input) icmpError(from *PortEntry) Drop {
 		src = inner.Dst // the backend itself speaks: as the address the client knows
 	}
 	p.ApplyICMPError(src, inner.Src, &inner)
-	return in.forward(PortID(e.Out), false)
+	return in.forward(PortID(e.Out), e.Flags&^flow.FlagNAT)
 }
 
 // forward is step 8 and 9: it makes the packet fit for its exit and writes it.
-func (in *Input) forward(id PortID, nat bool) Drop {
+// flags are those of the flow in in.entry that apply, 0 without a flow.
+func (in *Input) forward(id PortID, flags flow.Flags) Drop {
 	p := &in.pkt
 	out := in.tables.port(id)
 	if out.Port == nil {
 		return DropNoRoute
 	}
-	if out.Kind != KindDNS && out.Kind != KindNetstack && in.tables.port(in.id).Kind != KindDNS {
+	way := exit{PortEntry: out, mtu: out.MTU, nat: flags&flow.FlagNAT != 0}
+	if flags&flow.FlagWrapped != 0 && out.Kind == KindOverlay {
+		way.wrapped, way.to = true, in.wrapsTo()
+		way.mtu -= packet.WrapLen(p.Is4())
+	}
+	if out.Kind != KindDNS && out.Kind != KindNetstack && out.Kind != KindInbound && in.tables.port(in.id).Kind != KindDNS {
 		if !p.DecrementTTL() {
 			if in.mayAnswer(answerError) {
 				in.reply(packet.TimeExceeded(in.scratch, p, in.errorSource(p)))
@@ -415,15 +505,25 @@ func (in *Input) forward(id PortID, nat bool) Drop {
 		}
 	}
 	if p.TCPFlags&packet.TCPSyn != 0 {
-		p.ClampMSS(segmentLimit(&p.Tuple, out.MTU))
+		p.ClampMSS(segmentLimit(&p.Tuple, way.mtu))
 	}
-	if fit := p.LimitSegment(out.MTU); fit != packet.FitOK {
-		return in.tooBig(out, fit, nat)
+	if fit := p.LimitSegment(way.mtu); fit != packet.FitOK {
+		return in.tooBig(&way, fit)
 	}
-	if nat {
+	if way.nat {
 		p.Apply(&in.entry.Rewrite)
 	}
-	return in.emit(out, p.Buf)
+	return in.emit(&way, p.Buf)
+}
+
+// exit is how a packet leaves.
+type exit struct {
+	*PortEntry
+
+	mtu     int // of the packet, without what it is wrapped in
+	nat     bool
+	wrapped bool
+	to      packet.Addr // the other router's, if wrapped
 }
 
 // segmentLimit is the largest TCP segment that fits an MTU without options.
@@ -437,30 +537,36 @@ func segmentLimit(t *packet.Tuple, mtu int) uint16 {
 
 // tooBig deals with a packet that its exit cannot carry whole: cut where IPv4
 // allows it, refused with the MTU otherwise (RFC 1191, RFC 8201).
-func (in *Input) tooBig(out *PortEntry, fit packet.Fit, nat bool) Drop {
+func (in *Input) tooBig(way *exit, fit packet.Fit) Drop {
 	p := &in.pkt
 	if fit == packet.FitFragment {
-		if nat {
+		if way.nat {
 			p.Apply(&in.entry.Rewrite)
 		}
 		d := DropNone
-		packet.Fragment4(p, out.MTU, func(buf []byte) {
-			if one := in.emit(out, buf); one != DropNone {
+		packet.Fragment4(p, way.mtu, func(buf []byte) {
+			if one := in.emit(way, buf); one != DropNone {
 				d = one
 			}
 		})
 		return d
 	}
 	if in.mayAnswer(answerSize) {
-		in.reply(packet.TooBig(in.scratch, p, in.errorSource(p), out.MTU))
+		in.reply(packet.TooBig(in.scratch, p, in.errorSource(p), way.mtu))
 	}
 	return DropTooBig
 }
 
 // emit is step 9.
-func (in *Input) emit(out *PortEntry, buf []byte) Drop {
-	if err := out.Port.Write(buf); err != nil {
-		return dropOf(err)
+func (in *Input) emit(way *exit, buf []byte) Drop {
+	d := DropNone
+	if way.wrapped {
+		d = in.emitWrapped(way.PortEntry, buf, way.to)
+	} else if err := way.Port.Write(buf); err != nil {
+		d = dropOf(err)
+	}
+	if d != DropNone {
+		return d
 	}
 	in.packets.Add(1)
 	in.bytes.Add(uint64(len(buf) - packet.VNetLen))

@@ -88,6 +88,9 @@ func outerLen(ip []byte) int {
 // returns the packet inside with its virtio-net header: a part of buf. It
 // returns nil when the virtio-net header does not fit the packet inside.
 func Unwrap(buf []byte) []byte {
+	if len(buf) <= VNetLen {
+		return nil
+	}
 	ip := buf[VNetLen:]
 	n := outerLen(ip)
 	total := ip4Len

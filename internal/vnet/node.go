@@ -27,6 +27,7 @@ type Node struct {
 	Engine   *overlay.WireGuard // nil when the cluster is bare
 	Host     *Port              // the node's own processes
 	Netstack *Port              // the way outside; a test plays the sockets
+	Inbound  *Port              // what listeners carry on; a test plays them, too
 	Overlay  *Port              // nil unless the cluster is bare
 	Resolver *dns.Server
 	// Problems are what the last Compile had to say.
@@ -74,10 +75,12 @@ func (c *Cluster) addNode(i int) {
 	c.nodes[name], c.order = n, append(c.order, n)
 	n.Host = c.port(n, agent.HostPort, name)
 	n.Netstack = c.port(n, agent.NetstackPort, "netstack."+name)
+	n.Inbound = c.port(n, agent.InboundPort, "inbound."+name)
 	c.addOverlay(n, key, self[:])
 	n.fixed = append(n.fixed,
 		agent.LocalPort{ID: agent.HostPort, Kind: datapath.KindHost, Port: n.Host, Name: "netctl0", MTU: c.cfg.MTU},
 		agent.LocalPort{ID: agent.NetstackPort, Kind: datapath.KindNetstack, Port: n.Netstack, Name: "netstack", MTU: 65535},
+		agent.LocalPort{ID: agent.InboundPort, Kind: datapath.KindInbound, Port: n.Inbound, Name: "inbound", MTU: 65535},
 		agent.LocalPort{
 			ID: agent.DNSPort, Kind: datapath.KindDNS, Name: "dns", MTU: 65535,
 			Port: agent.NewResolverPort(n.Resolver, n.Router.NewInputs(agent.DNSPort)),
@@ -152,6 +155,7 @@ func (c *Cluster) Input(n *Node) agent.Input {
 	}
 	slices.SortFunc(ports, func(a, b agent.LocalPort) int { return int(a.ID) - int(b.ID) })
 	return agent.Input{
+		PodsOnly: c.cfg.PodsOnly, ForeignDNS: c.cfg.ForeignDNS,
 		State: c.state, Node: n.Name, Domain: "cluster.local", Ports: ports, TunnelPort: tunnelPort,
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:1::/48")},
 	}

@@ -19,6 +19,7 @@ import (
 //
 //	tcp a:1000 > web:80 flags=SA seq=7 ttl=9 mss=1460 len=10 data=hello gso=500 df id=3
 //	udp | echo a > b id=1 | reply a > b id=1
+//	wrapped router.n1 > router.n2 [tcp:outside:1000>b:80,flags=S]
 //	unreach-port | unreach-host | unreach-admin | time-exceeded | too-big b > a mtu=1280 [udp:a:1000>b:80]
 //
 // Names are those of pods, nodes, services, "router.n1" and "host.n1". What a

@@ -11,7 +11,8 @@ import (
 // with the pods a and a2 on n1 and b and b2 on n2, and the services web (b),
 // local (a2), self (a), both (a2 and b), api (the hosts of n1), api2 (of n2)
 // and none.
-// MSS in a script is what fits the tunnel's MTU.
+// MSS in a script is what fits the tunnel's MTU, WRAPPED what does when it is
+// wrapped, and LESS the MTU for what is wrapped.
 type scenario struct {
 	name   string
 	script string
@@ -42,8 +43,11 @@ func play(t *testing.T, scenarios []scenario) {
 			t.Parallel()
 			c := vnet.New(t, vnet.Config{})
 			cluster(c)
-			for f, mss := range map[vnet.Family]string{vnet.V4: "1380", vnet.V6: "1360"} {
-				c.Play(f, strings.ReplaceAll(s.script, "MSS", mss))
+			for f, sizes := range map[vnet.Family]*strings.Replacer{
+				vnet.V4: strings.NewReplacer("MSS", "1380", "WRAPPED", "1360", "LESS", "1400"),
+				vnet.V6: strings.NewReplacer("MSS", "1360", "WRAPPED", "1320", "LESS", "1380"),
+			} {
+				c.Play(f, sizes.Replace(s.script))
 			}
 		})
 	}

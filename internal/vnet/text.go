@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,7 +34,7 @@ func (c *Cluster) Build(f Family, text string) []byte {
 	c.kind(f, &s, words[0])
 	for _, w := range words[4:] {
 		if strings.HasPrefix(w, "[") {
-			q := strings.NewReplacer("[", "", "]", "", ">", " > ").Replace(w)
+			q := strings.NewReplacer("[", "", "]", "", ">", " > ", ",", " ").Replace(w)
 			q = strings.Replace(q, ":", " ", 1)
 			s.Payload = c.Build(f, q)[packet.VNetLen:]
 			continue
@@ -99,6 +100,8 @@ func (c *Cluster) kind(f Family, s *packettest.Spec, kind string) {
 		s.Proto, s.ICMPType = icmp, []uint8{8, 128}[f-1]
 	case "reply":
 		s.Proto, s.ICMPType = icmp, []uint8{0, 129}[f-1]
+	case "wrapped":
+		s.Proto, s.TTL, s.DF = []uint8{protoIPIP, protoIPv6}[f-1], wrapTTL, true
 	default:
 		tc, ok := icmpKinds[kind]
 		if !ok {
@@ -177,6 +180,8 @@ func (c *Cluster) Text(p *packet.Packet) string {
 	switch {
 	case p.Kind == packet.KindICMPError:
 		fmt.Fprintf(&b, " mtu=%d [%s:%s]", binary.BigEndian.Uint16(ip[p.L4+6:]), protoName(p.Inner.Proto), c.textTuple(&p.Inner, ">"))
+	case textKind(p) == "wrapped":
+		c.textInner(&b, p)
 	case p.IsEcho():
 		fmt.Fprintf(&b, " id=%d", t.SrcPort+t.DstPort)
 	case p.Kind != packet.KindWhole:
@@ -196,6 +201,9 @@ func (c *Cluster) Text(p *packet.Packet) string {
 }
 
 func textKind(p *packet.Packet) string {
+	if _, _, ok := packet.Wrapped(p.Buf); ok {
+		return "wrapped"
+	}
 	if p.IsEcho() && (p.ICMPType == 0 || p.ICMPType == 129) {
 		return "reply"
 	}
@@ -226,6 +234,23 @@ func protoName(proto uint8) string {
 	default:
 		return "proto-" + strconv.Itoa(int(proto))
 	}
+}
+
+// What a router wraps for another one, see packet.Wrap.
+const (
+	protoIPIP = 4
+	protoIPv6 = 41
+	wrapTTL   = 255
+)
+
+// textInner writes what a wrapped packet holds.
+func (c *Cluster) textInner(b *strings.Builder, p *packet.Packet) {
+	q := &packet.Packet{Buf: packet.Unwrap(slices.Clone(p.Buf))}
+	if packet.Parse(q) != packet.FaultNone {
+		b.WriteString(" [broken]")
+		return
+	}
+	fmt.Fprintf(b, " [%s:%s]", textKind(q), c.textTuple(&q.Tuple, ">"))
 }
 
 // textTuple writes both ends; identifiers of echoes are no ports.

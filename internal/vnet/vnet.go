@@ -66,6 +66,8 @@ type Config struct {
 	// "overlay.n1".
 	Bare bool
 	MTU  int // of pods and tunnel; 0: 1420
+	// PodsOnly and ForeignDNS are agent.Input's.
+	PodsOnly, ForeignDNS bool
 	// Slots and PerOwner are the flow table's; 0: 4096 slots, its default bound.
 	Slots, PerOwner int
 	Underlay        overlaytest.Config
@@ -187,8 +189,8 @@ func (c *Cluster) Node(name string) *Node {
 	return n
 }
 
-// Port returns the port of that name: a pod's, or "n1", "netstack.n1", and
-// "overlay.n1" of a bare cluster.
+// Port returns the port of that name: a pod's, or "n1", "netstack.n1",
+// "inbound.n1", and "overlay.n1" of a bare cluster.
 func (c *Cluster) Port(name string) *Port {
 	c.tb.Helper()
 	p := c.ports[name]
