@@ -12,7 +12,7 @@ export CGO_ENABLED ?= 0
 .PHONY: help setup build image demo test ci ci-rest lint bench fuzz vuln clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what the demo and the tests need besides Go (Debian's apt)
 	@./.ci/setup
@@ -53,6 +53,23 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 
 vuln: ## known vulnerabilities in what we call (asks vuln.go.dev)
 	@$(GOVULNCHECK) ./...
+
+# The real cluster of test/kube. NAME=... chooses among several; `go run
+# ./test/kube help up` explains what UPFLAGS may hold.
+KUBE = $(GO) run ./test/kube $(if $(NAME),--name=$(NAME))
+NODES ?= 3
+CNI ?= netctl
+UPFLAGS ?= $(if $(POD_SUBNET),--pod-subnet=$(POD_SUBNET)) $(if $(KUBE_PROXY),--kube-proxy) $(if $(COREDNS),--coredns) \
+	$(if $(RP_FILTER),--rp-filter=$(RP_FILTER)) $(if $(IP_FORWARD),--ip-forward=$(IP_FORWARD))
+
+kube-build: ## build Kubernetes, containerd and images into the cache
+	@$(KUBE) build --e2e
+
+kube-up: ## a real cluster: NODES=3 CNI=netctl|ptp|none [POD_SUBNET= KUBE_PROXY=1 COREDNS=1 NAME=]
+	@$(KUBE) up --nodes=$(NODES) --cni=$(CNI) $(UPFLAGS)
+
+kube-down: ## remove the real cluster [NAME=]
+	@$(KUBE) down
 
 clean: ## remove what the build made
 	@rm -rf bin dist cni/bin/netctl-cni

@@ -129,6 +129,24 @@ var rows = map[string]row{
 		reason:  "measures from outside, as the lab's user",
 	},
 
+	"test/kube": {
+		imports: []string{"test/kube/cache", "test/kube/machine", "test/kube/oci"},
+		reason:  "plays the machines of real clusters; netctl is an image and a manifest to it",
+	},
+	"test/kube/cache": {
+		imports: []string{"test/kube/oci"},
+		reason:  "runs compilers and writes images",
+	},
+	"test/kube/machine": {
+		reason: "namespaces only; what runs in them is the cluster's affair",
+	},
+	"test/kube/oci": {
+		reason: "files only",
+	},
+	"test/kube/pause": {
+		reason: "the program in every pod's sandbox: the standard library only",
+	},
+
 	"internal/flow": {
 		imports: []string{"internal/packet"},
 		reason:  "a table of tuples; verdicts are numbers to it",

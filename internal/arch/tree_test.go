@@ -65,6 +65,9 @@ func load() (*tree, error) {
 			if name != root && (strings.HasPrefix(base, ".") || base == "testdata" || base == "bin" || base == "dist") {
 				return filepath.SkipDir
 			}
+			if _, err := os.Stat(filepath.Join(name, "go.mod")); err == nil && name != root {
+				return filepath.SkipDir // a module of its own
+			}
 			return nil
 		}
 		if !strings.HasSuffix(base, ".go") || strings.HasPrefix(base, ".") {

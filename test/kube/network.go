@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// The networks that a cluster's pods can have.
+const (
+	cniNetctl = "netctl" // the product, installed as its users do
+	cniPTP    = "ptp"    // the reference: veth pairs, host-local, static routes
+	cniNone   = "none"   // nodes stay NotReady until somebody installs one
+
+	ptpSubnet = "10.244.0.0/16"
+)
+
+// network installs the pods' network where it is missing and waits until all
+// nodes are Ready.
+func (c *Cluster) network(ctx context.Context) error {
+	switch c.options.CNI {
+	case cniNone:
+		return nil
+	case cniPTP:
+		if err := c.installPTP(ctx); err != nil {
+			return err
+		}
+	case cniNetctl:
+		if err := c.installNetctl(ctx); err != nil {
+			return err
+		}
+	}
+	return c.awaitReady(ctx)
+}
+
+func (c *Cluster) awaitReady(ctx context.Context) error {
+	if _, err := c.kubectl(ctx, "wait", "node", "--all", "--for=condition=Ready", "--timeout=120s", "--request-timeout=0"); err != nil {
+		state, _ := c.kubectl(ctx, "get", "nodes,pods", "-A", "-o", "wide") // best effort: for the message
+		return fmt.Errorf("not every node is Ready: %w\n%s", err, state)
+	}
+	return nil
+}
+
+// installNetctl does what deploy/README.md tells users to do.
+func (c *Cluster) installNetctl(ctx context.Context) error {
+	archive := filepath.Join(c.repo, "dist", "netctl-image.tar")
+	if _, err := os.Stat(archive); err != nil {
+		return fmt.Errorf("%w: run 'make image'", err)
+	}
+	if err := c.importImage(ctx, archive); err != nil {
+		return err
+	}
+	_, err := c.kubectl(ctx, "apply", "-f", filepath.Join(c.repo, "deploy", "netctl.yaml"))
+	return err
+}
+
+// installPTP writes the conflist with each node's range, and routes between them.
+func (c *Cluster) installPTP(ctx context.Context) error {
+	ranges, err := c.podRanges(ctx)
+	if err != nil {
+		return err
+	}
+	for node, subnet := range ranges {
+		m := c.machine(node)
+		for _, p := range []string{"loopback", "ptp", "host-local", "portmap"} {
+			if err := copyFile(filepath.Join(c.cache.Bin(), p), m.Path("/opt/cni/bin/"+p)); err != nil {
+				return err
+			}
+		}
+		conflist := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"ptp","plugins":[
+  {"type":"ptp","mtu":1500,"ipam":{"type":"host-local","dataDir":"/run/cni-ipam-state","routes":[{"dst":"0.0.0.0/0"}],"ranges":[[{"subnet":%q}]]}},
+  {"type":"portmap","capabilities":{"portMappings":true}}]}`, subnet)
+		if err := m.Write("/etc/cni/net.d/10-ptp.conflist", conflist, 0o644); err != nil {
+			return err
+		}
+	}
+	return c.routes(ctx)
+}
+
+// routes leads every node, and the fabric, to the pods of each node. Only the
+// reference needs it.
+func (c *Cluster) routes(ctx context.Context) error {
+	if c.options.CNI != cniPTP {
+		return nil
+	}
+	ranges, err := c.podRanges(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, at := range append(c.nodeNames(), fabricName) {
+		for node, subnet := range ranges {
+			if at != node {
+				errs = append(errs, ip("-n", c.netns(at), "route", "replace", subnet, "via", nodeAddress(node).String()))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// podRanges returns the range that the controller gave each node.
+func (c *Cluster) podRanges(ctx context.Context) (map[string]string, error) {
+	ranges := map[string]string{}
+	err := c.await(ctx, "a pod range for every node", time.Minute, func() error {
+		out, err := c.kubectl(ctx, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name}={.spec.podCIDR}{"\n"}{end}`)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
+			node, subnet, _ := strings.Cut(strings.TrimSpace(line), "=")
+			if subnet == "" {
+				return fmt.Errorf("%s has none", node)
+			}
+			ranges[node] = subnet
+		}
+		return nil
+	})
+	return ranges, err
+}
