@@ -62,7 +62,8 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	}
 	defer ns.Close()
 	_, inode := ns.Inode()
-	if found, err := inodeAt(at.NetnsPath); err != nil || found != inode {
+	path, err := visiblePath(at.NetnsPath, inode)
+	if err != nil {
 		// Without its path the agent could neither see the pod end nor find its device
 		// again after a restart.
 		return cni.Result{}, errors.Join(fmt.Errorf("%w: the agent does not see the pod's namespace at %s, which the runtime gave; "+
@@ -95,7 +96,7 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	}
 	rec := &record{
 		ContainerID: at.ContainerID, IfName: at.IfName, Namespace: at.Pod.Name.Namespace, Pod: at.Pod.Name.Name,
-		UID: at.Pod.UID, Netns: at.NetnsPath, NetnsInode: inode, Addresses: lease.Addresses, Port: a.ports.take(datapath.NoPort),
+		UID: at.Pod.UID, Netns: path, NetnsInode: inode, Addresses: lease.Addresses, Port: a.ports.take(datapath.NoPort),
 	}
 	defer func() {
 		if err != nil && !a.attached(at.ID) { // else remove does it, when nobody uses it any more

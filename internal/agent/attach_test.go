@@ -329,3 +329,22 @@ func TestServableRefusesWhatItCannotDo(t *testing.T) {
 		})
 	}
 }
+
+// A runtime speaks of /var/run, the agent's image may have /run alone.
+func TestVisiblePath(t *testing.T) {
+	t.Parallel()
+	const own = "/proc/self/ns/net"
+	inode, err := inodeAt(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := visiblePath(own, inode); got != own || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := visiblePath(own, inode+1); err == nil || !strings.Contains(err.Error(), "another namespace") {
+		t.Errorf("of another namespace: %q, %v", got, err)
+	}
+	if got, err := visiblePath("/var/run/no/such", inode); err == nil || !strings.Contains(err.Error(), "/run/no/such") {
+		t.Errorf("of nothing: %q, %v", got, err)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/kernel"
@@ -78,6 +79,27 @@ func gone(rec *record) bool {
 		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, kernel.ErrNotNamespace)
 	}
 	return inode != rec.NetnsInode
+}
+
+// visiblePath returns where the agent sees the namespace that the runtime has at
+// path. Runtimes speak of /var/run, which is a link to /run on hosts and missing
+// in the agent's image.
+func visiblePath(path string, inode uint64) (string, error) {
+	var errs []error
+	for _, p := range []string{path, strings.TrimPrefix(path, "/var")} {
+		found, err := inodeAt(p)
+		switch {
+		case err == nil && found == inode:
+			return p, nil
+		case err == nil:
+			err = fmt.Errorf("another namespace is at %s", p)
+		}
+		errs = append(errs, err)
+		if !strings.HasPrefix(path, "/var/run/") {
+			break
+		}
+	}
+	return "", errors.Join(errs...)
 }
 
 // inodeAt identifies the namespace at a path.

@@ -44,6 +44,10 @@ func sysctl(key string) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
+// setSysctl writes in the thread's namespace, unless the value is there already.
+// Containers have /proc/sys read-only, which keeps them from the machine's own
+// settings; those of a network namespace that they administer are written through
+// a procfs that is mounted nowhere, and no others are.
 func setSysctl(key, value string) error {
 	have, err := sysctl(key)
 	if err != nil || have == value {
@@ -54,6 +58,11 @@ func setSysctl(key, value string) error {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, unix.EROFS) && strings.HasPrefix(key, "net/") {
+		if f, err = openDetached(key); err != nil {
+			return fmt.Errorf("set sysctl %s to %s (it is %s): %w: %w", key, value, have, ErrReadOnly, err)
+		}
+	}
 	if errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("set sysctl %s to %s (it is %s): %w", key, value, have, ErrReadOnly)
 	}
@@ -65,6 +74,29 @@ func setSysctl(key, value string) error {
 		return fmt.Errorf("set sysctl %s to %s: %w", key, value, err)
 	}
 	return nil
+}
+
+// openDetached opens a sysctl for writing in a procfs of its own, which ends with
+// the file. It needs Linux 5.2 and CAP_SYS_ADMIN.
+func openDetached(key string) (*os.File, error) {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, os.NewSyscallError("fsconfig", err)
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount", err)
+	}
+	defer unix.Close(mount)
+	fd, err := unix.Openat(mount, filepath.Join("sys", key), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("openat", err)
+	}
+	return os.NewFile(uintptr(fd), key), nil
 }
 
 // sysctlPath keeps a key inside the sysctl tree, whatever an interface is

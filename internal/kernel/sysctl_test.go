@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 
 	"github.com/netctl/netctl/internal/kernel"
@@ -48,25 +49,81 @@ func TestSysctlKeepsToItsTree(t *testing.T) {
 	}
 }
 
-// In a container /proc/sys is read-only: what is needed says so, what is not
-// needed is reported and done without. The test runs itself again in a mount
-// namespace that is like that.
+// In a container /proc/sys is read-only. With the agent's capabilities and no
+// others, settings of a pod's namespace are written all the same; where even that
+// is not allowed, as in a user namespace, what is needed says so and what is not is
+// done without. The test runs itself again in such surroundings.
 func TestReadOnlyProcSys(t *testing.T) {
 	t.Parallel()
 	needTUN(t)
-	if os.Getenv("KERNEL_TEST_READ_ONLY") == "" {
-		unshare, err := exec.LookPath("unshare")
-		if err != nil {
-			t.Skip("needs unshare of util-linux")
-		}
-		cmd := exec.Command(unshare, "--mount", "sh", "-c",
-			`mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$0" -test.run='^TestReadOnlyProcSys$' -test.v`, os.Args[0])
-		cmd.Env = append(os.Environ(), "KERNEL_TEST_READ_ONLY=1")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
+	const mode = "KERNEL_TEST_READ_ONLY"
+	switch os.Getenv(mode) {
+	case "container":
+		readOnlyContainer(t)
+		return
+	case "rootless":
+		readOnlyRootless(t)
 		return
 	}
+	for _, c := range []struct {
+		name    string
+		unshare []string
+		run     string
+	}{
+		{"container", []string{"--mount", "--uts"}, "setpriv --bounding-set=-all,+net_admin,+sys_admin,+net_raw,+net_bind_service --no-new-privs"},
+		{"rootless", []string{"-Urnm"}, "env"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			for _, program := range []string{"unshare", "setpriv"} {
+				if _, err := exec.LookPath(program); err != nil {
+					t.Skip("needs " + program + " of util-linux")
+				}
+			}
+			cmd := exec.Command("unshare", slices.Concat(c.unshare, []string{"sh", "-c",
+				`mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec ` + c.run + ` "$0" -test.run='^TestReadOnlyProcSys$' -test.v`, os.Args[0]})...)
+			cmd.Env = append(os.Environ(), mode+"="+c.name)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+func readOnlyContainer(t *testing.T) {
+	home, pod := newNS(t), newNS(t)
+	const off = "net/ipv6/conf/default/disable_ipv6"
+	if err := kernel.SetSysctl(pod, off, "1"); err != nil { // as some runtimes make their namespaces
+		t.Fatal(err)
+	}
+	if got, err := kernel.Sysctl(pod, off); got != "1" || err != nil {
+		t.Errorf("the pod has %q, %v", got, err)
+	}
+	if got, err := kernel.Sysctl(home, off); got != "0" || err != nil {
+		t.Errorf("another namespace has %q, %v", got, err)
+	}
+	tun := newTUN(t, home, kernel.TUNConfig{Name: "nctl%d"})
+	cfg := podInterface()
+	cfg.OnOptional = func(err error) { t.Errorf("not set: %v", err) }
+	moveIn(t, home, tun, pod, cfg)
+	link, err := kernel.Describe(pod, "eth0")
+	if err != nil || len(link.Addresses) != 2 {
+		t.Errorf("got %+v, %v, want both addresses and nothing else", link, err)
+	}
+	for key, want := range map[string]string{"disable_ipv6": "0", "accept_ra": "0"} {
+		if got, err := kernel.Sysctl(pod, "net/ipv6/conf/eth0/"+key); got != want || err != nil {
+			t.Errorf("%s is %q, %v, want %s", key, got, err, want)
+		}
+	}
+	// What belongs to the machine stays as protected as the mount has it. (The name
+	// is that of the test's own UTS namespace.)
+	if err := kernel.SetSysctl(nil, "kernel/hostname", "other"); !errors.Is(err, kernel.ErrReadOnly) {
+		t.Errorf("a setting of the machine: got %v, want ErrReadOnly", err)
+	}
+}
+
+func readOnlyRootless(t *testing.T) {
 	home, pod := newNS(t), newNS(t)
 	const key = "net/ipv4/ip_forward"
 	have, err := kernel.Sysctl(pod, key)
