@@ -15,7 +15,8 @@ import (
 // neither Config.Out nor anything of gVisor that takes a connection's lock.
 type answer struct {
 	buf    []byte
-	inject bool // an ICMP error for gVisor rather than a packet for the router
+	on     *link // which it leaves by; nil: that of pods
+	inject bool  // an ICMP error for gVisor rather than a packet for the router
 }
 
 // enqueue hands over a packet; when the queue is full it is dropped, as ICMP
@@ -33,8 +34,12 @@ func (s *Stack) enqueue(a answer) {
 
 // deliver sends one answer; called by Run.
 func (s *Stack) deliver(a answer) {
+	on := a.on
+	if on == nil {
+		on = s.link
+	}
 	if !a.inject {
-		s.cfg.Out(a.buf)
+		on.out(a.buf)
 		return
 	}
 	proto := header.IPv4ProtocolNumber
@@ -42,14 +47,23 @@ func (s *Stack) deliver(a answer) {
 	if ip[0]>>4 == 6 {
 		proto = header.IPv6ProtocolNumber
 	}
-	s.inject(proto, buffer.NewViewWithData(ip))
+	on.inject(proto, buffer.NewViewWithData(ip))
 }
 
 // answerReset answers the TCP segment in orig with a reset.
-func (s *Stack) answerReset(orig []byte) {
+func (s *Stack) answerReset(orig []byte, on *link) {
 	p := packet.Packet{Buf: orig}
 	if packet.Parse(&p) == packet.FaultNone {
-		s.enqueue(answer{buf: packet.Reset(make([]byte, packet.MaxError), &p)})
+		s.enqueue(answer{buf: packet.Reset(make([]byte, packet.MaxError), &p), on: on})
+	}
+}
+
+// refuseReply answers what comes for a connection that we have not opened, or
+// no longer have: nobody is there any more.
+func (s *Stack) refuseReply(p *packet.Packet) {
+	s.counters.drop(DropNoFlow)
+	if p.Tuple.Proto == packet.ProtoUDP {
+		s.enqueue(answer{buf: packet.Unreachable(make([]byte, packet.MaxError), p, p.Tuple.Dst, packet.UnreachPort), on: s.inLink})
 	}
 }
 
@@ -102,14 +116,19 @@ func setChecksum(icmp []byte, sum uint16) {
 }
 
 // receiveError takes an ICMP error that a pod or the router sent about one of
-// our packets. TCP uses them (path MTU); a datagram's sender in the outside
-// cannot be told through a socket.
+// our packets. TCP uses them (path MTU), and so do the datagrams of flows that
+// Datagrams opened; another datagram's sender in the outside cannot be told
+// through a socket.
 func (s *Stack) receiveError(p *packet.Packet) {
-	if p.Inner.Proto != packet.ProtoTCP || len(p.Buf) > packet.MaxError || !verified(p) {
-		s.counters.drop(DropICMP)
+	switch {
+	case len(p.Buf) > packet.MaxError || !verified(p):
+	case p.Inner.Proto == packet.ProtoUDP && s.inFlows.receiveError(p):
+		return
+	case p.Inner.Proto == packet.ProtoTCP:
+		s.enqueue(answer{buf: append([]byte(nil), p.Buf...), inject: true})
 		return
 	}
-	s.enqueue(answer{buf: append([]byte(nil), p.Buf...), inject: true})
+	s.counters.drop(DropICMP)
 }
 
 // networkError is what a socket learnt from the network about a packet.

@@ -116,6 +116,13 @@ func (d *datagrams) flow(key *packet.Tuple) *flow {
 	return f
 }
 
+// has reports whether a pod has a flow of that tuple.
+func (d *datagrams) has(key *packet.Tuple) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.flows[*key] != nil
+}
+
 // evict closes a pod's oldest flow.
 func (d *datagrams) evict(who recentKey) {
 	l := d.recent[who]

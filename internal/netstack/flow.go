@@ -362,7 +362,7 @@ func (f *flow) reply(buf *[bufferSize]byte, data []byte) {
 	f.replied.Store(true)
 	s.counters.bytesDown.Add(uint64(len(data)))
 	if len(out) > 0 {
-		s.emit(out)
+		s.link.emit(out, s.cfg.MTU)
 	}
 }
 

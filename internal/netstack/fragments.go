@@ -50,7 +50,7 @@ func newFragments(c *counters) *fragments {
 }
 
 // reassemble adds a fragment, and receives the datagram when it is complete.
-func (s *Stack) reassemble(p *packet.Packet) {
+func (s *Stack) reassemble(p *packet.Packet, on *link) {
 	buf := s.buffer()
 	defer s.buffers.Put(buf)
 	n := s.fragments.add(p, buf[:packet.MaxSize], time.Now())
@@ -63,7 +63,7 @@ func (s *Stack) reassemble(p *packet.Packet) {
 		return
 	}
 	s.counters.complete.Add(1)
-	s.receive(&whole)
+	s.receive(&whole, on)
 }
 
 // add returns the length of the datagram in dst when it is complete, else 0.
@@ -224,24 +224,23 @@ func plainHeader(p *packet.Packet, proto uint8) []byte {
 
 // emit sends a packet built here to the router, in fragments when it is bigger
 // than the MTU: to the pod, this is the host that sends the datagram.
-func (s *Stack) emit(buf []byte) {
-	if len(buf)-packet.VNetLen <= s.cfg.MTU {
-		s.cfg.Out(buf)
+func (l *link) emit(buf []byte, mtu int) {
+	if len(buf)-packet.VNetLen <= mtu {
+		l.out(buf)
 		return
 	}
 	if buf[packet.VNetLen]>>4 == 4 {
-		header.IPv4(buf[packet.VNetLen:]).SetFlagsFragmentOffset(0, 0)
-		s.fragment4(buf)
+		l.fragment4(buf, mtu)
 		return
 	}
-	s.fragment6(buf)
+	l.fragment6(buf, mtu)
 }
 
-func (s *Stack) fragment4(buf []byte) {
+func (l *link) fragment4(buf []byte, mtu int) {
 	ip := header.IPv4(buf[packet.VNetLen:])
-	ip.SetID(uint16(s.fragmentID.Add(1)))
+	ip.SetID(uint16(l.owner.fragmentID.Add(1)))
 	const l3 = header.IPv4MinimumSize
-	s.cut(buf[packet.VNetLen+l3:], l3, func(frag []byte, offset int, more bool) {
+	l.cut(buf[packet.VNetLen+l3:], piecesOf{mtu, l3}, func(frag []byte, offset int, more bool) {
 		copy(frag, ip[:l3])
 		h := header.IPv4(frag)
 		h.SetTotalLength(uint16(len(frag)))
@@ -255,11 +254,11 @@ func (s *Stack) fragment4(buf []byte) {
 	})
 }
 
-func (s *Stack) fragment6(buf []byte) {
+func (l *link) fragment6(buf []byte, mtu int) {
 	ip := buf[packet.VNetLen:]
 	const l3 = header.IPv6MinimumSize
-	id := s.fragmentID.Add(1)
-	s.cut(ip[l3:], l3+header.IPv6FragmentHeaderSize, func(frag []byte, offset int, more bool) {
+	id := l.owner.fragmentID.Add(1)
+	l.cut(ip[l3:], piecesOf{mtu, l3 + header.IPv6FragmentHeaderSize}, func(frag []byte, offset int, more bool) {
 		copy(frag, ip[:l3])
 		binary.BigEndian.PutUint16(frag[header.IPv6PayloadLenOffset:], uint16(len(frag)-l3))
 		frag[header.IPv6NextHeaderOffset] = uint8(header.IPv6FragmentHeader)
@@ -273,19 +272,22 @@ func (s *Stack) fragment6(buf []byte) {
 	})
 }
 
+// piecesOf is the size of fragments and of the headers that each of them has.
+type piecesOf struct{ mtu, headers int }
+
 // cut sends data in pieces that fit the MTU behind headers of the given
 // length, which put writes: the packet so far, the piece's offset, and whether
 // more follow.
-func (s *Stack) cut(data []byte, headers int, put func(frag []byte, offset int, more bool)) {
-	buf := s.buffer()
-	defer s.buffers.Put(buf)
-	size := (s.cfg.MTU - headers) &^ 7
+func (l *link) cut(data []byte, of piecesOf, put func(frag []byte, offset int, more bool)) {
+	buf, headers := l.owner.buffer(), of.headers
+	defer l.owner.buffers.Put(buf)
+	size := (of.mtu - headers) &^ 7
 	for offset := 0; offset < len(data); offset += size {
 		part := data[offset:min(offset+size, len(data))]
 		packet.VNet{}.Put(buf[:])
 		frag := buf[packet.VNetLen : packet.VNetLen+headers+len(part)]
 		copy(frag[headers:], part)
 		put(frag, offset, offset+size < len(data))
-		s.cfg.Out(buf[:packet.VNetLen+len(frag)])
+		l.out(buf[:packet.VNetLen+len(frag)])
 	}
 }

@@ -10,6 +10,11 @@ type Limits struct {
 	Conns, ConnsPerPod   int // connections, open and being opened; default 32768, 4096
 	Flows, FlowsPerPod   int // UDP flows; default 16384 (below the kernel's 28232 local ports), 2048
 	Echoes, EchoesPerPod int // pings; default 1024, 64
+
+	// Connections and UDP flows from the outside, which take nothing from pods.
+	// The addresses are clients'; one may be a whole network behind a NAT.
+	Inbound, InboundPerClient           int // connections; default 32768, 16384
+	InboundFlows, InboundFlowsPerClient int // UDP flows; default 32768, 16384
 }
 
 const (
@@ -34,6 +39,10 @@ func (l *Limits) setDefaults() {
 		{&l.FlowsPerPod, 2048},
 		{&l.Echoes, 1024},
 		{&l.EchoesPerPod, 64},
+		{&l.Inbound, 32768},
+		{&l.InboundPerClient, 16384},
+		{&l.InboundFlows, 32768},
+		{&l.InboundFlowsPerClient, 16384},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -43,7 +52,8 @@ func (l *Limits) setDefaults() {
 
 // fit makes the totals small enough for a process that may have files open,
 // all by the same factor, and reports whether it had to. A connection that is
-// being opened is in Conns already.
+// being opened is in Conns already. What comes from the outside has no
+// descriptor here: whoever accepted it bounds it.
 func (l *Limits) fit(files int) (smaller bool) {
 	room := files - min(otherFiles, files/2)
 	need := l.Conns + l.Flows + l.Echoes

@@ -13,7 +13,10 @@ import (
 	"github.com/netctl/netctl/internal/packet"
 )
 
-// link is gVisor's network card: segments of up to 64 KiB in both directions.
+// link is a network card of gVisor's: segments of up to 64 KiB in both
+// directions. There are two, which differ in who begins: the pods, whose
+// packets leave by Config.Out, or the outside, for which they do by
+// Config.Inbound. A connection keeps to the one that it began on.
 //
 // It advertises receive but not transmit checksum offload: with the latter,
 // SYN-ACKs leave without any checksum and nothing in the packet says so, and no
@@ -21,7 +24,8 @@ import (
 // data segments with the pseudo-header's sum, everything else complete.
 type link struct {
 	owner      *Stack
-	mtu        uint32
+	id         tcpip.NICID
+	out        func(buf []byte)
 	dispatcher stack.NetworkDispatcher // set once by CreateNIC, before any packet
 }
 
@@ -31,7 +35,7 @@ var (
 )
 
 // MTU and the methods below implement stack.LinkEndpoint and stack.GSOEndpoint.
-func (l *link) MTU() uint32                                { return l.mtu }
+func (l *link) MTU() uint32                                { return uint32(l.owner.cfg.MTU) }
 func (*link) SetMTU(uint32)                                {}
 func (*link) MaxHeaderLength() uint16                      { return 0 }
 func (*link) LinkAddress() tcpip.LinkAddress               { return "" }
@@ -65,7 +69,7 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 			continue
 		}
 		if n := encode(buf[:], pkt); n > 0 {
-			l.owner.cfg.Out(buf[:n])
+			l.out(buf[:n])
 		}
 	}
 	return list.Len(), nil
@@ -104,14 +108,14 @@ func encode(dst []byte, pkt *stack.PacketBuffer) int {
 // injectTCP copies a TCP packet into gVisor. Its IP header is replaced by one
 // without options and extension headers: they mean nothing to a connection
 // that ends here, and gVisor would answer some of them inside Write.
-func (s *Stack) injectTCP(p *packet.Packet) {
+func (s *Stack) injectTCP(p *packet.Packet, on *link) {
 	if !p.Partial && !verified(p) {
 		s.counters.drop(DropChecksum)
 		return
 	}
 	if p.Tuple.Dst.Netip().IsLoopback() || p.Tuple.Src.Netip().IsLoopback() {
 		s.counters.drop(DropRefused) // gVisor would drop it without an answer
-		s.enqueue(answer{buf: packet.Reset(make([]byte, packet.MaxError), p)})
+		s.enqueue(answer{buf: packet.Reset(make([]byte, packet.MaxError), p), on: on})
 		return
 	}
 	segment := p.IP()[p.L4:]
@@ -125,7 +129,7 @@ func (s *Stack) injectTCP(p *packet.Packet) {
 		h.SetChecksum(0)
 		h.SetChecksum(^h.CalculateChecksum())
 		copy(b[header.IPv4MinimumSize:], segment)
-		s.inject(header.IPv4ProtocolNumber, view)
+		on.inject(header.IPv4ProtocolNumber, view)
 		return
 	}
 	view := buffer.NewViewSize(header.IPv6MinimumSize + len(segment))
@@ -134,13 +138,13 @@ func (s *Stack) injectTCP(p *packet.Packet) {
 	binary.BigEndian.PutUint16(b[header.IPv6PayloadLenOffset:], uint16(len(segment)))
 	b[header.IPv6NextHeaderOffset] = packet.ProtoTCP
 	copy(b[header.IPv6MinimumSize:], segment)
-	s.inject(header.IPv6ProtocolNumber, view)
+	on.inject(header.IPv6ProtocolNumber, view)
 }
 
 // inject hands gVisor a packet that it then owns.
-func (s *Stack) inject(proto tcpip.NetworkProtocolNumber, view *buffer.View) {
+func (l *link) inject(proto tcpip.NetworkProtocolNumber, view *buffer.View) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(view)})
-	s.link.dispatcher.DeliverNetworkPacket(proto, pkt)
+	l.dispatcher.DeliverNetworkPacket(proto, pkt)
 	pkt.DecRef()
 }
 

@@ -89,6 +89,10 @@ type Config struct {
 	// it must not wait for another packet.
 	Out func(buf []byte)
 
+	// Inbound is like Out for the packets of connections that Dial and
+	// Datagrams open; nil: they open none.
+	Inbound func(buf []byte)
+
 	// DialTCP opens a connection on behalf of a pod; nil means a net.Dialer.
 	// Its error decides what the pod sees: connection refused becomes a
 	// reset, host or network unreachable the ICMP error, a timeout nothing.
@@ -148,11 +152,14 @@ type Stack struct {
 	log *slog.Logger
 
 	stack     *stack.Stack
-	link      *link
+	link      *link // segments of connections that pods open
+	inLink    *link // and of those that Dial opens
 	forwarder *tcp.Forwarder
 
-	dials, conns *quota.Quota
+	dials, conns *quota.Quota // of pods
+	inConns      *quota.Quota // of clients outside
 	datagrams    *datagrams
+	inFlows      *inFlows
 	fragments    *fragments
 	answers      chan answer
 	counters     counters
@@ -202,6 +209,7 @@ func New(cfg Config) (*Stack, error) {
 		log:      cfg.Logger,
 		dials:    share(cfg.Limits.Dials, cfg.Limits.DialsPerPod),
 		conns:    share(cfg.Limits.Conns, cfg.Limits.ConnsPerPod),
+		inConns:  share(cfg.Limits.Inbound, cfg.Limits.InboundPerClient),
 		answers:  make(chan answer, answerQueue),
 		done:     make(chan struct{}),
 		began:    time.Now(),
@@ -211,6 +219,7 @@ func New(cfg Config) (*Stack, error) {
 	s.buffers.New = func() any { return new([bufferSize]byte) }
 	s.fragments = newFragments(&s.counters)
 	s.datagrams = newDatagrams(s)
+	s.inFlows = newInFlows(s)
 	if err := s.startTCP(); err != nil {
 		return nil, fmt.Errorf("netstack: %w", err)
 	}
@@ -221,7 +230,10 @@ func New(cfg Config) (*Stack, error) {
 // not kept. A packet that cannot be used is counted, and answered with an ICMP
 // error or a reset where the protocols ask for one; the error is ErrClosed or
 // nil.
-func (s *Stack) Write(buf []byte) error {
+func (s *Stack) Write(buf []byte) error { return s.write(buf, s.link) }
+
+// write takes one packet that came for one of the two links.
+func (s *Stack) write(buf []byte, on *link) error {
 	if s.closing.Load() {
 		return ErrClosed
 	}
@@ -230,27 +242,30 @@ func (s *Stack) Write(buf []byte) error {
 		s.counters.drop(DropMalformed)
 		return nil
 	}
-	s.receive(&p)
+	s.receive(&p, on)
 	return nil
 }
 
 // receive dispatches a parsed packet; reassembled ones come here again.
-func (s *Stack) receive(p *packet.Packet) {
+func (s *Stack) receive(p *packet.Packet, on *link) {
 	switch p.Kind {
 	case packet.KindFirstFragment, packet.KindLaterFragment:
-		s.reassemble(p)
+		s.reassemble(p, on)
 		return
 	case packet.KindICMPError:
 		s.receiveError(p)
 		return
 	case packet.KindNone, packet.KindWhole:
 	}
-	switch p.Tuple.Proto {
-	case packet.ProtoTCP:
-		s.injectTCP(p)
-	case packet.ProtoUDP:
+	switch {
+	case p.Tuple.Proto == packet.ProtoTCP:
+		s.injectTCP(p, on)
+	case p.Tuple.Proto == packet.ProtoUDP && s.inFlows.receive(p):
+	case on == s.inLink:
+		s.refuseReply(p)
+	case p.Tuple.Proto == packet.ProtoUDP:
 		s.datagrams.receiveUDP(p)
-	case packet.ProtoICMP, packet.ProtoICMPv6:
+	case p.Tuple.Proto == packet.ProtoICMP, p.Tuple.Proto == packet.ProtoICMPv6:
 		s.datagrams.receiveEcho(p)
 	default:
 		s.counters.drop(DropProtocol)
@@ -299,6 +314,7 @@ func (s *Stack) shutdown() {
 	s.mu.Unlock()
 	close(s.done)
 	s.datagrams.close()
+	s.inFlows.close()
 	for _, c := range s.connections(func(*spliced) bool { return true }) {
 		c.abort()
 	}
@@ -344,6 +360,7 @@ func (s *Stack) Forget(pod netip.Addr) {
 		c.abort()
 	}
 	s.datagrams.forget(pod)
+	s.inFlows.forget(pod)
 }
 
 // start runs f in a goroutine that shutdown waits for; false: closing, f does

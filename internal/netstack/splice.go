@@ -100,16 +100,24 @@ func ended(ep tcpip.Endpoint) bool {
 
 // copyUp moves what the pod sends to the host socket.
 func (c *spliced) copyUp() error {
+	if _, err := c.fromPod(c.host); err != nil {
+		return err
+	}
+	return closeWrite(c.host)
+}
+
+// fromPod writes to w what the pod sends until the pod closes its direction.
+func (c *spliced) fromPod(w io.Writer) (n int64, err error) {
 	entry, readable := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	c.events.EventRegister(&entry)
 	defer c.events.EventUnregister(&entry)
 	for {
 		buf := c.stack.buffer()
-		w := tcpip.SliceWriter(buf[:spliceBuffer])
-		res, terr := c.pod.Read(&w, tcpip.ReadOptions{})
-		var err error
+		into := tcpip.SliceWriter(buf[:spliceBuffer])
+		res, terr := c.pod.Read(&into, tcpip.ReadOptions{})
 		if terr == nil && res.Count > 0 {
-			_, err = c.host.Write(buf[:res.Count])
+			_, err = w.Write(buf[:res.Count])
+			n += int64(res.Count)
 			c.moved.Add(uint64(res.Count))
 			c.stack.counters.bytesUp.Add(uint64(res.Count))
 		}
@@ -117,34 +125,45 @@ func (c *spliced) copyUp() error {
 		switch terr.(type) {
 		case nil:
 			if err != nil {
-				return err
+				return n, err
 			}
 		case *tcpip.ErrWouldBlock:
 			<-readable
 		case *tcpip.ErrClosedForReceive:
-			return closeWrite(c.host)
+			return n, nil
 		default:
-			return errReset
+			return n, errReset
 		}
 	}
 }
 
 // copyDown moves what the host socket receives to the pod.
 func (c *spliced) copyDown() error {
+	if _, err := c.toPod(c.host); err != nil {
+		return err
+	}
+	if terr := c.pod.Shutdown(tcpip.ShutdownWrite); terr != nil {
+		return errReset
+	}
+	return nil
+}
+
+// toPod gives the pod what r has until its end.
+func (c *spliced) toPod(r io.Reader) (n int64, err error) {
 	entry, writable := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 	c.events.EventRegister(&entry)
 	defer c.events.EventUnregister(&entry)
-	source := newSource(c.stack, c.host)
+	source := newSource(c.stack, r)
+	use := func(data []byte) error {
+		n += int64(len(data))
+		return c.writePod(data, writable)
+	}
 	for {
-		err := source.read(func(data []byte) error { return c.writePod(data, writable) })
-		if errors.Is(err, io.EOF) {
-			if terr := c.pod.Shutdown(tcpip.ShutdownWrite); terr != nil {
-				return errReset
-			}
-			return nil
-		}
-		if err != nil {
-			return err
+		switch err := source.read(use); {
+		case errors.Is(err, io.EOF):
+			return n, nil
+		case err != nil:
+			return n, err
 		}
 	}
 }
@@ -186,7 +205,7 @@ func (c *spliced) expired() bool {
 // that ten thousand idle connections do not hold ten thousand buffers.
 type source struct {
 	stack *Stack
-	conn  net.Conn
+	conn  io.Reader
 	raw   syscall.RawConn // nil: not a kernel socket
 
 	buf  *[bufferSize]byte // filled by poll
@@ -195,7 +214,7 @@ type source struct {
 	poll func(fd uintptr) bool // readOnce, bound once
 }
 
-func newSource(s *Stack, conn net.Conn) *source {
+func newSource(s *Stack, conn io.Reader) *source {
 	r := &source{stack: s, conn: conn}
 	if sc, ok := conn.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {

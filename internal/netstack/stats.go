@@ -8,25 +8,26 @@ type Drop uint8
 
 // The reasons.
 const (
-	DropNone        Drop = iota
-	DropMalformed        // the packet cannot be read
-	DropChecksum         // transport checksum wrong
-	DropProtocol         // neither TCP, UDP nor ICMP echo: no egress for it
-	DropICMP             // ICMP other than echo, or an error about nothing we sent
-	DropRefused          // the destination may not be reached on behalf of a pod
-	DropNoFlow           // TCP segment of no known connection, answered with a reset
-	DropDialLimit        // too many connections being opened
-	DropConnLimit        // too many open connections
-	DropFlowLimit        // too many UDP flows, and none of the pod's own to give up
-	DropEchoLimit        // too many pings
-	DropPending          // the flow's socket is not open yet and its queue is full
-	DropSocket           // the kernel would not take the datagram
-	DropNoPing           // the kernel allows neither ping nor raw sockets
-	DropFragment         // fragment that fits nothing: overlap, bad length
-	DropFragLimit        // too many datagrams being reassembled
-	DropFragTimeout      // datagram not complete in time
-	DropAnswerFull       // the queue of answers is full
-	DropClosing          // shutting down
+	DropNone         Drop = iota
+	DropMalformed         // the packet cannot be read
+	DropChecksum          // transport checksum wrong
+	DropProtocol          // neither TCP, UDP nor ICMP echo: no egress for it
+	DropICMP              // ICMP other than echo, or an error about nothing we sent
+	DropRefused           // the destination may not be reached on behalf of a pod
+	DropNoFlow            // TCP segment of no known connection, answered with a reset
+	DropDialLimit         // too many connections being opened
+	DropConnLimit         // too many open connections
+	DropFlowLimit         // too many UDP flows, and none of the pod's own to give up
+	DropEchoLimit         // too many pings
+	DropPending           // the flow's socket is not open yet and its queue is full
+	DropSocket            // the kernel would not take the datagram
+	DropNoPing            // the kernel allows neither ping nor raw sockets
+	DropFragment          // fragment that fits nothing: overlap, bad length
+	DropFragLimit         // too many datagrams being reassembled
+	DropFragTimeout       // datagram not complete in time
+	DropAnswerFull        // the queue of answers is full
+	DropInboundLimit      // too many connections or flows from outside
+	DropClosing           // shutting down
 	dropEnd
 )
 
@@ -35,25 +36,26 @@ const Drops = int(dropEnd)
 
 //nolint:gochecknoglobals // a table known at compile time
 var dropNames = [Drops]string{
-	DropNone:        "none",
-	DropMalformed:   "malformed",
-	DropChecksum:    "checksum",
-	DropProtocol:    "protocol",
-	DropICMP:        "icmp",
-	DropRefused:     "refused_destination",
-	DropNoFlow:      "no_connection",
-	DropDialLimit:   "dial_limit",
-	DropConnLimit:   "connection_limit",
-	DropFlowLimit:   "flow_limit",
-	DropEchoLimit:   "echo_limit",
-	DropPending:     "pending_full",
-	DropSocket:      "socket",
-	DropNoPing:      "no_ping_socket",
-	DropFragment:    "fragment",
-	DropFragLimit:   "fragment_limit",
-	DropFragTimeout: "fragment_timeout",
-	DropAnswerFull:  "answer_queue_full",
-	DropClosing:     "closing",
+	DropNone:         "none",
+	DropMalformed:    "malformed",
+	DropChecksum:     "checksum",
+	DropProtocol:     "protocol",
+	DropICMP:         "icmp",
+	DropRefused:      "refused_destination",
+	DropNoFlow:       "no_connection",
+	DropDialLimit:    "dial_limit",
+	DropConnLimit:    "connection_limit",
+	DropFlowLimit:    "flow_limit",
+	DropEchoLimit:    "echo_limit",
+	DropPending:      "pending_full",
+	DropSocket:       "socket",
+	DropNoPing:       "no_ping_socket",
+	DropFragment:     "fragment",
+	DropFragLimit:    "fragment_limit",
+	DropFragTimeout:  "fragment_timeout",
+	DropAnswerFull:   "answer_queue_full",
+	DropInboundLimit: "inbound_limit",
+	DropClosing:      "closing",
 }
 
 // String names the reason.
@@ -81,6 +83,10 @@ type Stats struct {
 	Reassembled     uint64 // datagrams put together from fragments
 
 	Dials, Conns, Flows, Echoes int // now
+
+	Inbound                    uint64 // TCP: connections that Dial opened
+	InboundFailed              uint64 // TCP: connections that Dial could not open
+	InboundConns, InboundFlows int    // now
 }
 
 type counters struct {
@@ -90,6 +96,7 @@ type counters struct {
 	handshakes, served             atomic.Uint64
 	bytesUp, bytesDown             atomic.Uint64
 	flowsOpened, evicted, complete atomic.Uint64
+	inbound, inboundFailed         atomic.Uint64
 }
 
 func (c *counters) drop(d Drop) { c.drops[d].Add(1) }
@@ -106,6 +113,8 @@ func (s *Stack) Stats() Stats {
 		Reassembled: c.complete.Load(),
 		Dials:       s.dials.Size(), Conns: s.conns.Size(),
 		Flows: s.datagrams.flowQuota.Size(), Echoes: s.datagrams.echoQuota.Size(),
+		Inbound: c.inbound.Load(), InboundFailed: c.inboundFailed.Load(),
+		InboundConns: s.inConns.Size(), InboundFlows: s.inFlows.quota.Size(),
 	}
 	for i := range out.Drops {
 		out.Drops[i] = c.drops[i].Load()

@@ -34,7 +34,11 @@ const (
 	crowd         = 64
 )
 
-const nicID = 1
+// The interfaces of gVisor's stack.
+const (
+	nicPods    tcpip.NICID = 1 + iota // connections that pods open
+	nicInbound                        // connections that Dial opens
+)
 
 // connKey names a connection as the pod sees it.
 type connKey struct {
@@ -67,7 +71,8 @@ func (s *Stack) startTCP() error {
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
 		HandleLocal:        false,
 	})
-	s.link = &link{owner: s, mtu: uint32(s.cfg.MTU)}
+	s.link = &link{owner: s, id: nicPods, out: s.cfg.Out}
+	s.inLink = &link{owner: s, id: nicInbound, out: s.cfg.Inbound}
 	if err := s.configureTCP(); err != nil {
 		s.stack.Destroy()
 		return err
@@ -94,19 +99,22 @@ func (s *Stack) configureTCP() error {
 			return fmt.Errorf("set %T: %s", o, err)
 		}
 	}
-	if err := s.stack.CreateNIC(nicID, s.link); err != nil {
-		return fmt.Errorf("create interface: %s", err)
+	var routes []tcpip.Route
+	for _, l := range []*link{s.link, s.inLink} {
+		if err := s.stack.CreateNIC(l.id, l); err != nil {
+			return fmt.Errorf("create interface: %s", err)
+		}
+		if err := s.stack.SetPromiscuousMode(l.id, true); err != nil {
+			return fmt.Errorf("accept any destination: %s", err)
+		}
+		if err := s.stack.SetSpoofing(l.id, true); err != nil {
+			return fmt.Errorf("send from any source: %s", err)
+		}
+		routes = append(routes,
+			tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: l.id},
+			tcpip.Route{Destination: header.IPv6EmptySubnet, NIC: l.id})
 	}
-	if err := s.stack.SetPromiscuousMode(nicID, true); err != nil {
-		return fmt.Errorf("accept any destination: %s", err)
-	}
-	if err := s.stack.SetSpoofing(nicID, true); err != nil {
-		return fmt.Errorf("send from any source: %s", err)
-	}
-	s.stack.SetRouteTable([]tcpip.Route{
-		{Destination: header.IPv4EmptySubnet, NIC: nicID},
-		{Destination: header.IPv6EmptySubnet, NIC: nicID},
-	})
+	s.stack.SetRouteTable(routes)
 	return nil
 }
 
@@ -119,7 +127,11 @@ func (s *Stack) unknownTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 	}
 	flags := header.TCP(pkt.TransportHeader().Slice()).Flags()
 	const handshake = header.TCPFlagSyn | header.TCPFlagAck | header.TCPFlagRst
-	if flags&handshake == header.TCPFlagSyn {
+	on := s.link
+	if pkt.NICID == nicInbound {
+		on = s.inLink
+	}
+	if flags&handshake == header.TCPFlagSyn && on == s.link {
 		s.admit(key, id, pkt)
 		return true
 	}
@@ -127,7 +139,7 @@ func (s *Stack) unknownTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 	if flags&header.TCPFlagRst == 0 {
 		buf := s.buffer()
 		defer s.buffers.Put(buf)
-		s.answerReset(buf[:encode(buf[:], pkt)])
+		s.answerReset(buf[:encode(buf[:], pkt)], on)
 	}
 	return true
 }
@@ -255,10 +267,10 @@ func (s *Stack) answerDial(key connKey, err error) {
 	switch {
 	case errors.As(err, &refused):
 		s.counters.drop(DropRefused)
-		s.answerReset(syn)
+		s.answerReset(syn, s.link)
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
 		s.counters.refused.Add(1)
-		s.answerReset(syn)
+		s.answerReset(syn, s.link)
 	case errors.Is(err, context.Canceled):
 		// Closing, or the pod is gone: nobody to tell.
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
