@@ -61,7 +61,6 @@ func connect(cfg KubernetesConfig) (*clients, error) {
 		return nil, err
 	}
 	base.QPS = -1 // no brake: we read by watches and hardly write
-	base.UserAgent = userAgent
 	base.WarningHandler = rest.NoWarnings{}
 	base.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	out := &clients{servers: servers, close: client.CloseIdleConnections}
@@ -112,6 +111,7 @@ func httpClient(cfg KubernetesConfig) (*rest.Config, *http.Client, *apiserver.Tr
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("kubeconfig %s: %w", cfg.Kubeconfig, err)
 		}
+		c.UserAgent = userAgent
 		client, err := rest.HTTPClientFor(c)
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("kubeconfig %s: %w", cfg.Kubeconfig, err)

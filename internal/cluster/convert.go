@@ -266,6 +266,7 @@ func convertEndpointSlice(o *discoveryv1.EndpointSlice) (*model.EndpointSlice, e
 		}
 		s.Ports = append(s.Ports, port)
 	}
+	s.Endpoints = slices.Grow(s.Endpoints, len(o.Endpoints)) // a cluster has many: no room to spare
 	for i := range o.Endpoints {
 		if len(o.Endpoints[i].Addresses) > 0 {
 			s.Endpoints = append(s.Endpoints, c.endpoint(&o.Endpoints[i], s.IPv6))

@@ -89,26 +89,25 @@ func (k *Kubernetes) Run(ctx context.Context, publish func(*model.State)) error 
 	defer k.api.close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	saved := make(chan *model.State, 1)
+	wg.Go(func() { k.keepSaving(saved) })
+	defer close(saved)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	quiet := klog.NewContext(ctx, klog.Logger{}) // reflectors' errors are logged by us, once
 	for _, r := range k.resources {
 		wg.Go(func() { k.reflector(r).RunWithContext(quiet) })
 	}
-	saved := make(chan *model.State, 1)
-	wg.Go(func() { k.keepSaving(ctx, saved) })
 
 	late := time.NewTimer(patience)
 	defer late.Stop()
-	window := time.NewTimer(0)
-	defer window.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-late.C:
 			if s := k.fallback(); s != nil {
-				k.log.Warn("api server does not answer, using the state of the last run", "file", k.cfg.CacheFile, "revision", s.Revision)
+				k.log.Warn("no complete answer of the api server yet, using the state of the last run", "file", k.cfg.CacheFile, "revision", s.Revision)
 				publish(s)
 			}
 			continue
@@ -121,9 +120,8 @@ func (k *Kubernetes) Run(ctx context.Context, publish func(*model.State)) error 
 		k.learnServers(s)
 		publish(s)
 		offer(saved, s)
-		window.Reset(mergeWindow)
 		select {
-		case <-window.C:
+		case <-time.After(mergeWindow):
 		case <-ctx.Done():
 		}
 	}

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"time"
@@ -35,6 +34,7 @@ func (k *Kubernetes) load() {
 	share(k.pool, c.State.Pods)
 	share(k.pool, c.State.Services)
 	share(k.pool, c.State.EndpointSlices)
+	k.learnServers(c.State)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.cached, k.settings = c.State, c.Settings
@@ -49,49 +49,43 @@ func share[T any](pool *interner, list []*T) {
 }
 
 // keepSaving writes the newest of the States that it is given to the file, not
-// more often than saveInterval and once more at the end.
-func (k *Kubernetes) keepSaving(ctx context.Context, states <-chan *model.State) {
+// more often than saveInterval and once more when the channel is closed.
+func (k *Kubernetes) keepSaving(states <-chan *model.State) {
 	var pause <-chan time.Time
-	var due *model.State
+	var newest, kept *model.State
 	for {
 		select {
-		case due = <-states:
-			if pause != nil {
-				continue
+		case s, ok := <-states:
+			if !ok {
+				k.save(newest)
+				return
 			}
-			pause = time.After(saveInterval) // not at once: more follows the first State
+			if newest = s; pause == nil {
+				pause = time.After(saveInterval) // not at once: more follows soon
+			}
 			continue
 		case <-pause:
 			pause = nil
-		case <-ctx.Done():
-			select {
-			case due = <-states:
-			default:
-			}
-			k.save(due)
-			return
+		}
+		if newest == kept {
+			continue
 		}
 		start := time.Now()
-		if k.save(due) {
-			due = nil
-		}
-		if wait := time.Since(start) * saveShare; wait > saveInterval {
-			pause = time.After(wait)
-		}
+		k.save(newest)
+		kept = newest
+		pause = time.After(max(saveInterval, time.Since(start)*saveShare))
 	}
 }
 
-// save writes a State, if any, to the file.
-func (k *Kubernetes) save(s *model.State) bool {
+// save writes a State, if there is one, to the file.
+func (k *Kubernetes) save(s *model.State) {
 	if s == nil || k.cfg.CacheFile == "" {
-		return true
+		return
 	}
 	k.mu.Lock()
 	c := statefile.Content{State: s, Settings: k.settings}
 	k.mu.Unlock()
 	if err := statefile.Write(k.cfg.CacheFile, &c); err != nil {
 		k.log.Warn("state not kept for the next start", "error", err)
-		return false
 	}
-	return true
 }

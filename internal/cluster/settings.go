@@ -21,6 +21,12 @@ type Settings = statefile.Settings
 // settingsTimeout bounds the wait for settings that an earlier run knew.
 const settingsTimeout = 3 * time.Second
 
+// settingsMaps are the ConfigMaps in kube-system that have the settings, and
+// under which key.
+//
+//nolint:gochecknoglobals // a table known at compile time
+var settingsMaps = [2][2]string{{"kubeadm-config", "ClusterConfiguration"}, {"kubelet-config", "kubelet"}}
+
 // Settings reads kubeadm's ClusterConfiguration and the kubelets' shared
 // configuration. Without them (a cluster of another kind) it is zero. When no
 // API server answers, what the last run read counts.
@@ -33,36 +39,26 @@ func (k *Kubernetes) Settings(ctx context.Context) (Settings, error) {
 		ctx, cancel = context.WithTimeout(ctx, settingsTimeout)
 		defer cancel()
 	}
-	s, err := k.readSettings(ctx)
-	if err != nil && known != nil {
-		k.log.Warn("cluster's settings not read, using those of the last run", "error", err)
-		return *known, nil
+	var texts [2]string
+	var err error
+	for i, from := range settingsMaps {
+		if texts[i], err = k.configMap(ctx, from[0], from[1]); err != nil && known != nil {
+			k.log.Warn("cluster's settings not read, using those of the last run", "error", err)
+			return *known, nil
+		}
+		if err != nil {
+			return Settings{}, err
+		}
 	}
-	if err != nil {
-		return Settings{}, err
+	var s Settings
+	for i, read := range []func(string, *Settings) error{clusterSettings, kubeletSettings} {
+		if err := read(texts[i], &s); err != nil {
+			return Settings{}, fmt.Errorf("config map kube-system/%s: %w", settingsMaps[i][0], err)
+		}
 	}
 	k.mu.Lock()
 	k.settings = &s
 	k.mu.Unlock()
-	return s, nil
-}
-
-func (k *Kubernetes) readSettings(ctx context.Context) (Settings, error) {
-	var s Settings
-	text, err := k.configMap(ctx, "kubeadm-config", "ClusterConfiguration")
-	if err != nil {
-		return s, err
-	}
-	if err := clusterSettings(text, &s); err != nil {
-		return s, fmt.Errorf("config map kube-system/kubeadm-config: %w", err)
-	}
-	text, err = k.configMap(ctx, "kubelet-config", "kubelet")
-	if err != nil {
-		return s, err
-	}
-	if err := kubeletSettings(text, &s); err != nil {
-		return s, fmt.Errorf("config map kube-system/kubelet-config: %w", err)
-	}
 	return s, nil
 }
 

@@ -1,0 +1,356 @@
+package cluster_test
+
+import (
+	"fmt"
+
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/internal/model"
+)
+
+func namespace(name string, version int) string {
+	return fmt.Sprintf(`{"kind":"Namespace","apiVersion":"v1","metadata":{"name":%q,"resourceVersion":"%d"}}`, name, version)
+}
+
+func hasNamespace(name string) func(*model.State) bool {
+	return func(s *model.State) bool { return s.Namespace(name) != nil }
+}
+
+// TestKubernetesOutlastsFaults: whatever the server does, the source comes to
+// the truth when the server comes to its senses, and says nothing before.
+func TestKubernetesOutlastsFaults(t *testing.T) {
+	t.Parallel()
+	type wrong = func(w http.ResponseWriter, r *http.Request) bool
+	for name, fault := range map[string]wrong{
+		"unavailable": func(w http.ResponseWriter, _ *http.Request) bool {
+			status(w, http.StatusServiceUnavailable, "ServiceUnavailable")
+			return true
+		},
+		"too many requests": func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Retry-After", "1")
+			status(w, http.StatusTooManyRequests, "TooManyRequests")
+			return true
+		},
+		"one kind forbidden": func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, "/pods") {
+				status(w, http.StatusForbidden, "Forbidden")
+				return true
+			}
+			return false
+		},
+		"an ordinary kind is missing": func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, "/pods") {
+				status(w, http.StatusNotFound, "NotFound")
+				return true
+			}
+			return false
+		},
+		"not an API": func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = w.Write([]byte("<html>welcome</html>"))
+			return true
+		},
+		"garbage": func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write([]byte(`{"type":"ADDED","object":{"kind":"Name`))
+			return true
+		},
+		"garbled protobuf": func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "application/vnd.kubernetes.protobuf;stream=watch")
+			_, _ = w.Write([]byte("\x00\x00\x00\x05k8s\x00\xff\xff\xff\xff\xff"))
+			return true
+		},
+		"connections are cut": func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			api := newFakeAPI(t)
+			api.objects["namespaces"] = []string{namespace("a", 1)}
+			api.misbehave(fault)
+			f := follow(t, newKubernetes(t, api.config()))
+			eventually(t, func() error {
+				if n := api.requests(); n < 12 {
+					return fmt.Errorf("%d requests", n)
+				}
+				return nil
+			})
+			select {
+			case s := <-f.states:
+				t.Fatalf("a State without every kind: %+v", s)
+			default:
+			}
+			api.misbehave(nil)
+			f.until("the namespace", hasNamespace("a"))
+		})
+	}
+}
+
+// TestKubernetesListsWithoutStreams: an API server that does not stream lists
+// is listed.
+func TestKubernetesListsWithoutStreams(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	api.noStream = true
+	api.objects["namespaces"] = []string{namespace("a", 1)}
+	f := follow(t, newKubernetes(t, api.config()))
+	f.until("the namespace", hasNamespace("a"))
+	eventually(t, func() error {
+		if api.watching("namespaces") == 0 {
+			return fmt.Errorf("namespaces are not watched")
+		}
+		return nil
+	})
+	api.send("namespaces", "ADDED", namespace("b", 2))
+	f.until("the second namespace", hasNamespace("b"))
+}
+
+// TestKubernetesComesBack: a watch that breaks is resumed, and what was missed
+// meanwhile is seen, deletions too; nothing is lost in between.
+func TestKubernetesComesBack(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	api.objects["namespaces"] = []string{namespace("a", 1), namespace("b", 1)}
+	f := follow(t, newKubernetes(t, api.config()))
+	before := f.until("both", func(s *model.State) bool { return hasNamespace("a")(s) && hasNamespace("b")(s) })
+	api.mu.Lock()
+	api.objects["namespaces"] = []string{namespace("b", 1), namespace("c", 2)}
+	api.mu.Unlock()
+	api.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("watch") == "true" && r.URL.Query().Get("sendInitialEvents") == "" {
+			status(w, http.StatusGone, "Expired")
+			return true
+		}
+		return false
+	})
+	api.http.CloseClientConnections()
+	after := f.until("the truth", func(s *model.State) bool { return !hasNamespace("a")(s) && hasNamespace("c")(s) })
+	if before.Namespace("b") != after.Namespace("b") {
+		t.Error("a namespace that did not change has a new pointer")
+	}
+	if !hasNamespace("b")(after) {
+		t.Error("a namespace was lost")
+	}
+}
+
+// TestKubernetesRefusesObjectsAlone: an object that cannot be understood
+// disturbs no other; what was good of it stays.
+func TestKubernetesRefusesObjectsAlone(t *testing.T) {
+	t.Parallel()
+	service := func(ip string, version int) string {
+		return fmt.Sprintf(`{"kind":"Service","apiVersion":"v1","metadata":{"name":"s","namespace":"default","resourceVersion":"%d"},"spec":{"clusterIP":%q}}`, version, ip)
+	}
+	api := newFakeAPI(t)
+	api.objects["services"] = []string{service("10.0.0.1", 1)}
+	api.objects["nodes"] = []string{`{"kind":"Node","apiVersion":"v1","metadata":{"name":"n","resourceVersion":"1","annotations":{"netctl.io/endpoints":"nonsense"}},"spec":{"podCIDR":"10.1.0.0/24"}}`}
+	f := follow(t, newKubernetes(t, api.config()))
+	s := f.until("the service", func(s *model.State) bool { return len(s.Services) == 1 })
+	if n := s.Node("n"); n == nil || len(n.PodCIDRs) != 1 || len(n.Endpoints) != 0 {
+		t.Errorf("node with a malformed claim: %+v, want its range and no endpoint", n)
+	}
+	api.send("services", "MODIFIED", service("10.0.0.one", 2))
+	api.send("namespaces", "ADDED", namespace("a", 3))
+	s = f.until("the namespace", hasNamespace("a"))
+	if len(s.Services) != 1 || s.Services[0].ClusterIPs[0] != netip.MustParseAddr("10.0.0.1") {
+		t.Errorf("services %+v, want the good one of before", s.Services)
+	}
+	api.send("services", "MODIFIED", service("10.0.0.2", 4))
+	f.until("the new address", func(s *model.State) bool { return s.Services[0].ClusterIPs[0] == netip.MustParseAddr("10.0.0.2") })
+}
+
+// TestKubernetesBeginsWithTheLastState: without a server the State of the last
+// run counts, and the live one replaces it.
+func TestKubernetesBeginsWithTheLastState(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	api.objects["namespaces"] = []string{namespace("a", 1), namespace("b", 1)}
+	api.objects["blocks"] = []string{`{"kind":"Block","apiVersion":"netctl.io/v1alpha1","metadata":{"name":"10-0-0-0-24","resourceVersion":"1"},"spec":{"cidr":"10.0.0.0/24","node":"n1"}}`}
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	f := follow(t, newKubernetes(t, cfg))
+	first := f.until("both", func(s *model.State) bool { return hasNamespace("a")(s) && hasNamespace("b")(s) })
+	f.stop()
+	info, err := os.Stat(cfg.CacheFile)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("cache file: %v, %v; want mode 0600", info, err)
+	}
+
+	api.objects["namespaces"] = []string{namespace("b", 1)}
+	api.objects["blocks"] = nil
+	hang := make(chan struct{})
+	t.Cleanup(func() { api.misbehave(nil) })
+	api.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
+		select {
+		case <-hang:
+		case <-r.Context().Done():
+		}
+		return false
+	})
+	f = follow(t, newKubernetes(t, cfg))
+	cached := f.until("the cached State", func(*model.State) bool { return true })
+	if !cached.Synced || !hasNamespace("a")(cached) || len(cached.Blocks) != 1 || cached.Revision < first.Revision {
+		t.Errorf("cached State %+v, want that of revision %d", cached, first.Revision)
+	}
+	close(hang)
+	live := f.until("the live State", func(s *model.State) bool { return !hasNamespace("a")(s) })
+	if len(live.Blocks) != 0 {
+		t.Errorf("blocks %v are gone from the server", live.Blocks)
+	}
+	if cached.Namespace("b") != live.Namespace("b") {
+		t.Error("what is the same in the cached and the live State has two pointers")
+	}
+}
+
+func TestKubernetesIgnoresADamagedCache(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	if err := os.WriteFile(cfg.CacheFile, []byte("netctl state 1\nnonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	follow(t, newKubernetes(t, cfg)).until("a State", func(s *model.State) bool { return s.Synced })
+}
+
+// TestKubernetesFailsOver: when the configured API server is gone, the others
+// that the cluster names are used, for reading and writing, also by an agent
+// that starts then.
+func TestKubernetesFailsOver(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	other := api.serve(t, []string{"kubernetes", "kubernetes.default.svc"}) // the first one's address is not in its certificate
+	addr := netip.MustParseAddrPort(other.Listener.Addr().String())
+	api.objects["endpointslices"] = []string{fmt.Sprintf(`{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1",
+		"metadata":{"name":"kubernetes","namespace":"default","resourceVersion":"1"},"addressType":"IPv4",
+		"endpoints":[{"addresses":[%q]}],"ports":[{"name":"https","port":%d}]}`, addr.Addr(), addr.Port())}
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	k := newKubernetes(t, cfg)
+	f := follow(t, k)
+	f.until("the endpoints", func(s *model.State) bool { return len(s.EndpointSlices) == 1 })
+	servers := k.Servers()
+	if want := netip.MustParseAddrPort(api.http.Listener.Addr().String()); len(servers) != 2 || servers[0] != want || servers[1] != addr {
+		t.Errorf("Servers: %v, want %v and %v", servers, want, addr)
+	}
+	api.http.Listener.Close()
+	api.http.CloseClientConnections()
+	check := func(f *follower, name string) {
+		t.Helper()
+		eventually(t, func() error {
+			if n := api.watching("namespaces"); n != 1 {
+				return fmt.Errorf("%d watch namespaces, want 1", n)
+			}
+			return nil
+		})
+		api.mu.Lock()
+		api.objects["namespaces"] = append(api.objects["namespaces"], namespace(name, 2))
+		api.mu.Unlock()
+		api.send("namespaces", "ADDED", namespace(name, 2))
+		f.until("a namespace by the other server", hasNamespace(name))
+	}
+	check(f, "a")
+	f.stop()
+	eventually(t, func() error {
+		if api.watching("namespaces") > 0 {
+			return fmt.Errorf("still watched")
+		}
+		return nil
+	})
+	f = follow(t, newKubernetes(t, cfg))
+	f.until("the first namespace", hasNamespace("a"))
+	check(f, "b")
+}
+
+// TestKubernetesNeedsAnAPIServer: what is missing is said, with what to do.
+func TestKubernetesNeedsAnAPIServer(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	kubelet := func(server string) string {
+		return fmt.Sprintf("apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\nclusters: [{name: k, cluster: {server: %q}}]\nusers: [{name: u, user: {client-certificate: /absent}}]\n", server)
+	}
+	good := write("good", kubelet(api.http.URL))
+	for name, test := range map[string]struct {
+		change func(*cluster.KubernetesConfig)
+		want   string // in the error; "" for none
+	}{
+		"server from the kubelet":    {func(c *cluster.KubernetesConfig) { c.Server, c.KubeletConf = "", good }, ""},
+		"server as host and port":    {func(c *cluster.KubernetesConfig) { c.Server = "192.0.2.1:6443" }, ""},
+		"no token":                   {func(c *cluster.KubernetesConfig) { c.ServiceAccount = dir }, "no credentials"},
+		"no server":                  {func(c *cluster.KubernetesConfig) { c.Server = "" }, "no API server: none is configured"},
+		"kubelet.conf is no config":  {func(c *cluster.KubernetesConfig) { c.Server, c.KubeletConf = "", write("bad", "{") }, "no API server"},
+		"kubelet.conf has no server": {func(c *cluster.KubernetesConfig) { c.Server, c.KubeletConf = "", write("empty", "kind: Config") }, "no cluster for its current context"},
+		"server without TLS":         {func(c *cluster.KubernetesConfig) { c.Server = "http://192.0.2.1" }, "not an https URL"},
+		"no kubeconfig":              {func(c *cluster.KubernetesConfig) { c.Kubeconfig = filepath.Join(dir, "none") }, "kubeconfig"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := api.config()
+			test.change(&cfg)
+			k, err := cluster.NewKubernetes(cfg)
+			switch {
+			case test.want == "" && (err != nil || len(k.Servers()) != 1):
+				t.Errorf("error %v, servers %v", err, k)
+			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("error %v, want one with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// TestKubernetesSettings reads what kubeadm wrote, and remembers it.
+func TestKubernetesSettings(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	maps := map[string]string{}
+	api.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
+		name, ok := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/kube-system/configmaps/")
+		if ok && maps[name] != "" {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = fmt.Fprintf(w, `{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":%q},"data":%s}`, name, maps[name])
+			return true
+		}
+		return false
+	})
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	k := newKubernetes(t, cfg)
+	if s, err := k.Settings(t.Context()); err != nil || len(s.PodSubnets)+len(s.ServiceSubnets)+len(s.ClusterDNS) != 0 || s.DNSDomain != "" {
+		t.Errorf("settings of a cluster without kubeadm: %+v, %v", s, err)
+	}
+	maps["kubeadm-config"] = `{"ClusterConfiguration":"networking: {podSubnet: nonsense}"}`
+	if s, err := k.Settings(t.Context()); err == nil || !strings.Contains(err.Error(), "kubeadm-config: networking.podSubnet") {
+		t.Errorf("settings %+v of a broken configuration: %v", s, err)
+	}
+	maps["kubeadm-config"] = `{"ClusterConfiguration":"networking:\n  dnsDomain: example.org\n  podSubnet: 10.1.0.0/16,fd00:1::/56\n  serviceSubnet: 10.96.0.0/12\n"}`
+	maps["kubelet-config"] = `{"kubelet":"clusterDNS:\n- 10.96.0.10\nclusterDomain: example.org\n"}`
+	check := func(k *cluster.Kubernetes) {
+		t.Helper()
+		s, err := k.Settings(t.Context())
+		if got, want := fmt.Sprint(s), "{[10.1.0.0/16 fd00:1::/56] [10.96.0.0/12] example.org [10.96.0.10]}"; err != nil || got != want {
+			t.Errorf("settings %s, %v; want %s", got, err, want)
+		}
+	}
+	check(k)
+	f := follow(t, k)
+	f.until("a State", func(*model.State) bool { return true })
+	f.stop()
+	api.http.Listener.Close()
+	api.http.CloseClientConnections()
+	check(newKubernetes(t, cfg))
+	cfg.CacheFile = ""
+	if _, err := newKubernetes(t, cfg).Settings(t.Context()); err == nil {
+		t.Error("settings without a server and a cache")
+	}
+}
