@@ -9,7 +9,7 @@ IMAGE_ARCH ?= amd64,arm64
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image demo test ci ci-rest lint bench fuzz vuln clean
+.PHONY: help setup build image chart demo test ci ci-rest lint bench fuzz vuln clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ build: ## build bin/netctl, with the small CNI plugin embedded
 
 image: ## dist/netctl-image.tar, for amd64 and arm64 (IMAGE_ARCH=amd64: that one alone)
 	@$(GO) run ./deploy/image -o dist/netctl-image.tar -arch $(IMAGE_ARCH) -version '$(VERSION)'
+
+chart: ## the Helm chart against the real helm, which is built from source
+	@$(GO) build -C deploy/tools -o ../../bin/helm helm.sh/helm/v4/cmd/helm
+	@HELM='$(CURDIR)/bin/helm' $(GO) test -count=1 -run Helm ./deploy
 
 demo: setup build ## bring up three nodes on this machine, prove that it works, take them down
 	@./bin/netctl lab demo $(ARGS)

@@ -134,8 +134,8 @@ func (o Options) data() (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	values, err := overlay(defaults, o.Values)
-	if err != nil {
+	values := withoutNull(defaults.Overlay(o.Values))
+	if err := check(values); err != nil {
 		return nil, err
 	}
 	if o.Namespace == "" {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
-	"reflect"
 	"strconv"
 	"strings"
 	"text/template"
@@ -20,10 +19,10 @@ import (
 func functions(t *template.Template) template.FuncMap {
 	return template.FuncMap{
 		"default": func(fallback, v any) any {
-			if isEmpty(v) {
-				return fallback
+			if truth, _ := template.IsTrue(v); truth {
+				return v
 			}
-			return v
+			return fallback
 		},
 		"include": func(name string, data any) (string, error) {
 			var b strings.Builder
@@ -50,16 +49,12 @@ func indent(n int, s string) string {
 	return pad + strings.ReplaceAll(s, "\n", "\n"+pad)
 }
 
-// isEmpty says what templates take for no value.
-func isEmpty(v any) bool {
-	truth, _ := template.IsTrue(v)
-	return v == nil || !truth || !reflect.ValueOf(v).IsValid()
-}
+// noValue is what a template prints for a value that is not there.
+const noValue = "<no value>"
 
-// parse reads all templates of the chart. A value that is not there is an error,
-// never the words "<no value>".
+// parse reads all templates of the chart.
 func parse() (*template.Template, error) {
-	root := template.New("chart").Option("missingkey=error")
+	root := template.New("chart")
 	root.Funcs(functions(root))
 	names, err := templates()
 	if err != nil {
@@ -96,6 +91,9 @@ func execute(data map[string]any) (map[string]string, error) {
 		var b strings.Builder
 		if err := root.ExecuteTemplate(&b, base, data); err != nil {
 			return nil, fmt.Errorf("render the chart: %w", err)
+		}
+		if strings.Contains(b.String(), noValue) {
+			return nil, fmt.Errorf("render the chart: %s prints a value that is not there", base)
 		}
 		out[base] = b.String()
 	}

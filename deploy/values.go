@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,14 +14,6 @@ import (
 // values, as YAML has them.
 type Values map[string]any
 
-// ErrValue marks an option that the chart does not have, or a value that cannot
-// be one.
-var ErrValue = errors.New("no such option")
-
-// free are the maps below which any key may stand: their content is
-// Kubernetes', not ours. Maps that are empty by default are free as well.
-var free = []string{"nodeSelector", "resources", "updateStrategy"}
-
 // ParseValues reads a file of values; name is for messages.
 func ParseValues(data []byte, name string) (Values, error) {
 	var v Values
@@ -33,8 +24,8 @@ func ParseValues(data []byte, name string) (Values, error) {
 }
 
 // Overlay returns v with over laid on it, as Helm does: maps are merged,
-// everything else is replaced, and null takes away what was there. Neither is
-// changed.
+// everything else is replaced; a null stays and takes away what is there when
+// the chart is rendered. Neither is changed.
 func (v Values) Overlay(over Values) Values { return merge(v, over) }
 
 func merge(base, over map[string]any) map[string]any {
@@ -45,17 +36,22 @@ func merge(base, over map[string]any) map[string]any {
 	for k, value := range over {
 		below, isMap := value.(map[string]any)
 		here, wasMap := out[k].(map[string]any)
-		_, wasList := out[k].([]any)
-		switch {
-		case isMap && wasMap:
-			out[k] = merge(here, below)
-		case value == nil && wasMap:
-			out[k] = map[string]any{}
-		case value == nil && wasList:
-			out[k] = []any{}
-		case value == nil:
-			delete(out, k)
-		default:
+		if isMap && wasMap {
+			value = merge(here, below)
+		}
+		out[k] = value
+	}
+	return out
+}
+
+// withoutNull returns m without the keys that null has taken away.
+func withoutNull(m map[string]any) map[string]any {
+	out := map[string]any{}
+	for k, value := range m {
+		if below, ok := value.(map[string]any); ok {
+			value = withoutNull(below)
+		}
+		if value != nil {
 			out[k] = value
 		}
 	}
@@ -150,41 +146,4 @@ func cut(text string, sep byte) []string {
 		part.WriteByte(c)
 	}
 	return append(out, part.String())
-}
-
-// overlay lays over on the chart's defaults and refuses what is not there.
-func overlay(defaults, over Values) (Values, error) {
-	if err := errors.Join(known("", defaults, over)...); err != nil {
-		return nil, err
-	}
-	return defaults.Overlay(over), nil
-}
-
-// known returns an error for every key of over that have has no place for.
-func known(prefix string, have, over map[string]any) []error {
-	var errs []error
-	for _, k := range slices.Sorted(maps.Keys(over)) {
-		name := prefix + k
-		value, ok := have[k]
-		if !ok {
-			errs = append(errs, fmt.Errorf("%w: %s (there are %s)", ErrValue, name,
-				strings.Join(slices.Sorted(maps.Keys(have)), ", ")))
-			continue
-		}
-		here, isMap := value.(map[string]any)
-		below, toMap := over[k].(map[string]any)
-		switch {
-		case over[k] == nil && (isMap || isList(value)):
-		case over[k] == nil || isMap != toMap || isList(value) != isList(over[k]):
-			errs = append(errs, fmt.Errorf("%w: %s must be like its default, which is %v", ErrValue, name, value))
-		case isMap && len(here) > 0 && !slices.Contains(free, name):
-			errs = append(errs, known(name+".", here, below)...)
-		}
-	}
-	return errs
-}
-
-func isList(v any) bool {
-	_, ok := v.([]any)
-	return ok
 }
