@@ -144,6 +144,24 @@ func (c *Claimer) Apply(ctx context.Context, used func(Families) Usage, taken []
 	return own, errors.Join(errs...)
 }
 
+// Enough reports whether Apply would leave everything as it is, when own are the
+// node's blocks. It asks the store nothing, so it may be asked often, with blocks
+// as they were last heard of.
+func (c *Claimer) Enough(own []netip.Prefix, used func(Families) Usage) bool {
+	for _, f := range []Families{IPv4, IPv6} {
+		have := 0
+		for _, b := range own {
+			if b.Addr().Is4() == (f == IPv4) {
+				have++
+			}
+		}
+		if len(c.pools(f)) > 0 && (have == 0 || c.wants(used(f), have)) {
+			return false
+		}
+	}
+	return true
+}
+
 // wants reports whether one more block is needed beside those of u. Blocks that
 // the pool does not know yet are ready to be used, so they come first.
 func (c *Claimer) wants(u Usage, have int) bool {
@@ -260,17 +278,13 @@ func (p BlockPool) index(a netip.Addr) uint64 {
 }
 
 // Reclaim deletes the blocks of nodes that have been gone for the grace and
-// returns them. nodes is every node of a State that is complete; inUse says
-// whether a pod or another node still has addresses of a block. When the own
-// node is not among the nodes the list is not to be trusted, and nothing is
-// done.
-func (c *Claimer) Reclaim(ctx context.Context, nodes []string, inUse func(netip.Prefix) bool) ([]model.Block, error) {
+// returns them. all is every block and nodes every node of a State that is
+// complete; inUse says whether a pod or another node still has addresses of a
+// block. When the own node is not among the nodes the list is not to be trusted,
+// and nothing is done.
+func (c *Claimer) Reclaim(ctx context.Context, all []model.Block, nodes []string, inUse func(netip.Prefix) bool) ([]model.Block, error) {
 	if !slices.Contains(nodes, c.cfg.Node) {
 		return nil, nil
-	}
-	all, err := c.cfg.Store.List(ctx)
-	if err != nil {
-		return nil, err
 	}
 	now := c.cfg.Now()
 	gone := map[string]time.Time{}

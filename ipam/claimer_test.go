@@ -62,6 +62,18 @@ func (s *store) Delete(_ context.Context, b model.Block) error {
 	return nil
 }
 
+// of returns the blocks of a node.
+func (s *store) of(node string) []netip.Prefix {
+	var out []netip.Prefix
+	for p, n := range s.blocks {
+		if n == node {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out
+}
+
 func claimer(t *testing.T, s *store, node string, c *clock, pools ...ipam.BlockPool) *ipam.Claimer {
 	t.Helper()
 	cl, err := ipam.NewClaimer(ipam.ClaimerConfig{Node: node, Store: s, Pools: pools, MaxBlocks: 3, Now: c.Now})
@@ -110,7 +122,13 @@ func TestClaimerClaims(t *testing.T) {
 			t.Parallel()
 			s := newStore(tc.blocks...)
 			s.hidden = tc.hidden
-			got, err := claimer(t, s, "a", &clock{}, tc.pools...).Apply(t.Context(), func(ipam.Families) ipam.Usage { return tc.usage }, tc.taken)
+			cl, used := claimer(t, s, "a", &clock{}, tc.pools...), func(ipam.Families) ipam.Usage { return tc.usage }
+			before := s.of("a")
+			enough := cl.Enough(before, used)
+			got, err := cl.Apply(t.Context(), used, tc.taken)
+			if err == nil && enough != slices.Equal(before, got) {
+				t.Errorf("enough: %v, with %v before and %v after", enough, before, got)
+			}
 			same(t, "blocks", got, tc.want)
 			if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
 				t.Errorf("got error %v, want %q", err, tc.err)
@@ -214,7 +232,11 @@ func TestClaimerReclaims(t *testing.T) {
 	inUse := func(p netip.Prefix) bool { return p == netip.MustParsePrefix("10.0.2.0/24") }
 	step := func(what string, nodes []string, want ...model.Block) {
 		t.Helper()
-		got, err := cl.Reclaim(t.Context(), nodes, inUse)
+		all, err := s.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := cl.Reclaim(t.Context(), all, nodes, inUse)
 		if err != nil {
 			t.Fatal(err)
 		}

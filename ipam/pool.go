@@ -88,7 +88,7 @@ type Usage struct {
 	Total    uint64
 	Used     uint64
 	Cooling  uint64 // released, not rested yet
-	Reserved uint64
+	Reserved uint64 // not for pods, or held
 	Free     uint64
 	Outside  uint64 // leases of addresses that are in no block (any more)
 	Bypassed uint64 // addresses handed out before their cool-down was over, since Open
@@ -331,6 +331,30 @@ func (p *Pool) insert(l *Lease) {
 	for _, a := range l.Addresses {
 		p.byAddr[a] = l
 		p.space(a).take(a)
+	}
+}
+
+// Hold names the addresses that somebody has although no lease says so, such as
+// pods that were started under a record that is lost. They are not handed out
+// until a later call leaves them out, and then rest first. It is not recorded.
+func (p *Pool) Hold(addrs []netip.Addr) {
+	var held [2]map[netip.Addr]bool
+	for _, a := range addrs {
+		f := 0
+		if a.Is6() {
+			f = 1
+		}
+		if held[f] == nil {
+			held[f] = map[netip.Addr]bool{}
+		}
+		held[f][a] = true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for f := range p.spaces {
+		if len(p.spaces[f].held) > 0 || len(held[f]) > 0 {
+			p.spaces[f].hold(held[f], p.cfg.Now(), p.seq)
+		}
 	}
 }
 

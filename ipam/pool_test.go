@@ -495,3 +495,36 @@ func BenchmarkPoolAllocate(b *testing.B) {
 		p.Close()
 	}
 }
+
+// What somebody has without a lease is handed out to nobody, wherever in the
+// block it is, and rests when it is let go of.
+func TestPoolHolds(t *testing.T) {
+	t.Parallel()
+	c := &clock{now: time.Unix(1000, 0)}
+	p := open(t, t.TempDir(), c, "10.0.0.0/29") // .3 to .6 are for pods
+	allocate(t, p, 1, ipam.IPv4)
+	release(t, p, 1) // .3 cools down
+	p.Hold(addrs("10.0.0.3", "10.0.0.4", "10.9.9.9"))
+	got := slices.Concat(allocate(t, p, 2, ipam.IPv4), allocate(t, p, 3, ipam.IPv4))
+	if !slices.Equal(got, addrs("10.0.0.5", "10.0.0.6")) {
+		t.Errorf("handed out %v", got)
+	}
+	c.now = c.now.Add(time.Hour)
+	if l, err := p.Allocate(id(4), "", ipam.IPv4); err == nil {
+		t.Errorf("handed out %v, which is held", l.Addresses)
+	}
+	if err := p.Adopt(id(5), "", addrs("10.0.0.4")); err != nil { // its owner is found
+		t.Error(err)
+	}
+	p.Hold(nil)
+	if l, err := p.Allocate(id(4), "", ipam.IPv4); err == nil {
+		t.Errorf("handed out %v without a rest", l.Addresses)
+	}
+	c.now = c.now.Add(ipam.DefaultCooldown)
+	if got := allocate(t, p, 4, ipam.IPv4); !slices.Equal(got, addrs("10.0.0.3")) {
+		t.Errorf("handed out %v", got)
+	}
+	if u := p.Usage(ipam.IPv4); u.Used != 4 || u.Free != 0 || u.Cooling != 0 {
+		t.Errorf("usage %+v", u)
+	}
+}

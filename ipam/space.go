@@ -20,6 +20,7 @@ type space struct {
 	free   map[netip.Addr]uint64 // which entry of the queue stands for an address
 	parked []released            // like queue, for what is in none of the present blocks
 	leased map[netip.Addr]*Lease // the pool's
+	held   map[netip.Addr]bool   // in nobody's lease, and not to be handed out
 }
 
 // span is one block.
@@ -111,7 +112,7 @@ func (s *space) next(now time.Time, floor, cooldown time.Duration) (netip.Addr, 
 		b := s.blocks[s.fresh]
 		for ; b.cursor < b.end; b.cursor++ {
 			a := addrAt(b.prefix, b.cursor)
-			if _, used := s.free[a]; !used && s.leased[a] == nil {
+			if _, used := s.free[a]; !used && s.leased[a] == nil && !s.held[a] {
 				return a, supplyFresh
 			}
 		}
@@ -120,6 +121,10 @@ func (s *space) next(now time.Time, floor, cooldown time.Duration) (netip.Addr, 
 		r := &s.queue[s.head]
 		if s.free[r.addr] != r.seq || !s.block(r.addr).forPods(r.addr) {
 			continue // taken since, or not for pods in a block of another size
+		}
+		if s.held[r.addr] {
+			delete(s.free, r.addr) // hold puts it back
+			continue
 		}
 		if r.at.After(now) { // the clock was set back: start to count again
 			r.at = now
@@ -158,12 +163,32 @@ func (s *space) put(r released) {
 	s.queue = append(s.queue, r)
 }
 
+// hold makes the held addresses these. One that no longer is rests as if it had
+// been released, unless it is beyond the cursor or leased.
+func (s *space) hold(addrs map[netip.Addr]bool, now time.Time, seq uint64) {
+	for a := range s.held {
+		b := s.block(a)
+		_, free := s.free[a]
+		if !addrs[a] && !free && s.leased[a] == nil && b != nil && offsetIn(b.prefix, a) < b.cursor {
+			s.put(released{addr: a, at: now, seq: seq})
+		}
+	}
+	s.held = addrs
+}
+
 // usage counts. It costs as much as there are addresses in use or cooling.
 func (s *space) usage(now time.Time, cooldown time.Duration) Usage {
 	u := Usage{Blocks: len(s.blocks)}
 	for _, b := range s.blocks {
 		u.Total += size(b.prefix)
 		u.Reserved += reservedPerBlock
+	}
+	for a := range s.held {
+		if _, free := s.free[a]; !free && s.leased[a] == nil {
+			if b := s.block(a); b != nil && b.forPods(a) {
+				u.Reserved++
+			}
+		}
 	}
 	for _, r := range s.queue[s.head:] {
 		if s.free[r.addr] == r.seq && now.Sub(r.at) < cooldown {

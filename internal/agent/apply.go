@@ -85,6 +85,7 @@ func (a *Agent) publish(out Output) error {
 	if err := a.pool.SetBlocks(out.Blocks); err != nil {
 		return fmt.Errorf("use the node's pod ranges: %w", err)
 	}
+	a.pool.Hold(unrecorded(a.state.Load(), out.Blocks, a.owners()))
 	a.affinity.Sweep(out.Tables.Services, a.router.Now())
 	a.resolver.Publish(out.Zone)
 	unread := a.workers.Publish(out.Tables)
@@ -92,6 +93,38 @@ func (a *Agent) publish(out Output) error {
 	a.unread = unread
 	a.mu.Unlock()
 	return nil
+}
+
+// owners are the pods that have a port here, by name and by UID: the API server
+// and the runtime know static pods under different UIDs.
+func (a *Agent) owners() map[string]bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make(map[string]bool, 2*len(a.pods))
+	for _, p := range a.pods {
+		out[p.rec.UID], out[p.rec.name()] = true, true
+	}
+	delete(out, "") // of runtimes that know no pods
+	return out
+}
+
+// unrecorded returns the addresses of this node's blocks that pods have although
+// they have no port here. Their record is lost (the state directory was emptied
+// under them), they were another's under this node's name, or they are about to
+// go: until the cluster says that they are gone, nobody else gets their addresses.
+func unrecorded(s *model.State, blocks []netip.Prefix, owners map[string]bool) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range s.Pods {
+		if p.Finished || p.HostNetwork || owners[p.UID] || owners[p.Name.String()] {
+			continue
+		}
+		for _, addr := range p.Addresses {
+			if slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return b.Contains(addr) }) {
+				out = append(out, addr)
+			}
+		}
+	}
+	return out
 }
 
 // readable returns why a published port's packets are not read, nil when they

@@ -126,20 +126,27 @@ func (a *Agent) claimBlocks(ctx context.Context, state *model.State) error {
 		}
 		a.claimer, a.pools = c, pools
 	}
-	var taken []netip.Prefix
+	var own, taken []netip.Prefix
+	for _, b := range state.Blocks {
+		if b.Node == a.cfg.Node {
+			own = append(own, b.CIDR)
+		}
+	}
 	nodes := make([]string, 0, len(state.Nodes))
 	for _, n := range state.Nodes {
 		taken = append(taken, n.PodCIDRs...)
 		nodes = append(nodes, n.Name)
 	}
-	if _, err := a.claimer.Apply(ctx, a.pool.Usage, taken); err != nil {
-		return fmt.Errorf("claim pod addresses: %w", err)
+	if !a.claimer.Enough(own, a.pool.Usage) {
+		if _, err := a.claimer.Apply(ctx, a.pool.Usage, taken); err != nil {
+			return fmt.Errorf("claim pod addresses: %w", err)
+		}
 	}
 	if time.Since(a.reclaimed) < reconcileInterval {
 		return nil
 	}
 	a.reclaimed = time.Now()
-	freed, err := a.claimer.Reclaim(ctx, nodes, func(block netip.Prefix) bool {
+	freed, err := a.claimer.Reclaim(ctx, state.Blocks, nodes, func(block netip.Prefix) bool {
 		return slices.ContainsFunc(state.Pods, func(p *model.Pod) bool {
 			return !p.Finished && slices.ContainsFunc(p.Addresses, block.Contains)
 		})
