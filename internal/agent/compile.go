@@ -368,17 +368,23 @@ func (c *compiler) ports() { //nolint:gocognit // one case per kind of port
 					write([]byte(p.Node), []byte(a.String()))
 				}
 			}
+			c.writeRanges(write)
 		case datapath.KindNetstack, datapath.KindInbound:
-			for _, claim := range c.mesh.Claims {
-				write([]byte(claim.Prefix.String()))
-			}
-			for _, p := range slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs) {
-				write([]byte(p.String()))
-			}
+			c.writeRanges(write)
 		case datapath.KindDNS: // nothing that is sent by it was judged
 		}
 		e.Gen = gen.Sum32()
 		c.tables.Ports[p.ID] = e
+	}
+}
+
+// writeRanges writes what decides which addresses are outside.
+func (c *compiler) writeRanges(write func(...[]byte)) {
+	for _, claim := range c.mesh.Claims {
+		write([]byte(claim.Prefix.String()))
+	}
+	for _, p := range slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs) {
+		write([]byte(p.String()))
 	}
 }
 

@@ -303,7 +303,7 @@ func TestGenerations(t *testing.T) {
 		}, []datapath.PortID{agent.OverlayPort, agent.NetstackPort}},
 		{"this node's address", func(in *agent.Input) {
 			change(in, 0, func(n *model.Node) { n.Addresses = []netip.Addr{addr("192.0.2.111")} })
-		}, []datapath.PortID{agent.HostPort, agent.NetstackPort}},
+		}, []datapath.PortID{agent.HostPort, agent.OverlayPort, agent.NetstackPort}},
 	}
 	base := input(t)
 	before := agent.Compile(base).Tables.Ports

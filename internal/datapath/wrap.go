@@ -123,10 +123,11 @@ func (in *Input) belongs(from *PortEntry) bool {
 }
 
 // clientPort is the port behind which a known connection's client is now: where
-// its address leads, but for those that no route knows. They stay where they are.
+// its address leads, but for clients that no route knows. They stay where they
+// are, if they may still: see disowned.
 func (in *Input) clientPort(c *conn, e *flow.Entry, reverse bool) PortID {
 	t := in.tables
-	if c.flags&flow.FlagInbound == 0 && !t.outside(c.orig.Src) {
+	if c.flags&(flow.FlagInbound|flow.FlagWrapped) == 0 && !t.outside(c.orig.Src) {
 		return t.route(c.orig.Src).Port
 	}
 	if reverse {

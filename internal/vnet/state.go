@@ -117,6 +117,21 @@ func (c *Cluster) service(namespace, name string, at pair, backends ...string) {
 	})
 }
 
+// OpenNodePort gives a service a node port, for TCP and UDP, and publishes.
+func (c *Cluster) OpenNodePort(service string, port uint16) {
+	c.tb.Helper()
+	c.Change(func(s *model.State) {
+		i := slices.IndexFunc(s.Services, func(o *model.Service) bool { return o.Name.Name == service })
+		svc := *s.Services[i]
+		svc.Type, svc.Ports = model.NodePort, slices.Clone(svc.Ports)
+		for j := range svc.Ports {
+			svc.Ports[j].NodePort = port
+		}
+		s.Services[i] = &svc
+	})
+	c.Publish()
+}
+
 // Change edits a copy of the State, which the next Publish compiles. Objects
 // must be replaced, not edited: others may hold them.
 func (c *Cluster) Change(edit func(*model.State)) {

@@ -64,6 +64,15 @@ func (c *Cluster) BuildTuple(t packet.Tuple, what string) []byte {
 	return s.Build()
 }
 
+// Wrap makes the wrapped packet that carries another one between two routers.
+func (c *Cluster) Wrap(f Family, from, to string, inner []byte) []byte {
+	c.tb.Helper()
+	return packettest.Spec{
+		Src: c.end(f, from), Dst: c.end(f, to), Proto: []uint8{protoIPIP, protoIPv6}[f-1], TTL: wrapTTL, DF: true,
+		Payload: inner[packet.VNetLen:],
+	}.Build()
+}
+
 // Tuple returns the tuple of two names.
 //
 //nolint:revive // the five parts of a tuple, in its order
