@@ -11,6 +11,7 @@
 package settings
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,6 +41,19 @@ const (
 	DNSOn   DNS = "on"
 	DNSOff  DNS = "off" // the address is a service like any other
 )
+
+// UnmarshalJSON reads the word; a plain on or off is a truth value in YAML.
+func (d *DNS) UnmarshalJSON(data []byte) error {
+	switch string(data) {
+	case "true":
+		*d = DNSOn
+		return nil
+	case "false":
+		*d = DNSOff
+		return nil
+	}
+	return json.Unmarshal(data, (*string)(d))
+}
 
 // Settings are the keys of the configuration file. Each is also a flag, spelt
 // with hyphens; a flag that is given counts more than the file.

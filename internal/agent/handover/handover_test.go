@@ -1,0 +1,255 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// holdSeat makes the test binary an agent that takes the seat in a directory and
+// never gives way.
+const holdSeat = "HANDOVER_TEST_DIR"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(holdSeat); dir != "" {
+		if _, err := Take(context.Background(), dir); err != nil {
+			panic(err)
+		}
+		_, _ = os.Stdout.WriteString("seated\n")
+		select {} // until it is killed
+	}
+	os.Exit(m.Run())
+}
+
+func take(t *testing.T, dir string) *Seat {
+	t.Helper()
+	s, err := Take(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { leave(t, s) })
+	return s
+}
+
+func leave(t *testing.T, s *Seat) {
+	t.Helper()
+	if err := s.Leave(); err != nil {
+		t.Error(err)
+	}
+}
+
+// taken reports whether somebody has the seat.
+func taken(t *testing.T, dir string) bool {
+	t.Helper()
+	lock, err := tryLock(dir)
+	if err == nil {
+		err = lock.Close()
+		if err != nil {
+			t.Error(err)
+		}
+		return false
+	}
+	if !errors.Is(err, errTaken) {
+		t.Error(err)
+	}
+	return true
+}
+
+// One follows the other, many times, and nobody sits beside somebody else.
+func TestOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	old := take(t, dir)
+	for range 20 {
+		next := make(chan *Seat)
+		go func() {
+			s, err := Take(t.Context(), dir)
+			if err != nil {
+				t.Error(err)
+			}
+			next <- s
+		}()
+		<-old.Asked()
+		select {
+		case <-next:
+			t.Fatal("the successor did not wait until the holder had left")
+		default:
+		}
+		if !taken(t, dir) {
+			t.Fatal("the seat is free while its holder cleans up")
+		}
+		leave(t, old)
+		if old = <-next; old == nil {
+			return
+		}
+		select {
+		case <-old.Asked():
+			t.Fatal("asked without a successor")
+		default:
+		}
+	}
+	leave(t, old)
+	leave(t, old) // again is fine
+	if taken(t, dir) {
+		t.Error("the seat is taken after everybody has left")
+	}
+}
+
+// Of several successors each has its turn.
+func TestManySuccessors(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const many = 5
+	done := make(chan struct{}, many)
+	for range many {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			s, err := Take(t.Context(), dir)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if !taken(t, dir) {
+				t.Error("seated without the lock")
+			}
+			select {
+			case <-s.Asked():
+			case <-time.After(200 * time.Millisecond): // the last one
+			}
+			leave(t, s)
+		}()
+	}
+	for range many {
+		<-done
+	}
+}
+
+// The seat is free the moment that its holder dies, whatever it was about to do.
+func TestHolderIsKilled(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), holdSeat+"="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("seated\n"))); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a holder that does not give way: %v", err)
+	}
+	next := make(chan error)
+	go func() {
+		s, err := Take(t.Context(), dir)
+		if err == nil {
+			err = s.Leave()
+		}
+		next <- err
+	}()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-next; err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait() // it was killed
+}
+
+func TestHolderThatStays(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		lock, err := tryLock(dir) // without a socket
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = lock.Close() }()
+		if _, err := Take(t.Context(), dir); !errors.Is(err, ErrStays) {
+			t.Errorf("got %v, want ErrStays", err)
+		}
+	})
+}
+
+// What is not a successor does not make anybody leave.
+func TestStrangersAreIgnored(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := take(t, dir)
+	for _, text := range []string{"", "\n", "give", "GET / HTTP/1.1\r\n\r\n", "give way please\n"} {
+		conn, err := net.Dial("unix", filepath.Join(dir, socketName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, text); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.(*net.UnixConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(conn); len(got) > 0 || err != nil && !errors.Is(err, io.EOF) {
+			t.Logf("%q was answered with %q, %v", text, got, err)
+		}
+		_ = conn.Close()
+	}
+	select {
+	case <-s.Asked():
+		t.Error("gave way to a stranger")
+	default:
+	}
+}
+
+// A retired agent serves again when nobody has for Patience, not when there was
+// only a moment between two.
+func TestAwaitVacancy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		began := time.Now()
+		lock, err := tryLock(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			time.Sleep(30*time.Second + time.Millisecond)
+			_ = lock.Close()
+			time.Sleep(Patience / 2) // its container is started anew
+			lock, err := tryLock(dir)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			time.Sleep(time.Minute)
+			_ = lock.Close()
+		}()
+		if err := AwaitVacancy(t.Context(), dir); err != nil {
+			t.Fatal(err)
+		}
+		free := began.Add(30*time.Second + Patience/2 + time.Minute)
+		if waited := time.Since(free); waited < Patience-2*time.Second || waited > Patience+2*time.Second {
+			t.Errorf("waited %v for a seat that was free, want %v", waited, Patience)
+		}
+	})
+}
+
+func TestAwaitVacancyEnds(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := AwaitVacancy(ctx, t.TempDir()); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
