@@ -1,8 +1,8 @@
 package cluster_test
 
 import (
+	"errors"
 	"fmt"
-
 	"net/http"
 	"net/netip"
 	"os"
@@ -102,7 +102,7 @@ func TestKubernetesListsWithoutStreams(t *testing.T) {
 	f.until("the namespace", hasNamespace("a"))
 	eventually(t, func() error {
 		if api.watching("namespaces") == 0 {
-			return fmt.Errorf("namespaces are not watched")
+			return errors.New("namespaces are not watched")
 		}
 		return nil
 	})
@@ -257,7 +257,7 @@ func TestKubernetesFailsOver(t *testing.T) {
 	f.stop()
 	eventually(t, func() error {
 		if api.watching("namespaces") > 0 {
-			return fmt.Errorf("still watched")
+			return errors.New("still watched")
 		}
 		return nil
 	})

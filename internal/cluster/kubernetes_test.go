@@ -236,3 +236,169 @@ func mustJSON(t testing.TB, data []byte, to any) {
 		t.Fatal(err)
 	}
 }
+
+// TestKubernetesConvertsWhatTheServerSends: every kind comes through protobuf
+// (netctl's own through JSON) as the manifest says.
+func TestKubernetesConvertsWhatTheServerSends(t *testing.T) {
+	t.Parallel()
+	api := realServer(t)
+	f := follow(t, newKubernetes(t, api.config()))
+	api.post(t, "/api/v1/namespaces", "{apiVersion: v1, kind: Namespace, metadata: {name: kinds, labels: {team: a}}}")
+	api.post(t, "/api/v1/nodes", `
+apiVersion: v1
+kind: Node
+metadata: {name: kinds, labels: {topology.kubernetes.io/zone: z1}}
+spec: {podCIDR: 10.77.0.0/24, podCIDRs: [10.77.0.0/24]}
+`)
+	api.must(t, http.MethodPatch, "/api/v1/nodes/kinds/status", "application/merge-patch+json",
+		`{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.77"},{"type":"Hostname","address":"kinds"}]}}`)
+	api.post(t, "/api/v1/namespaces/kinds/pods", `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec: {nodeName: kinds, containers: [{name: c, image: i, ports: [{name: http, containerPort: 80}]}]}
+`)
+	api.must(t, http.MethodPatch, "/api/v1/namespaces/kinds/pods/web/status", "application/merge-patch+json",
+		`{"status":{"phase":"Running","podIP":"10.77.0.3","podIPs":[{"ip":"10.77.0.3"}]}}`)
+	api.post(t, "/apis/discovery.k8s.io/v1/namespaces/kinds/endpointslices", `
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 80}]
+endpoints: [{addresses: [10.77.0.3], nodeName: kinds, zone: z1, conditions: {ready: true}, targetRef: {kind: Pod, name: web}}]
+`)
+	api.post(t, "/apis/networking.k8s.io/v1/namespaces/kinds/networkpolicies", `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+`)
+	api.post(t, "/apis/networking.k8s.io/v1/servicecidrs", `
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: more}
+spec: {cidrs: [10.98.0.0/24]}
+`)
+	ip := netip.MustParseAddr("10.77.0.3")
+	name := func(n string) model.Name { return model.Name{Namespace: "kinds", Name: n} }
+	want := &model.State{
+		Nodes: []*model.Node{{
+			Name: "kinds", Zone: "z1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.77")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24")},
+		}},
+		Namespaces: []*model.Namespace{{Name: "kinds", Labels: map[string]string{"kubernetes.io/metadata.name": "kinds", "team": "a"}}},
+		Pods: []*model.Pod{{
+			Name: name("web"), Labels: map[string]string{"app": "web", "topology.kubernetes.io/zone": "z1"}, Node: "kinds", Addresses: []netip.Addr{ip},
+			Ports: []model.ContainerPort{{Name: "http", Port: 80, Protocol: model.TCP}},
+		}},
+		EndpointSlices: []*model.EndpointSlice{{
+			Name: name("web-1"), Service: "web", Ports: []model.EndpointPort{{Name: "http", Port: 80, Protocol: model.TCP}},
+			Endpoints: []model.Endpoint{{Address: ip, Ready: true, Serving: true, Node: "kinds", Zone: "z1", Pod: "web"}},
+		}},
+		NetworkPolicies: []*model.NetworkPolicy{{Name: name("deny"), Isolates: struct{ Ingress, Egress bool }{Ingress: true}}},
+	}
+	got := func(s *model.State) *model.State {
+		out := &model.State{}
+		for _, p := range s.Pods {
+			if p.Name.Namespace == "kinds" {
+				out.Pods = append(out.Pods, p)
+			}
+		}
+		for _, e := range s.EndpointSlices {
+			if e.Name.Namespace == "kinds" {
+				out.EndpointSlices = append(out.EndpointSlices, e)
+			}
+		}
+		if n := s.Node("kinds"); n != nil {
+			out.Nodes = []*model.Node{n}
+		}
+		if n := s.Namespace("kinds"); n != nil {
+			out.Namespaces = []*model.Namespace{n}
+		}
+		out.NetworkPolicies = s.NetworkPolicies
+		return out
+	}
+	diff := func(s *model.State) string {
+		return cmp.Diff(want, got(s), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{}), cmpopts.IgnoreFields(model.Pod{}, "UID"))
+	}
+	// What is posted last comes last, or nearly: kinds are watched one by one.
+	s := f.until("the ranges", func(s *model.State) bool {
+		return slices.Contains(s.ServiceCIDRs, netip.MustParsePrefix("10.98.0.0/24"))
+	})
+	deadline := time.Now().Add(20 * time.Second)
+	for diff(s) != "" && time.Now().Before(deadline) {
+		select {
+		case s = <-f.states:
+		case <-time.After(time.Second):
+		}
+	}
+	if d := diff(s); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
+// TestKubernetesMakesTheDNSService: once, at the addresses of the kubelets, and
+// never over what is there.
+func TestKubernetesMakesTheDNSService(t *testing.T) {
+	t.Parallel()
+	api := realServer(t)
+	k := newKubernetes(t, api.config())
+	const path = "/api/v1/namespaces/kube-system/services/kube-dns"
+	eventually(t, func() error { // the API server makes the namespace itself, soon after its start
+		return k.EnsureDNSService(t.Context(), []netip.Addr{netip.MustParseAddr("10.96.0.10")})
+	})
+	if err := k.EnsureDNSService(t.Context(), []netip.Addr{netip.MustParseAddr("10.96.0.11")}); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+	var o struct {
+		Metadata struct{ Labels map[string]string }
+		Spec     struct {
+			ClusterIP string
+			Selector  map[string]string
+			Ports     []struct {
+				Name, Protocol string
+				Port           int
+			}
+		}
+	}
+	mustJSON(t, api.must(t, http.MethodGet, path, "", ""), &o)
+	if got, want := fmt.Sprint(o.Spec), "{10.96.0.10 map[] [{dns UDP 53} {dns-tcp TCP 53}]}"; got != want {
+		t.Errorf("service %s, want %s", got, want)
+	}
+	if o.Metadata.Labels["app.kubernetes.io/managed-by"] != "netctl" || o.Metadata.Labels["k8s-app"] != "kube-dns" {
+		t.Errorf("labels %v", o.Metadata.Labels)
+	}
+	if err := k.EnsureDNSService(t.Context(), nil); err == nil {
+		t.Error("a service without an address")
+	}
+}
+
+// TestKubernetesSurvivesTheServer: while the API server is down nothing changes
+// and nothing fails, and afterwards the source catches up by itself. An agent
+// that starts meanwhile begins with the last State.
+func TestKubernetesSurvivesTheServer(t *testing.T) {
+	t.Parallel()
+	api := ownServer(t)
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	f := follow(t, newKubernetes(t, cfg))
+	f.until("the default namespace", hasNamespace("default"))
+	api.post(t, "/api/v1/namespaces", "{apiVersion: v1, kind: Namespace, metadata: {name: before}}")
+	f.until("a namespace", hasNamespace("before"))
+	f.stop()
+	f = follow(t, newKubernetes(t, cfg))
+	f.until("the live State", hasNamespace("before"))
+	api.down()
+	late := follow(t, newKubernetes(t, cfg))
+	if s := late.until("the last State", func(*model.State) bool { return true }); !hasNamespace("before")(s) || !s.Synced {
+		t.Error("the State of the last run is not what it was")
+	}
+	if err := api.up(); err != nil {
+		t.Fatal(err)
+	}
+	api.post(t, "/api/v1/namespaces", "{apiVersion: v1, kind: Namespace, metadata: {name: after}}")
+	start := time.Now()
+	f.until("what came after", hasNamespace("after"))
+	late.until("what came after", hasNamespace("after"))
+	t.Logf("caught up %v after the server", time.Since(start).Round(time.Millisecond))
+}

@@ -30,14 +30,14 @@ type (
 // DeepCopyObject implements runtime.Object, as do those below.
 func (o *blockObject) DeepCopyObject() runtime.Object {
 	out := *o
-	out.ObjectMeta = *o.ObjectMeta.DeepCopy()
+	o.DeepCopyInto(&out.ObjectMeta)
 	return &out
 }
 
 // DeepCopyObject implements runtime.Object.
 func (o *blockPoolObject) DeepCopyObject() runtime.Object {
 	out := *o
-	out.ObjectMeta = *o.ObjectMeta.DeepCopy()
+	o.DeepCopyInto(&out.ObjectMeta)
 	out.Spec.Ranges = slices.Clone(o.Spec.Ranges)
 	return &out
 }
@@ -45,10 +45,10 @@ func (o *blockPoolObject) DeepCopyObject() runtime.Object {
 // DeepCopyObject implements runtime.Object.
 func (o *blockList) DeepCopyObject() runtime.Object {
 	out := *o
-	out.ListMeta = *o.ListMeta.DeepCopy()
-	out.Items = make([]blockObject, len(o.Items))
-	for i := range o.Items {
-		out.Items[i] = *o.Items[i].DeepCopyObject().(*blockObject) //nolint:errcheck,forcetypeassert // it is one
+	o.DeepCopyInto(&out.ListMeta)
+	out.Items = slices.Clone(o.Items)
+	for i := range out.Items {
+		o.Items[i].DeepCopyInto(&out.Items[i].ObjectMeta)
 	}
 	return &out
 }
@@ -56,10 +56,11 @@ func (o *blockList) DeepCopyObject() runtime.Object {
 // DeepCopyObject implements runtime.Object.
 func (o *blockPoolList) DeepCopyObject() runtime.Object {
 	out := *o
-	out.ListMeta = *o.ListMeta.DeepCopy()
-	out.Items = make([]blockPoolObject, len(o.Items))
-	for i := range o.Items {
-		out.Items[i] = *o.Items[i].DeepCopyObject().(*blockPoolObject) //nolint:errcheck,forcetypeassert // it is one
+	o.DeepCopyInto(&out.ListMeta)
+	out.Items = slices.Clone(o.Items)
+	for i := range out.Items {
+		o.Items[i].DeepCopyInto(&out.Items[i].ObjectMeta)
+		out.Items[i].Spec.Ranges = slices.Clone(o.Items[i].Spec.Ranges)
 	}
 	return &out
 }

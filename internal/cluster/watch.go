@@ -24,7 +24,7 @@ import (
 const (
 	// absentRetry is how often a kind that the API server does not have is asked
 	// for again.
-	absentRetry = 10 * time.Second
+	absentRetry = 3 * time.Second
 	// maxRefused bounds the memory of refused objects.
 	maxRefused = 1000
 )
@@ -169,11 +169,16 @@ func (f *feed) note(ctx context.Context, err error) {
 		f.found = true
 		return
 	}
-	status, answered := errors.AsType[*apierrors.StatusError](err)
-	if ctx.Err() != nil || !answered || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
-		return // the connection tells of itself; old versions are listed anew
+	text := "no answer"
+	if status, ok := errors.AsType[*apierrors.StatusError](err); ok {
+		text = string(status.ErrStatus.Reason)
+	} else if f.k.api.servers != nil {
+		return // the connection tells of itself, once for all kinds
 	}
-	if text := string(status.ErrStatus.Reason); text != f.trouble {
+	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return // the end; or a version that is too old, and all is read anew
+	}
+	if text != f.trouble {
 		f.trouble = text
 		f.k.log.Warn("kind cannot be read, keeping what is known and trying again", "kind", f.plural, "error", err)
 	}
