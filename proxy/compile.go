@@ -76,6 +76,7 @@ func Compile(in Input) (*Table, []Problem) {
 	for _, u := range units {
 		c.claimExternal(u)
 	}
+	c.listen()
 	slices.SortStableFunc(c.problems, func(a, b Problem) int {
 		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Reason, b.Reason))
 	})
@@ -320,6 +321,35 @@ func (c *compiler) claimExternal(u *unit) {
 			c.table.count(f)
 		}
 		c.pin(p.port.own)
+	}
+}
+
+// listen lists the node ports, and keeps the previous list if it is the same.
+func (c *compiler) listen() {
+	t := c.table
+	if len(t.nodes) == 0 {
+		return
+	}
+	at := make(map[NodePort]int, len(t.nodePorts)) // without families
+	for k, np := range t.nodePorts {
+		if np.own.entryKind() == KindReject {
+			continue
+		}
+		n := NodePort{Port: k.port, Protocol: model.Protocol(k.proto), Service: np.own.Service, Name: np.own.Port}
+		i, ok := at[n]
+		if !ok {
+			i = len(t.listen)
+			at[n] = i
+			t.listen = append(t.listen, n)
+		}
+		one := &t.listen[i]
+		one.IPv4, one.IPv6 = one.IPv4 || k.family == ipv4, one.IPv6 || k.family == ipv6
+	}
+	slices.SortFunc(t.listen, func(a, b NodePort) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol), a.Service.Compare(b.Service))
+	})
+	if p := c.in.Previous; p != nil && slices.Equal(p.listen, t.listen) {
+		t.listen = p.listen
 	}
 }
 

@@ -146,6 +146,22 @@ type nodePort struct {
 	nodes map[string]*Frontend // external policy Local: nodes with endpoints
 }
 
+// NodePort is a port of a service on the node's own addresses.
+type NodePort struct {
+	Port     uint16
+	Protocol model.Protocol
+	Service  model.Name
+	Name     string // of the service port
+	// IPv4 and IPv6 are the families in which somebody stands behind the port.
+	// Without an endpoint anywhere it is as closed as a port that nobody has.
+	IPv4, IPv6 bool
+}
+
+// NodePorts are the ports for which this node needs sockets, since what is sent
+// to its own addresses is its kernel's affair: by port and protocol. The slice
+// is that of the Table, and that of the previous one while nothing has changed.
+func (t *Table) NodePorts() []NodePort { return t.listen }
+
 // Table is the compiled set of services. It is immutable.
 type Table struct {
 	frontends   map[frontKey]*Frontend
@@ -157,6 +173,7 @@ type Table struct {
 	ranges      []netip.Prefix // the service CIDRs
 	generations [generations]uint32
 	pins        map[uint64]uint32 // affinity keys in use, and their timeouts
+	listen      []NodePort        // sorted
 	units       map[model.Name]*unit
 }
 
@@ -224,7 +241,7 @@ func (t *Table) Pick(f *Frontend, client packet.Addr, random uint32, aff *Affini
 		return Backend{}, KindReject
 	}
 	list := f.backends
-	if f.split && !contains(t.local, client) {
+	if f.split && !t.isLocal(client) {
 		list = f.outside
 	}
 	if len(list) == 0 {
@@ -239,6 +256,12 @@ func (t *Table) Pick(f *Frontend, client packet.Addr, random uint32, aff *Affini
 // spread maps a random number to [0, n) without a division.
 func spread(random uint32, n int) int {
 	return int(uint64(random) * uint64(n) >> 32) // n is a length
+}
+
+// isLocal reports whether a client is on this node. Only a socket knows one by
+// a loopback address.
+func (t *Table) isLocal(client packet.Addr) bool {
+	return contains(t.local, client) || client.Netip().IsLoopback()
 }
 
 func contains(set []netip.Prefix, a packet.Addr) bool {

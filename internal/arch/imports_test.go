@@ -74,8 +74,12 @@ var rows = map[string]row{
 		reason:  "reads the tables of proxy and policy by their concrete types; the one feature that imports another",
 	},
 	"internal/netstack": {
-		imports: []string{"internal/packet", "internal/quota"},
+		imports: []string{"internal/packet", "internal/quota", "internal/splice"},
 		reason:  "a port: packets in, packets out; sockets are given to it as functions",
+	},
+	"internal/nodeport": {
+		imports: []string{"internal/model", "internal/quota", "internal/splice"},
+		reason:  "sockets; the way into the cluster and the choice of backends are given to it as functions",
 	},
 	"overlay": {
 		imports: []string{"internal/model", "internal/packet"},
@@ -164,6 +168,9 @@ var rows = map[string]row{
 	},
 	"internal/packet/packettest": {
 		reason: "builds and checks packets independently of package packet, so that it can test it",
+	},
+	"internal/splice": {
+		reason: "bytes from one connection to another",
 	},
 	"internal/quota": {
 		reason: "counts per address; whoever bounds its clients uses it",

@@ -48,9 +48,10 @@ func (p *InboundPort) Write(buf []byte) error { return p.stack.write(buf, p.stac
 // socket of the node accepted goes on as the client's own. When the port of src
 // is in use towards dst, another takes its place (LocalAddr tells).
 //
-// The connection has CloseWrite, SetLinger (0: Close resets) and copies with
-// pooled buffers (io.WriterTo, io.ReaderFrom), without regard to deadlines. The
-// caller owes it Close. What the network said of the dial is a syscall.Errno.
+// The connection has CloseWrite and SetLinger (0: Close resets), and as an
+// io.WriterTo it copies without holding a buffer and without regard to
+// deadlines. The caller owes it Close. What the network said of the dial is a
+// syscall.Errno.
 func (s *Stack) Dial(ctx context.Context, src, dst netip.AddrPort) (net.Conn, error) {
 	c, err := s.dialInto(ctx, src, dst)
 	if err != nil {
@@ -68,13 +69,13 @@ func (s *Stack) dialInto(ctx context.Context, src, dst netip.AddrPort) (*inbound
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if s.inConns.Take(clientOf(src.Addr())) == quota.None {
+	if s.inConns.Take(quota.Client(src.Addr())) == quota.None {
 		s.counters.drop(DropInboundLimit)
 		return nil, ErrLimit
 	}
 	c := &inboundConn{spliced: spliced{stack: s, key: connKey{src: dst, dst: src}}}
 	if err := c.open(src); err != nil {
-		s.inConns.Give(clientOf(src.Addr()))
+		s.inConns.Give(quota.Client(src.Addr()))
 		return nil, err
 	}
 	if !s.register(&c.spliced) {
@@ -107,28 +108,17 @@ func (s *Stack) checkEnds(src, dst netip.AddrPort) error {
 	return nil
 }
 
-// clientOf is whom a connection counts for: an address, of IPv6 the network
-// that one host may choose addresses from.
-func clientOf(src netip.Addr) netip.Addr {
-	if src.Is4() {
-		return src
-	}
-	p, _ := src.Prefix(64) // 64 bits are there
-	return p.Addr()
-}
-
 // inboundConn is a connection that Dial opened.
 type inboundConn struct {
-	*gonet.TCPConn // what is not below: Read, Write, deadlines, addresses
+	*gonet.TCPConn // what is not below: deadlines and addresses
 	spliced
 	reset atomic.Bool // by Close
 	once  sync.Once   // Close
 }
 
 var (
-	_ net.Conn      = (*inboundConn)(nil)
-	_ io.WriterTo   = (*inboundConn)(nil)
-	_ io.ReaderFrom = (*inboundConn)(nil)
+	_ net.Conn    = (*inboundConn)(nil)
+	_ io.WriterTo = (*inboundConn)(nil)
 )
 
 // open sends the SYN.
@@ -157,7 +147,7 @@ func (c *inboundConn) connect(src netip.AddrPort) error {
 		return errnoOf(terr)
 	}
 	ep.SocketOptions().SetReuseAddress(true) // one client port may lead to several backends
-	s.tune(ep, nil, s.inConns.Held(clientOf(src.Addr())) > crowd)
+	s.tune(ep, nil, s.inConns.Held(quota.Client(src.Addr())) > crowd)
 	if terr = ep.Bind(full(src)); terr == nil {
 		terr = ep.Connect(full(c.key.src))
 	}
@@ -212,8 +202,21 @@ func (c *inboundConn) WriteTo(w io.Writer) (int64, error) {
 	return n, err
 }
 
-// ReadFrom copies to the pod what r has.
-func (c *inboundConn) ReadFrom(r io.Reader) (int64, error) { return c.toPod(r) }
+// Read and Write are the plain ways, with deadlines.
+func (c *inboundConn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	c.moved.Add(uint64(n))
+	c.stack.counters.bytesUp.Add(uint64(n))
+	return n, err
+}
+
+// Write is the counterpart of Read.
+func (c *inboundConn) Write(b []byte) (int, error) {
+	n, err := c.TCPConn.Write(b)
+	c.moved.Add(uint64(n))
+	c.stack.counters.bytesDown.Add(uint64(n))
+	return n, err
+}
 
 // CloseWrite passes on that the client sends no more.
 func (c *inboundConn) CloseWrite() error {
@@ -251,7 +254,7 @@ func (c *inboundConn) release() {
 	c.give()
 }
 
-func (c *inboundConn) give() { c.stack.inConns.Give(clientOf(c.key.dst.Addr())) }
+func (c *inboundConn) give() { c.stack.inConns.Give(quota.Client(c.key.dst.Addr())) }
 
 // errnoOf is what a kernel would have said.
 func errnoOf(err tcpip.Error) error {

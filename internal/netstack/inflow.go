@@ -53,7 +53,7 @@ func (s *Stack) Datagrams(src, dst netip.AddrPort, receive func(data []byte)) (*
 	if err := s.checkEnds(src, dst); err != nil {
 		return nil, err
 	}
-	d, owner := s.inFlows, clientOf(src.Addr())
+	d, owner := s.inFlows, quota.Client(src.Addr())
 	if d.quota.Take(owner) == quota.None {
 		s.counters.drop(DropInboundLimit)
 		return nil, ErrLimit
@@ -117,7 +117,7 @@ func (f *InFlow) Send(data []byte) error {
 		ip.SetChecksum(0)
 		ip.SetChecksum(^ip.CalculateChecksum())
 	}
-	s.counters.bytesUp.Add(uint64(len(data)))
+	s.counters.bytesDown.Add(uint64(len(data)))
 	s.inLink.emit(out, int(f.mtu.Load()))
 	return nil
 }
@@ -140,7 +140,7 @@ func (f *InFlow) end(why syscall.Errno) {
 	f.set.mu.Lock()
 	delete(f.set.flows, f.key)
 	f.set.mu.Unlock()
-	f.set.quota.Give(clientOf(f.key.Dst.Netip()))
+	f.set.quota.Give(quota.Client(f.key.Dst.Netip()))
 }
 
 func (d *inFlows) flow(key packet.Tuple) *InFlow {
@@ -161,7 +161,7 @@ func (d *inFlows) receive(p *packet.Packet) bool {
 		return true
 	}
 	payload, size := p.Data(), p.GSOSize
-	d.stack.counters.bytesDown.Add(uint64(len(payload)))
+	d.stack.counters.bytesUp.Add(uint64(len(payload)))
 	if size == 0 || len(payload) == 0 {
 		f.receive(payload)
 		return true

@@ -47,6 +47,7 @@ import (
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/quota"
+	"github.com/netctl/netctl/internal/splice"
 )
 
 // Timeouts and sizes. RFC 5382 asks a NAT to keep an established connection
@@ -74,8 +75,7 @@ const (
 	fragmentTimeout = 2 * time.Second
 	fragmentsPerPod = 8
 	fragmentsTotal  = 128
-	answerQueue     = 512 // packets that Write made and Run sends
-	spliceBuffer    = 64 << 10
+	answerQueue     = 512                 // packets that Write made and Run sends
 	bufferSize      = packet.MaxSize + 64 // an IPv6 datagram may be longer than a packet: see it, do not cut it
 	abortInterval   = 20 * time.Millisecond
 )
@@ -164,6 +164,7 @@ type Stack struct {
 	answers      chan answer
 	counters     counters
 	buffers      sync.Pool // *[bufferSize]byte
+	copier       *splice.Copier
 	fragmentID   atomic.Uint32
 	began        time.Time // immutable; what flow times count from
 
@@ -213,6 +214,7 @@ func New(cfg Config) (*Stack, error) {
 		answers:  make(chan answer, answerQueue),
 		done:     make(chan struct{}),
 		began:    time.Now(),
+		copier:   splice.New(),
 		attempts: make(map[connKey]*attempt),
 		open:     make(map[*spliced]struct{}),
 	}

@@ -6,12 +6,13 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/netctl/netctl/internal/splice"
 )
 
 // spliced is an open connection: a pod's end in gVisor and a host socket.
@@ -66,7 +67,7 @@ func (c *spliced) end(err error) {
 func (c *spliced) abort() {
 	c.pod.Abort()
 	if c.host != nil {
-		resetOnClose(c.host)
+		splice.ResetOnClose(c.host)
 		c.host.Close()
 	}
 }
@@ -103,7 +104,7 @@ func (c *spliced) copyUp() error {
 	if _, err := c.fromPod(c.host); err != nil {
 		return err
 	}
-	return closeWrite(c.host)
+	return splice.CloseWrite(c.host)
 }
 
 // fromPod writes to w what the pod sends until the pod closes its direction.
@@ -113,7 +114,7 @@ func (c *spliced) fromPod(w io.Writer) (n int64, err error) {
 	defer c.events.EventUnregister(&entry)
 	for {
 		buf := c.stack.buffer()
-		into := tcpip.SliceWriter(buf[:spliceBuffer])
+		into := tcpip.SliceWriter(buf[:])
 		res, terr := c.pod.Read(&into, tcpip.ReadOptions{})
 		if terr == nil && res.Count > 0 {
 			_, err = w.Write(buf[:res.Count])
@@ -139,7 +140,10 @@ func (c *spliced) fromPod(w io.Writer) (n int64, err error) {
 
 // copyDown moves what the host socket receives to the pod.
 func (c *spliced) copyDown() error {
-	if _, err := c.toPod(c.host); err != nil {
+	entry, writable := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+	c.events.EventRegister(&entry)
+	defer c.events.EventUnregister(&entry)
+	if _, err := c.stack.copier.Copy(podWriter{c, writable}, c.host); err != nil {
 		return err
 	}
 	if terr := c.pod.Shutdown(tcpip.ShutdownWrite); terr != nil {
@@ -148,44 +152,31 @@ func (c *spliced) copyDown() error {
 	return nil
 }
 
-// toPod gives the pod what r has until its end.
-func (c *spliced) toPod(r io.Reader) (n int64, err error) {
-	entry, writable := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
-	c.events.EventRegister(&entry)
-	defer c.events.EventUnregister(&entry)
-	source := newSource(c.stack, r)
-	use := func(data []byte) error {
-		n += int64(len(data))
-		return c.writePod(data, writable)
-	}
-	for {
-		switch err := source.read(use); {
-		case errors.Is(err, io.EOF):
-			return n, nil
-		case err != nil:
-			return n, err
-		}
-	}
+// podWriter writes to the pod.
+type podWriter struct {
+	*spliced
+	writable <-chan struct{}
 }
 
-// writePod writes all of data, waiting while the pod's window is closed.
-func (c *spliced) writePod(data []byte, writable <-chan struct{}) error {
+// Write writes all of data, waiting while the pod's window is closed.
+func (w podWriter) Write(data []byte) (int, error) {
 	var r bytes.Reader
-	for len(data) > 0 {
-		r.Reset(data)
-		n, terr := c.pod.Write(&r, tcpip.WriteOptions{})
-		data = data[n:]
-		c.moved.Add(uint64(n))
-		c.stack.counters.bytesDown.Add(uint64(n))
+	left := data
+	for len(left) > 0 {
+		r.Reset(left)
+		n, terr := w.pod.Write(&r, tcpip.WriteOptions{})
+		left = left[n:]
+		w.moved.Add(uint64(n))
+		w.stack.counters.bytesDown.Add(uint64(n))
 		switch terr.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
-			<-writable
+			<-w.writable
 		default:
-			return errReset
+			return len(data) - len(left), errReset
 		}
 	}
-	return nil
+	return len(data), nil
 }
 
 // expired is called once in every sweep.
@@ -199,87 +190,4 @@ func (c *spliced) expired() bool {
 		return c.idle > halfClosedSweeps
 	}
 	return c.idle > idleSweeps
-}
-
-// source reads a host socket and takes a buffer only when data is there, so
-// that ten thousand idle connections do not hold ten thousand buffers.
-type source struct {
-	stack *Stack
-	conn  io.Reader
-	raw   syscall.RawConn // nil: not a kernel socket
-
-	buf  *[bufferSize]byte // filled by poll
-	n    int
-	err  error
-	poll func(fd uintptr) bool // readOnce, bound once
-}
-
-func newSource(s *Stack, conn io.Reader) *source {
-	r := &source{stack: s, conn: conn}
-	if sc, ok := conn.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			r.raw = raw
-		}
-	}
-	r.poll = r.readOnce
-	return r
-}
-
-// read waits for data and calls use with it; io.EOF at the end.
-func (r *source) read(use func([]byte) error) error {
-	if r.raw == nil {
-		buf := r.stack.buffer()
-		defer r.stack.buffers.Put(buf)
-		n, err := r.conn.Read(buf[:spliceBuffer])
-		if n > 0 {
-			if uerr := use(buf[:n]); uerr != nil {
-				return uerr
-			}
-		}
-		return err
-	}
-	if err := r.raw.Read(r.poll); err != nil {
-		return err
-	}
-	defer r.stack.buffers.Put(r.buf)
-	if r.err != nil {
-		return r.err
-	}
-	if r.n == 0 {
-		return io.EOF
-	}
-	return use(r.buf[:r.n])
-}
-
-// readOnce runs inside the poller: false waits for data, without a buffer.
-func (r *source) readOnce(fd uintptr) bool {
-	r.buf = r.stack.buffer()
-	for {
-		r.n, r.err = syscall.Read(int(fd), r.buf[:spliceBuffer])
-		if !errors.Is(r.err, syscall.EINTR) {
-			break
-		}
-	}
-	if errors.Is(r.err, syscall.EAGAIN) {
-		r.stack.buffers.Put(r.buf)
-		r.buf = nil
-		return false
-	}
-	return true
-}
-
-// closeWrite passes an orderly close on; a connection that cannot half-close
-// is closed.
-func closeWrite(c net.Conn) error {
-	if h, ok := c.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
-	}
-	return c.Close()
-}
-
-// resetOnClose makes the next Close send a reset, where the connection can.
-func resetOnClose(c net.Conn) {
-	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
-		_ = l.SetLinger(0) // fails only on a closed socket
-	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/quota"
+	"github.com/netctl/netctl/internal/splice"
 )
 
 // Buffers of one connection in gVisor. The path to a pod is a memory copy, so
@@ -209,7 +210,7 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 	s.settle(req, key)
 	if terr != nil {
 		s.counters.handshakes.Add(1)
-		resetOnClose(host)
+		splice.ResetOnClose(host)
 		return
 	}
 	c.pod = ep

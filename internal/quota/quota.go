@@ -44,6 +44,19 @@ func New(whole, perOwner, fair int) *Quota {
 	return &Quota{whole: whole, perOwner: perOwner, fair: max(1, fair), held: make(map[netip.Addr]int)}
 }
 
+// Client is the owner that stands for an address outside, where hosts choose
+// their own: itself for IPv4, its network of 64 bits for IPv6.
+func Client(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return a
+	}
+	p, err := a.WithZone("").Prefix(64)
+	if err != nil {
+		return a // no address at all
+	}
+	return p.Addr()
+}
+
 // Take reserves one for the owner.
 func (q *Quota) Take(owner netip.Addr) Grant {
 	q.mu.Lock()
