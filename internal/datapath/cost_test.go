@@ -39,7 +39,7 @@ func (l *lane) deliver() {
 
 func TestTheWalkDoesNotAllocate(t *testing.T) { //nolint:paralleltest // counts allocations of the process
 	c := router(t, vnet.Config{Slots: 1 << 16, PerOwner: 1 << 15})
-	discard(c, "a", "a2", "n1", "overlay.n1", "netstack.n1")
+	discard(c, "a", "a2", "n1", "overlay.n1", "netstack.n1", "inbound.n1")
 	for _, f := range vnet.Families() {
 		for _, tt := range []struct{ name, port, packet string }{
 			{"known flow", "a", "udp a:1000 > a2:53 len=18"},
@@ -52,6 +52,12 @@ func TestTheWalkDoesNotAllocate(t *testing.T) { //nolint:paralleltest // counts 
 			{"spoofed", "a", "udp b:1000 > a2:53"},
 			{"answered with an error", "a", "udp a:1000 > nowhere:53"},
 			{"refused", "a", "tcp a:1000 > none:80 flags=S"},
+			{"from a listener", "inbound.n1", "tcp outside:1000 > a:80 flags=A"},
+			{"wrapped", "inbound.n1", "tcp outside:1000 > b:80 flags=A"},
+			{"wrapped super-packet", "inbound.n1", "tcp outside:1000 > b:80 flags=A len=30000 gso=1340"},
+			{"unwrapped", "overlay.n1", "wrapped router.n2 > router.n1 [tcp:outside:1000>a2:80,flags=A]"},
+			{"to be wrapped", "a2", "tcp a2:80 > outside:1000 flags=A len=18"},
+			{"answered with a wrapped error", "overlay.n1", "wrapped router.n2 > router.n1 [udp:outside:1000>unowned:80]"},
 			{"expired", "a", "udp a:1000 > a2:53 ttl=1"},
 		} {
 			l := newLane(c, tt.port, c.Build(f, tt.packet))
@@ -146,6 +152,8 @@ func BenchmarkWalk(b *testing.B) {
 			{"known-service", "a", "udp a:1000 > local:80 len=18"},
 			{"known-overlay", "a", "tcp a:1000 > web:80 flags=A len=18"},
 			{"from-overlay", "overlay.n1", "tcp b:1000 > a:80 flags=A len=18"},
+			{"wrapped", "inbound.n1", "tcp outside:1000 > b:80 flags=A len=18"},
+			{"unwrapped", "overlay.n1", "wrapped router.n2 > router.n1 [tcp:outside:1000>a:80,flags=A,len=18]"},
 			{"super-packet", "a", "tcp a:1000 > web:80 flags=A len=60000 gso=1360"},
 			{"spoofed", "a", "udp b:1000 > a2:53 len=18"},
 		} {

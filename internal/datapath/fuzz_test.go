@@ -21,14 +21,23 @@ func FuzzWalk(f *testing.F) {
 			"tcp a:1000 > web:80 flags=A len=9000 gso=1360", "unreach-port a2 > a [udp:a:1000>a2:53]",
 			"too-big b > a mtu=1280 [tcp:a:1000>b:8080]", "udp a:1000 > kube-dns:53 len=40", "udp n1:1 > a:2",
 			"udp b:1000 > a:53 len=100", "tcp a:1000 > none:80 flags=S", "udp a:1 > outside:2 len=3000",
+			"wrapped router.n2 > router.n1 [tcp:outside:1000>a:80,flags=S,mss=1460]",
+			"wrapped router.n2 > router.n1 [tcp:b:8080>outside:1000,flags=SA]",
+			"wrapped router.n2 > router.n1 [udp:outside:1000>unowned:80]", "wrapped router.n2 > router.n1 [udp:n1:1000>a:80]",
+			"wrapped router.n2 > router.n1 [udp:outside:1000>a:80,len=3000]", "wrapped b > a [udp:outside:1000>a:80]",
+			"tcp outside:1000 > b:8080 flags=A len=9000 gso=1360", "tcp a:80 > outside:1000 flags=A len=9000 gso=1400",
 		} {
 			buf := script.Build(fam, line)
-			for way := range uint8(3) {
+			for way := range uint8(4) {
 				f.Add(way, buf, buf)
 			}
 		}
 		parts := vnet.Split(script.Build(fam, "udp a:1000 > web:80 len=3000"), 1200, 7)
 		f.Add(uint8(0), parts[0], parts[1])
+		parts = vnet.Split(script.Build(fam, "udp outside:1000 > a:80 len=3000"), 1200, 7)
+		f.Add(uint8(2), script.Wrap(fam, "router.n2", "router.n1", parts[0]), script.Wrap(fam, "router.n2", "router.n1", parts[1]))
+		f.Add(uint8(3), script.Build(fam, "udp outside:1000 > b:80 len=18"),
+			script.Wrap(fam, "router.n2", "router.n1", script.Build(fam, "too-big b > outside mtu=1280 [udp:outside:1000>b:80]")))
 	}
 	f.Fuzz(func(t *testing.T, way uint8, first, second []byte) {
 		if len(first) > packet.MaxSize || len(second) > packet.MaxSize {
@@ -37,8 +46,10 @@ func FuzzWalk(f *testing.F) {
 		c := router(t, vnet.Config{Slots: 64})
 		c.Play(vnet.V4, `
 			a -> tcp a:1000 > web:80 flags=S
-			overlay.n1 <- tcp a:1000 > b:8080 flags=S`)
-		name := []string{"a", "n1", "overlay.n1"}[way%3]
+			overlay.n1 <- tcp a:1000 > b:8080 flags=S
+			inbound.n1 -> tcp outside:1000 > b:8080 flags=S
+			overlay.n1 <- wrapped router.n1 > router.n2 [tcp:outside:1000>b:8080]`)
+		name := []string{"a", "n1", "overlay.n1", "inbound.n1"}[way%4]
 		c.Port(name).Send(first, second)
 		c.Port(name).Send(mend(second), mend(first))
 		n := c.Node("n1")
@@ -47,7 +58,8 @@ func FuzzWalk(f *testing.F) {
 			t.Fatal("the walk panicked")
 		}
 		routes := n.Router.Tables().Routes
-		for _, port := range []string{"a", "a2", "n1", "overlay.n1", "netstack.n1"} {
+		outside := c.Port("netstack.n1").ID
+		for _, port := range []string{"a", "a2", "n1", "overlay.n1", "netstack.n1", "inbound.n1"} {
 			p := c.Port(port)
 			for _, q := range p.TakeUnchecked() {
 				if f := packet.Parse(q); f != packet.FaultNone {
@@ -57,7 +69,7 @@ func FuzzWalk(f *testing.F) {
 				if rt, _ := routes.Lookup(src); rt.Port == p.ID && port != name {
 					t.Errorf("%s got a packet from %s, which is behind it", port, src)
 				}
-				if rt, _ := routes.Lookup(dst); rt.Port != p.ID {
+				if rt, _ := routes.Lookup(dst); rt.Port != p.ID && (port != "inbound.n1" || rt.Port != outside && rt.Port != c.Port("n1").ID && !rt.Router) {
 					t.Errorf("%s got a packet for %s, which is not behind it", port, dst)
 				}
 			}

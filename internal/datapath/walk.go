@@ -84,10 +84,10 @@ func (in *Input) follow(from *PortEntry) Drop {
 		known = false
 	}
 	if known && !in.belongs(from) {
-		if from.Kind == KindOverlay {
+		if from.Kind == KindOverlay || !in.guarded(from, p.Tuple.Src) {
 			return DropSpoofedSource
 		}
-		return DropSourcePorts
+		return DropSourcePorts // the tuple is another connection's
 	}
 	if known && in.fresh(from, e) {
 		in.router.flows.Seen(ref, len(p.Buf), p.TCPFlags, in.now)
