@@ -76,8 +76,12 @@ func (d *datagrams) flow(key *packet.Tuple) *flow {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if f := d.flows[*key]; f != nil {
-		f.order.MoveToFront(f.element)
-		return f
+		if f.holds() {
+			f.order.MoveToFront(f.element)
+			return f
+		}
+		d.detach(f)
+		f.close()
 	}
 	if d.closed {
 		d.stack.counters.drop(DropClosing)

@@ -37,6 +37,7 @@ type flow struct {
 
 	used    atomic.Int64 // nanoseconds since start; the last datagram either way
 	replied atomic.Bool
+	backend atomic.Pointer[netip.AddrPort] // where it really goes; nil: not known yet
 
 	mu      sync.Mutex
 	gone    bool     // guarded by mu
@@ -195,11 +196,13 @@ func (f *flow) run() {
 
 // open opens the socket and sends what waited for it.
 func (f *flow) open() error {
-	s := f.set.stack
-	if err := s.cfg.Refuse(f.key.Dst.Netip()); err != nil {
-		return &refusedError{err}
+	client, asked := f.ends()
+	to, err := f.set.stack.destination(f.key.Proto, client, asked)
+	if err != nil {
+		return err
 	}
-	sock, err := f.dial()
+	f.backend.Store(&to)
+	sock, err := f.dial(to)
 	if err != nil {
 		return err
 	}
@@ -217,13 +220,28 @@ func (f *flow) open() error {
 	return nil
 }
 
-func (f *flow) dial() (socket, error) {
+// ends returns who sends and what it sends to.
+func (f *flow) ends() (client, asked netip.AddrPort) {
+	return netip.AddrPortFrom(f.key.Src.Netip(), f.key.SrcPort), netip.AddrPortFrom(f.key.Dst.Netip(), f.key.DstPort)
+}
+
+// holds reports whether the flow may stay with its backend.
+func (f *flow) holds() bool {
+	may, backend := f.set.stack.cfg.Holds, f.backend.Load()
+	if may == nil || backend == nil || f.key.Proto != packet.ProtoUDP {
+		return true
+	}
+	_, asked := f.ends()
+	return may(asked, *backend)
+}
+
+func (f *flow) dial(to netip.AddrPort) (socket, error) {
 	if f.key.Proto != packet.ProtoUDP {
 		return f.set.dialEcho(&f.key)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), dialPatience)
 	defer cancel()
-	conn, err := f.set.stack.cfg.DialUDP(ctx, netip.AddrPortFrom(f.key.Dst.Netip(), f.key.DstPort))
+	conn, err := f.set.stack.cfg.DialUDP(ctx, to)
 	if err != nil {
 		return socket{}, err
 	}

@@ -100,13 +100,24 @@ type Config struct {
 	// DialUDP opens a connected datagram socket; nil means a net.Dialer.
 	DialUDP func(ctx context.Context, dst netip.AddrPort) (*net.UDPConn, error)
 
+	// Translate returns where a TCP connection or a flow of datagrams to dst really
+	// goes: a virtual address has a backend of its own family. It is asked once for
+	// each, before anything is dialled, and its error counts as DialTCP's would. Of
+	// pings, which have no ports, only the error counts. nil: to dst itself.
+	Translate func(proto uint8, src, dst netip.AddrPort) (netip.AddrPort, error)
+	// Holds reports whether a flow of datagrams to dst may go on with the backend
+	// that Translate chose. It is asked for every datagram; when it may not,
+	// Translate is asked again. nil: it always may.
+	Holds func(dst, backend netip.AddrPort) bool
+
 	// Serve returns the in-process TCP server of a destination, nil when
 	// there is none. Its handshake completes at once. The server owns the
 	// connection until it returns.
 	Serve func(dst netip.AddrPort) func(net.Conn)
 
-	// Refuse says why nothing may be sent to an address on behalf of a pod;
-	// nil means HostGuard. It replaces the default, so call that too.
+	// Refuse says why nothing may be sent to an address (after Translate) on
+	// behalf of a pod; nil means HostGuard. It replaces the default, so call that
+	// too.
 	Refuse func(dst netip.Addr) error
 
 	// Router4 and Router6 are the sources of ICMP errors made here. Unset,

@@ -232,8 +232,9 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 
 // dial opens the connection to the outside. Cancelled by Close and Forget.
 func (s *Stack) dial(key connKey) (net.Conn, error) {
-	if err := s.cfg.Refuse(key.dst.Addr()); err != nil {
-		return nil, &refusedError{err}
+	to, err := s.destination(packet.ProtoTCP, key.src, key.dst)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
@@ -246,7 +247,22 @@ func (s *Stack) dial(key connKey) (net.Conn, error) {
 		return nil, context.Canceled
 	}
 	s.counters.dialled.Add(1)
-	return s.cfg.DialTCP(ctx, key.dst)
+	return s.cfg.DialTCP(ctx, to)
+}
+
+// destination returns where something that a pod sends to dst is to be sent.
+func (s *Stack) destination(proto uint8, src, dst netip.AddrPort) (netip.AddrPort, error) {
+	if s.cfg.Translate != nil {
+		to, err := s.cfg.Translate(proto, src, dst)
+		if err != nil {
+			return to, err
+		}
+		dst = to
+	}
+	if err := s.cfg.Refuse(dst.Addr()); err != nil {
+		return dst, &refusedError{err}
+	}
+	return dst, nil
 }
 
 // settle ends the attempt. The forwarder forgets it first: it must never know
