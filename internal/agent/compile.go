@@ -12,6 +12,7 @@ import (
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/nodeport"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/policy"
 	"github.com/netctl/netctl/ipam"
@@ -80,9 +81,10 @@ type Output struct {
 	Tables     *datapath.Tables
 	Peers      []overlay.Peer
 	Zone       *dns.Zone
-	HostRoutes []kernel.Route // towards netctl0
-	HostAddrs  []netip.Prefix // on netctl0
-	Blocks     []netip.Prefix // that this node's pods get addresses from
+	HostRoutes []kernel.Route      // towards netctl0
+	HostAddrs  []netip.Prefix      // on netctl0
+	Listeners  []nodeport.Listener // of node ports, on this node's addresses
+	Blocks     []netip.Prefix      // that this node's pods get addresses from
 	Problems   []string
 }
 
@@ -94,9 +96,10 @@ func Compile(in Input) Output {
 	c.routes()
 	c.ports()
 	c.host()
+	c.listeners()
 	return Output{
 		Tables: c.tables, Peers: c.mesh.Peers, Zone: c.zone, Blocks: c.blocks,
-		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Problems: c.problems,
+		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Problems: c.problems,
 	}
 }
 
@@ -108,6 +111,7 @@ type compiler struct {
 	zone       *dns.Zone
 	hostRoutes []kernel.Route
 	hostAddrs  []netip.Prefix
+	listens    []nodeport.Listener
 	problems   []string
 }
 
@@ -396,6 +400,28 @@ func (c *compiler) hostSources() []netip.Addr {
 		out = append(out, p.Addr())
 	}
 	return out
+}
+
+// listeners says where this node listens for clients of node ports. Somebody
+// else's proxy in the kernel needs no sockets, and would not like ours.
+func (c *compiler) listeners() {
+	if c.in.PodsOnly {
+		return
+	}
+	for _, p := range c.tables.Services.NodePorts() {
+		for _, claim := range c.mesh.Claims {
+			a := claim.Prefix.Addr()
+			if !claim.Address || claim.Node != c.in.Node || a.Is4() && !p.IPv4 || a.Is6() && !p.IPv6 {
+				continue
+			}
+			if p.Protocol != model.TCP && p.Protocol != model.UDP {
+				continue // no socket can carry it on
+			}
+			c.listens = append(c.listens, nodeport.Listener{
+				Addr: netip.AddrPortFrom(a, p.Port), Proto: p.Protocol, Owner: "service " + p.Service.String() + " port " + p.Name,
+			})
+		}
+	}
 }
 
 // host says what the node's kernel is told: pods and services lie behind

@@ -369,3 +369,100 @@ func TestEmptyStateDropsWhatItShould(t *testing.T) {
 		t.Errorf("of nothing came %+v", out)
 	}
 }
+
+// nodePorts gives the input a service of pods at a node port, in the families of
+// its endpoints.
+func nodePorts(in *agent.Input, endpoints ...string) {
+	s := *in.State
+	name := model.Name{Namespace: "default", Name: "web"}
+	s.Services = append(slices.Clone(s.Services), &model.Service{
+		Name: name, Type: model.NodePort, ClusterIPs: []netip.Addr{addr("10.96.0.77"), addr("fd00:96::77")},
+		Ports: []model.ServicePort{
+			{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080}, {Name: "quic", Protocol: model.UDP, Port: 80, NodePort: 30080},
+			{Name: "sctp", Protocol: model.SCTP, Port: 80, NodePort: 30081},
+		},
+	})
+	for _, e := range endpoints {
+		slice := &model.EndpointSlice{
+			Name: model.Name{Namespace: "default", Name: e}, Service: "web", IPv6: addr(e).Is6(),
+			Endpoints: []model.Endpoint{{Address: addr(e), Ready: true, Serving: true}},
+		}
+		for _, p := range s.Services[len(s.Services)-1].Ports {
+			slice.Ports = append(slice.Ports, model.EndpointPort{Name: p.Name, Protocol: p.Protocol, Port: 8080})
+		}
+		s.EndpointSlices = append(s.EndpointSlices, slice)
+	}
+	in.State = &s
+}
+
+func TestListeners(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		edit func(*agent.Input)
+		want []string
+	}{
+		{"both families", func(in *agent.Input) { nodePorts(in, "10.1.1.5", "fd00:1:0:1::5") }, []string{
+			"192.0.2.1:30080 TCP service default/web port http", "[2001:db8::1]:30080 TCP service default/web port http",
+			"192.0.2.1:30080 UDP service default/web port quic", "[2001:db8::1]:30080 UDP service default/web port quic",
+		}},
+		{"endpoints of one", func(in *agent.Input) { nodePorts(in, "fd00:1:0:1::5") }, []string{
+			"[2001:db8::1]:30080 TCP service default/web port http", "[2001:db8::1]:30080 UDP service default/web port quic",
+		}},
+		{"no endpoint", func(in *agent.Input) { nodePorts(in) }, nil},
+		{"somebody else's proxy", func(in *agent.Input) { nodePorts(in, "10.1.1.5"); in.PodsOnly = true }, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			in := input(t)
+			tt.edit(&in)
+			var got []string
+			for _, l := range agent.Compile(in).Listeners {
+				got = append(got, l.Addr.String()+" "+l.Proto.String()+" "+l.Owner)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("listens on %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// Beside somebody else's proxy the node's processes reach pods through netctl0,
+// services not, and the clients that it lets keep their address are let in.
+func TestPodsOnly(t *testing.T) {
+	t.Parallel()
+	in := input(t)
+	if agent.Compile(in).Tables.Ports[agent.HostPort].Foreign {
+		t.Error("foreign sources may come from netctl0")
+	}
+	in.PodsOnly = true
+	out := agent.Compile(in)
+	for _, r := range out.HostRoutes {
+		if slices.ContainsFunc(in.State.ServiceCIDRs, r.Dst.Overlaps) {
+			t.Errorf("a service range is routed to netctl0: %v", r)
+		}
+	}
+	if len(out.HostRoutes) == 0 || !out.Tables.Ports[agent.HostPort].Foreign {
+		t.Errorf("routes %v; foreign sources let in: %v", out.HostRoutes, out.Tables.Ports[agent.HostPort].Foreign)
+	}
+}
+
+// Every peer can be told by its number and by its ID, and has its router's
+// addresses.
+func TestPeersOfWrappedPackets(t *testing.T) {
+	t.Parallel()
+	in := input(t)
+	tb := agent.Compile(in).Tables
+	if len(tb.Peers) != 3 || tb.Peers[0] != (datapath.Peer{}) {
+		t.Fatalf("peers are %+v", tb.Peers)
+	}
+	for n, name := range map[uint32]string{1: "n2", 2: "n3"} {
+		i := name[1:]
+		want := datapath.Peer{ID: datapath.PeerID(name), Router: [2]packet.Addr{
+			packet.AddrFrom(addr("10.1." + i + ".2")), packet.AddrFrom(addr("fd00:1:0:" + i + "::2")),
+		}}
+		if tb.Peers[n] != want || tb.PeerNumbers[want.ID] != n {
+			t.Errorf("peer %d is %+v with number %d, want %+v", n, tb.Peers[n], tb.PeerNumbers[want.ID], want)
+		}
+	}
+}
