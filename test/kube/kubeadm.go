@@ -24,8 +24,7 @@ const joinToken = "abcdef.0123456789abcdef"
 //   - taints: every node takes pods, also the first.
 //   - etcd without fsync: the disks of all nodes are one disk.
 //   - no leader election: there is one of each, and its restart should not wait.
-//   - kubelet: cgroup v1 is allowed, and cgroups are managed by nobody: the nodes
-//     share this machine's hierarchies, each below its own --cgroup-root.
+//   - kubelet: cgroup v1 is allowed, and cgroups have no limits.
 //   - kubelet: this machine's disk, swap and memory are no reason to evict.
 const kubeadmConfig = `apiVersion: kubeadm.k8s.io/v1beta4
 kind: {{if .Init}}Init{{else}}Join{{end}}Configuration
@@ -42,7 +41,6 @@ nodeRegistration:
   taints: []
   kubeletExtraArgs:
   - {name: node-ip, value: "{{.Address}}"}
-  - {name: cgroup-root, value: "{{.Cgroup}}"}
 {{- if .Init}}
 ---
 apiVersion: kubeadm.k8s.io/v1beta4
@@ -81,7 +79,7 @@ func (c *Cluster) kubeadmConfig(node string, init bool) (string, error) {
 	var out strings.Builder
 	err := template.Must(template.New("kubeadm").Parse(kubeadmConfig)).Execute(&out, map[string]any{
 		"Init": init, "Node": node, "Token": joinToken, "Address": nodeAddress(node), "Server": nodeAddress(controlPlane),
-		"Cgroup": c.cgroup(node), "Version": cache.KubernetesVersion, "PodSubnet": c.options.PodSubnet,
+		"Version": cache.KubernetesVersion, "PodSubnet": c.options.PodSubnet,
 	})
 	return out.String(), err
 }
@@ -203,10 +201,15 @@ func (c *Cluster) StopAPIServer(ctx context.Context) error {
 			return err
 		}
 		return c.await(ctx, "the API server's end", time.Minute, func() error {
-			if c.healthy(ctx) == nil {
-				return errors.New("it still answers")
+			listens, err := c.machine(controlPlane).Command(ctx, "ss", "-Hltn", "sport = :6443")
+			if err != nil {
+				return err
 			}
-			return nil
+			out, err := output(listens)
+			if err == nil && out != "" {
+				err = errors.New("it still listens")
+			}
+			return err
 		})
 	})
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -64,6 +65,13 @@ func (c *Cluster) installPTP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	data, err := json.Marshal(ranges)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.path("ranges.json"), data, 0o600); err != nil {
+		return err
+	}
 	for node, subnet := range ranges {
 		m := c.machine(node)
 		for _, p := range []string{"loopback", "ptp", "host-local", "portmap"} {
@@ -78,23 +86,27 @@ func (c *Cluster) installPTP(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.routes(ctx)
+	return c.routes()
 }
 
 // routes leads every node, and the fabric, to the pods of each node. Only the
 // reference needs it.
-func (c *Cluster) routes(ctx context.Context) error {
+func (c *Cluster) routes() error {
 	if c.options.CNI != cniPTP {
 		return nil
 	}
-	ranges, err := c.podRanges(ctx)
+	data, err := os.ReadFile(c.path("ranges.json"))
 	if err != nil {
+		return err
+	}
+	var ranges map[string]string
+	if err := json.Unmarshal(data, &ranges); err != nil {
 		return err
 	}
 	var errs []error
 	for _, at := range append(c.nodeNames(), fabricName) {
 		for node, subnet := range ranges {
-			if at != node {
+			if _, up := c.machine(at).PID(); at != node && (up || at == fabricName) {
 				errs = append(errs, ip("-n", c.netns(at), "route", "replace", subnet, "via", nodeAddress(node).String()))
 			}
 		}
@@ -112,10 +124,12 @@ func (c *Cluster) podRanges(ctx context.Context) (map[string]string, error) {
 		}
 		for line := range strings.Lines(out) {
 			node, subnet, _ := strings.Cut(strings.TrimSpace(line), "=")
-			if subnet == "" {
+			ranges[node] = subnet
+		}
+		for _, node := range c.nodeNames() { // a node that just joined may not even be listed
+			if ranges[node] == "" {
 				return fmt.Errorf("%s has none", node)
 			}
-			ranges[node] = subnet
 		}
 		return nil
 	})

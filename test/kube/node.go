@@ -175,7 +175,10 @@ func (c *Cluster) StartNode(ctx context.Context, node string) error {
 		if err := c.boot(ctx, node); err != nil {
 			return err
 		}
-		return c.routes(ctx)
+		if err := c.routes(); err != nil || node != controlPlane {
+			return err
+		}
+		return c.await(ctx, "the API server", 3*time.Minute, func() error { return c.healthy(ctx) })
 	})
 }
 

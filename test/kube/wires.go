@@ -135,11 +135,16 @@ func (c *Cluster) wire(node string) error {
 	return sysctl(netns, settings...)
 }
 
-// unwire removes what wire made; the cable's other end goes with it.
+// unwire removes what wire made. The cable is cut by itself: the kernel removes
+// an unnamed namespace, and what is in it, some time later.
 func (c *Cluster) unwire(node string) error {
 	netns := c.netns(node)
 	if _, err := os.Stat(filepath.Join("/run/netns", netns)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return ip("netns", "delete", netns)
+	cable := ip("-n", c.netns(fabricName), "link", "delete", node)
+	if cable != nil && strings.Contains(cable.Error(), "Cannot find device") {
+		cable = nil
+	}
+	return errors.Join(cable, ip("netns", "delete", netns))
 }

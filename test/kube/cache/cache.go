@@ -183,7 +183,8 @@ func key(texts []string, files ...string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// replace makes a directory by filling a new one and renaming it.
+// replace makes a directory by filling a new one and renaming it. The old one
+// stays for one more time: nodes that are up may stand on it.
 func (c *Cache) replace(dir string, fill func(fresh string) error) error {
 	fresh, old := dir+".new", dir+".old"
 	if err := errors.Join(os.RemoveAll(fresh), os.RemoveAll(old)); err != nil {
@@ -195,8 +196,5 @@ func (c *Cache) replace(dir string, fill func(fresh string) error) error {
 	if err := os.Rename(dir, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.Rename(fresh, dir); err != nil {
-		return err
-	}
-	return os.RemoveAll(old)
+	return os.Rename(fresh, dir)
 }

@@ -44,7 +44,7 @@ func (c *Cache) rootfs() part {
 // furnish removes what is not needed and adds what Kubernetes expects.
 func furnish(dir string) error {
 	var errs []error
-	for _, n := range strings.Fields(needless) {
+	for n := range strings.FieldsSeq(needless) {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, n)))
 	}
 	for _, d := range []string{

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -31,14 +32,39 @@ func hierarchies() ([]string, error) {
 	return out, nil
 }
 
-func (m *Machine) createCgroups() error {
-	roots, err := hierarchies()
+// createCgroups makes the machine's cgroup in every hierarchy and returns their
+// paths. In a cgroup namespace of its own the machine takes them for the roots.
+func (m *Machine) createCgroups() (roots []string, err error) {
+	roots, err = hierarchies()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, root := range roots {
-		if err := os.MkdirAll(filepath.Join(root, m.Cgroup), 0o755); err != nil {
-			return fmt.Errorf("create the cgroup of %s: %w", m.Name, err)
+		if err := createCgroup(root, m.Cgroup); err != nil {
+			return nil, fmt.Errorf("create the cgroup of %s: %w", m.Name, err)
+		}
+	}
+	return roots, nil
+}
+
+// createCgroup makes a cgroup and those above it. With cgroup v1 a new cpuset is
+// empty, and nobody can join it before it has what its parent has.
+func createCgroup(root, path string) error {
+	dir := root
+	for element := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		parent := dir
+		dir = filepath.Join(dir, element)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			have, err := os.ReadFile(filepath.Join(parent, file))
+			if err != nil {
+				continue // not this hierarchy
+			}
+			if err := os.WriteFile(filepath.Join(dir, file), have, 0o644); err != nil { //nolint:gosec // a control file
+				return err
+			}
 		}
 	}
 	return nil

@@ -59,12 +59,15 @@ func (m *Machine) Boot(ctx context.Context) error {
 	if _, ok := m.PID(); ok {
 		return nil
 	}
-	if err := m.createCgroups(); err != nil {
+	hierarchies, err := m.createCgroups()
+	if err != nil {
 		return err
 	}
 	//nolint:noctx // process 1 outlives this program
-	cmd := exec.Command("nsenter", "--net="+netnsPath(m.Netns), "sh", "-c", bootScript, "boot",
-		m.Root, m.Usr, m.Binaries, m.Share, m.Name)
+	cmd := exec.Command("nsenter", "--net="+netnsPath(m.Netns), "sh", "-c", bootScript, "boot")
+	cmd.Env = append(os.Environ(),
+		"name="+m.Name, "root="+m.Root, "usr="+m.Usr, "binaries="+m.Binaries, "share="+m.Share,
+		"cgroup="+m.Cgroup, "hierarchies="+strings.Join(hierarchies, " "))
 	out, err := os.Create(filepath.Join(filepath.Dir(m.Root), "boot.log"))
 	if err != nil {
 		return fmt.Errorf("boot %s: %w", m.Name, err)
@@ -181,7 +184,7 @@ func (m *Machine) Command(ctx context.Context, args ...string) (*exec.Cmd, error
 	if !ok {
 		return nil, fmt.Errorf("%s is down", m.Name)
 	}
-	enter := []string{"-t", strconv.Itoa(pid), "-m", "-u", "-i", "-n", "-p", "--"}
+	enter := []string{"-t", strconv.Itoa(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--"}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

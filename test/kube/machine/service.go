@@ -21,7 +21,9 @@ func (m *Machine) Start(ctx context.Context, name, line string) error {
 	if m.Running(ctx, name) {
 		return nil
 	}
-	script := fmt.Sprintf("echo $$ >/run/%s.pid; exec >>/var/log/%s.log 2>&1 </dev/null; exec %s", name, name, line)
+	// Who enters from outside brings its cgroup along, so it joins the machine's.
+	script := fmt.Sprintf("cd /sys/fs/cgroup; procs=$(ls init/cgroup.procs 2>/dev/null || ls */cgroup.procs); "+
+		"for p in $procs; do echo 0 >$p; done; cd /; echo $$ >/run/%s.pid; exec >>/var/log/%s.log 2>&1 </dev/null; exec %s", name, name, line)
 	cmd, err := m.Command(ctx, "setsid", "--fork", "sh", "-c", script)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
