@@ -22,9 +22,11 @@ type Conflist struct {
 	Capabilities []string
 }
 
-// Capabilities are the runtime's arguments that the Server understands.
+// Capabilities are the runtime's arguments that the agent acts on. The Server
+// understands more (bandwidth, ips); a runtime that is not told so sends none, and
+// nobody believes them done.
 func Capabilities() []string {
-	return []string{"bandwidth", "io.kubernetes.cri.pod-annotations", "ips", "portMappings"}
+	return []string{"io.kubernetes.cri.pod-annotations", "portMappings"}
 }
 
 // networkList is a conflist file. cniVersion is what old runtimes read;

@@ -262,7 +262,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // list is a conflist of one version.
 func (n *node) list(version string) *libcni.NetworkConfigList {
 	n.t.Helper()
-	raw, err := cni.Conflist{Socket: n.socket}.Render(nil)
+	raw, err := cni.Conflist{Socket: n.socket, Capabilities: []string{"bandwidth", "io.kubernetes.cri.pod-annotations", "ips", "portMappings"}}.Render(nil)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ import (
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
@@ -42,6 +43,7 @@ import (
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/netstack"
+	"github.com/netctl/netctl/internal/nodeport"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/ipam"
 	"github.com/netctl/netctl/overlay"
@@ -136,7 +138,7 @@ type Agent struct {
 	flows     *flow.Table
 	affinity  *proxy.Affinity
 	pool      *ipam.Pool
-	records   *records
+	records   *record.Store
 	router    *datapath.Router
 	workers   *datapath.Workers
 	engine    overlay.Engine
@@ -144,6 +146,7 @@ type Agent struct {
 	resolver  *dns.Server
 	upstreams *dns.ResolvConf
 	stack     *netstack.Stack
+	sockets   *nodeport.Server
 	host      *kernel.TUN
 	cni       *cni.Server
 	holds     holds
@@ -163,6 +166,10 @@ type Agent struct {
 	fixed  []LocalPort               // immutable after open
 	pods   map[cni.ID]*pod           // guarded by mu
 	unread map[datapath.PortID]error // guarded by mu: ports of the newest tables that cannot be read
+	// services are the sockets that Services want, conflicts what stands in the way
+	// of sockets.
+	services  []nodeport.Listener // guarded by mu
+	conflicts []string            // guarded by mu
 
 	endings endings      // devices of deleted pods
 	turned  atomic.Int64 // when housekeeping did something last, in Unix nanoseconds
@@ -210,7 +217,7 @@ func (a *Agent) open() error {
 	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(a.cfg.StateDir, "ipam"), Logger: a.log}); err != nil {
 		return fmt.Errorf("open the address record: %w", err)
 	}
-	if a.records, err = openRecords(filepath.Join(a.cfg.StateDir, "ports")); err != nil {
+	if a.records, err = record.Open(filepath.Join(a.cfg.StateDir, "ports")); err != nil {
 		return err
 	}
 	epoch, err := kernel.BootID()
@@ -259,20 +266,22 @@ func (a *Agent) openPorts() error {
 	if err != nil {
 		return err
 	}
-	outside := a.router.NewInputs(NetstackPort)
+	outside, inbound := a.router.NewInputs(NetstackPort), a.router.NewInputs(InboundPort)
 	a.stack, err = netstack.New(netstack.Config{
-		Out: func(buf []byte) { outside.Deliver(buf) }, MTU: a.mtu, Logger: a.log,
+		Out: func(buf []byte) { outside.Deliver(buf) }, Inbound: func(buf []byte) { inbound.Deliver(buf) }, MTU: a.mtu, Logger: a.log,
 		Serve: a.serveTCP, Refuse: a.refuseEgress, Files: files,
 	})
 	if err != nil {
 		return fmt.Errorf("start the network stack for sockets: %w", err)
 	}
+	a.sockets = a.nodeSockets()
 	answers := NewResolverPort(a.resolver, a.router.NewInputs(DNSPort))
 	a.fixed = []LocalPort{
 		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: hostInterface, MTU: a.mtu},
 		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: EnginePort{a.engine}, Name: "overlay", MTU: a.mtu},
 		{ID: NetstackPort, Kind: datapath.KindNetstack, Port: a.stack, Name: "netstack", MTU: netstackMTU},
 		{ID: DNSPort, Kind: datapath.KindDNS, Port: answers, Name: "dns", MTU: netstackMTU},
+		{ID: InboundPort, Kind: datapath.KindInbound, Port: a.stack.InboundPort(), Name: "inbound", MTU: netstackMTU},
 	}
 	a.cni, err = cni.NewServer(cni.Config{Socket: filepath.Join(a.cfg.StateDir, "cni.sock"), Backend: a, Logger: a.log})
 	return err
@@ -349,6 +358,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	}
 	run("workers", a.workers.Run)
 	run("network stack", a.stack.Run)
+	run("node sockets", func(ctx context.Context) error { return ignoreDone(ctx, a.sockets.Run(ctx)) })
 	run("name server", a.resolver.Run)
 	run("cni", a.cni.Run)
 	run("status", a.serveStatus)
@@ -425,6 +435,9 @@ func (a *Agent) reportPanic(known *datapath.Panic) *datapath.Panic {
 // stays for the next agent.
 func (a *Agent) close() error {
 	var errs []error
+	if a.sockets != nil {
+		errs = append(errs, a.sockets.Close())
+	}
 	if a.stack != nil {
 		errs = append(errs, a.stack.Close())
 	}

@@ -26,6 +26,9 @@ func (a *Agent) compile() Output {
 	if a.state.Load().Node(a.cfg.Node) == nil {
 		out.Problems = append(out.Problems, fmt.Sprintf("node %q is not in the cluster's state: is --node right, and is the kubelet registered?", a.cfg.Node))
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out.Problems = append(out.Problems, a.conflicts...)
 	return out
 }
 
@@ -90,7 +93,7 @@ func (a *Agent) publish(out Output) error {
 	a.resolver.Publish(out.Zone)
 	unread := a.workers.Publish(out.Tables)
 	a.mu.Lock()
-	a.unread = unread
+	a.unread, a.services = unread, out.Listeners
 	a.mu.Unlock()
 	return nil
 }
@@ -102,7 +105,7 @@ func (a *Agent) owners() map[string]bool {
 	defer a.mu.Unlock()
 	out := make(map[string]bool, 2*len(a.pods))
 	for _, p := range a.pods {
-		out[p.rec.UID], out[p.rec.name()] = true, true
+		out[p.rec.UID], out[p.rec.Name()] = true, true
 	}
 	delete(out, "") // of runtimes that know no pods
 	return out
@@ -169,6 +172,9 @@ func (a *Agent) apply(out Output) error {
 	}
 	if err := kernel.ApplyRoutes(a.host.Index(), out.HostRoutes); err != nil {
 		errs = append(errs, fmt.Errorf("route pods and services to %s: %w", hostInterface, err))
+	}
+	if _, err := a.applySockets(); err != nil {
+		errs = append(errs, fmt.Errorf("listen on the node's ports: %w", err))
 	}
 	select {
 	case a.claims <- struct{}{}:

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/ipam"
 )
@@ -33,9 +35,10 @@ const undoTimeout = 5 * time.Second
 
 // pod is a port that a CNI call made.
 type pod struct {
-	port LocalPort
-	tun  *kernel.TUN
-	rec  *record
+	port    LocalPort
+	tun     *kernel.TUN
+	rec     *record.Record
+	listens bool // on its host ports
 }
 
 // Add implements cni.Backend.
@@ -94,9 +97,10 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	if err != nil {
 		return cni.Result{}, allocationError(err)
 	}
-	rec := &record{
+	rec := &record.Record{
 		ContainerID: at.ContainerID, IfName: at.IfName, Namespace: at.Pod.Name.Namespace, Pod: at.Pod.Name.Name,
 		UID: at.Pod.UID, Netns: path, NetnsInode: inode, Addresses: lease.Addresses, Port: a.ports.take(datapath.NoPort),
+		HostPorts: at.PortMappings,
 	}
 	defer func() {
 		if err != nil && !a.attached(at.ID) { // else remove does it, when nobody uses it any more
@@ -114,9 +118,12 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	if err := a.records.Put(rec); err != nil {
 		return cni.Result{}, errors.Join(err, tun.Destroy())
 	}
-	a.register(rec, tun)
+	a.register(rec, tun, false)
 	if err := errors.Join(a.loop.Publish(ctx), a.readable(rec.Port)); err != nil {
 		return cni.Result{}, fmt.Errorf("publish the pod's port: %w", err)
+	}
+	if err := a.listen(at.ID, rec); err != nil {
+		return cni.Result{}, err
 	}
 	return a.result(rec), nil
 }
@@ -126,25 +133,27 @@ func servable(at cni.Attachment) error {
 	switch {
 	case len(at.Addresses) > 0:
 		return fmt.Errorf("%w: a fixed address (%s)", cni.ErrUnsupported, at.Addresses[0])
-	case len(at.PortMappings) > 0:
-		return fmt.Errorf("%w: hostPort %d", cni.ErrUnsupported, at.PortMappings[0].HostPort)
 	case at.Bandwidth != (cni.Bandwidth{}):
 		return fmt.Errorf("%w: bandwidth limits", cni.ErrUnsupported)
-	default:
-		return nil
 	}
+	for _, m := range at.PortMappings {
+		if m.Protocol != model.TCP && m.Protocol != model.UDP {
+			return fmt.Errorf("%w: hostPort %d of protocol %s: only TCP and UDP have host ports", cni.ErrUnsupported, m.HostPort, m.Protocol)
+		}
+	}
+	return nil
 }
 
 // wire makes the pod's device where it is used, which is fifteen times as fast
 // as moving it there. Our descriptor keeps the pod's namespace alive, so collect
 // looks for namespaces whose path is gone.
-func (a *Agent) wire(ns *kernel.Namespace, rec *record) (*kernel.TUN, error) {
+func (a *Agent) wire(ns *kernel.Namespace, rec *record.Record) (*kernel.TUN, error) {
 	addrs := hostPrefixes(rec.Addresses)
 	tun, err := kernel.CreateTUNIn(ns, kernel.Interface{
 		Name: rec.IfName, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu),
 		Addresses: addrs, Routes: kernel.DefaultRoutes(addrs), Persist: true,
 		OnOptional: func(err error) {
-			a.log.Debug("optional setting of a pod's interface not made", "pod", rec.name(), "error", err)
+			a.log.Debug("optional setting of a pod's interface not made", "pod", rec.Name(), "error", err)
 		},
 	}, kernel.AllOffloads())
 	switch {
@@ -164,7 +173,7 @@ func hostPrefixes(addrs []netip.Addr) []netip.Prefix {
 	return out
 }
 
-func (a *Agent) result(rec *record) cni.Result {
+func (a *Agent) result(rec *record.Record) cni.Result {
 	res := cni.Result{MTU: a.mtu, Addresses: hostPrefixes(rec.Addresses)}
 	for _, r := range kernel.DefaultRoutes(res.Addresses) {
 		res.Routes = append(res.Routes, cni.Route{Dst: r.Dst, Gateway: r.Gateway})
@@ -231,13 +240,13 @@ func (a *Agent) attached(id cni.ID) bool {
 
 // register gives a pod's device its port; the next turn of the loop publishes
 // it.
-func (a *Agent) register(rec *record, tun *kernel.TUN) {
+func (a *Agent) register(rec *record.Record, tun *kernel.TUN, listens bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.pods[rec.id()] = &pod{
-		tun: tun, rec: rec,
+	a.pods[rec.ID()] = &pod{
+		tun: tun, rec: rec, listens: listens,
 		port: LocalPort{
-			ID: rec.Port, Kind: datapath.KindPod, Port: tunPort{tun}, Name: rec.name(), MTU: a.mtu,
+			ID: rec.Port, Kind: datapath.KindPod, Port: tunPort{tun}, Name: rec.Name(), MTU: a.mtu,
 			Addrs: rec.Addresses, Incarnation: rec.ContainerID,
 		},
 	}
@@ -280,10 +289,10 @@ func (a *Agent) remove(ctx context.Context, id cni.ID) error {
 	a.ports.release(p.port.ID)
 	end := func() {
 		if err := p.tun.Destroy(); err != nil {
-			a.log.Warn("pod's device not destroyed; it ends with its namespace", "pod", p.rec.name(), "error", err)
+			a.log.Warn("pod's device not destroyed; it ends with its namespace", "pod", p.rec.Name(), "error", err)
 		}
 		if err := a.records.Delete(id.ContainerID, id.IfName); err != nil {
-			a.log.Warn("port record not deleted; it goes with the pod's namespace", "pod", p.rec.name(), "error", err)
+			a.log.Warn("port record not deleted; it goes with the pod's namespace", "pod", p.rec.Name(), "error", err)
 		}
 	}
 	ended := *p.rec

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/model"
@@ -38,7 +39,7 @@ func bare(t *testing.T, node *model.Node, blocks ...model.Block) *Agent {
 			t.Error(err)
 		}
 	})
-	if a.records, err = openRecords(filepath.Join(dir, "ports")); err != nil {
+	if a.records, err = record.Open(filepath.Join(dir, "ports")); err != nil {
 		t.Fatal(err)
 	}
 	a.know(t, node, blocks...)
@@ -148,7 +149,7 @@ func TestCollect(t *testing.T) {
 		if c == "unrecorded" {
 			continue
 		}
-		if err := a.records.Put(&record{ContainerID: c, IfName: "eth0", Netns: filepath.Join(t.TempDir(), "none"), Addresses: lease.Addresses, Ready: true}); err != nil {
+		if err := a.records.Put(&record.Record{ContainerID: c, IfName: "eth0", Netns: filepath.Join(t.TempDir(), "none"), Addresses: lease.Addresses, Ready: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -183,7 +184,7 @@ func TestDamagedRecordsKeepTheirAddresses(t *testing.T) {
 	if _, err := a.pool.Allocate(ipam.ID(id), "", ipam.IPv4); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(a.records.dir, "c@eth0.json"), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(a.cfg.StateDir, "ports", "c@eth0.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
@@ -237,7 +238,7 @@ func TestGC(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.records.Put(&record{ContainerID: c, IfName: "eth0", Netns: "/proc/self/ns/net", Addresses: lease.Addresses}); err != nil {
+		if err := a.records.Put(&record.Record{ContainerID: c, IfName: "eth0", Netns: "/proc/self/ns/net", Addresses: lease.Addresses}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -317,7 +318,8 @@ func TestServableRefusesWhatItCannotDo(t *testing.T) {
 	}{
 		{"nothing special", cni.Attachment{}, ""},
 		{"fixed address", cni.Attachment{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7")}}, "10.0.0.7"},
-		{"hostPort", cni.Attachment{PortMappings: []cni.PortMapping{{HostPort: 8080}}}, "8080"},
+		{"hostPort", cni.Attachment{PortMappings: []cni.PortMapping{{HostPort: 8080, Protocol: model.UDP}}}, ""},
+		{"hostPort of SCTP", cni.Attachment{PortMappings: []cni.PortMapping{{HostPort: 8080, Protocol: model.SCTP}}}, "SCTP"},
 		{"bandwidth", cni.Attachment{Bandwidth: cni.Bandwidth{IngressRate: 1}}, "bandwidth"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -53,7 +53,7 @@ func (a *Agent) GC(ctx context.Context, valid []cni.ID) error {
 	errs := []error{err}
 	known := make(map[cni.ID]bool)
 	for _, rec := range recs {
-		known[rec.id()] = true
+		known[rec.ID()] = true
 	}
 	for _, id := range damaged {
 		known[id] = true

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/ipam"
 )
@@ -29,16 +30,16 @@ func (a *Agent) collect(ctx context.Context) error {
 	}
 	var errs []error
 	for _, rec := range recs {
-		release, _ := a.holds.try(rec.id())
+		release, _ := a.holds.try(rec.ID())
 		if release == nil { // ADD or DEL is at work on it
-			live = append(live, ipam.ID(rec.id()))
+			live = append(live, ipam.ID(rec.ID()))
 			continue
 		}
 		stays, err := a.tend(ctx, rec)
 		release()
 		errs = append(errs, err)
 		if stays {
-			live = append(live, ipam.ID(rec.id()))
+			live = append(live, ipam.ID(rec.ID()))
 		}
 	}
 	leaked, err := a.pool.Collect(mark, live)
@@ -51,10 +52,10 @@ func (a *Agent) collect(ctx context.Context) error {
 // tend removes the port of a record when its namespace has ended and takes it
 // over when nobody did yet. It reports whether the port stays. The caller holds
 // the attachment.
-func (a *Agent) tend(ctx context.Context, rec *record) (stays bool, err error) {
-	switch id := rec.id(); {
+func (a *Agent) tend(ctx context.Context, rec *record.Record) (stays bool, err error) {
+	switch id := rec.ID(); {
 	case gone(rec):
-		a.log.Info("pod's namespace is gone, removing its port", "pod", rec.name(), "netns", rec.Netns)
+		a.log.Info("pod's namespace is gone, removing its port", "pod", rec.Name(), "netns", rec.Netns)
 		return false, a.remove(ctx, id)
 	case a.attached(id) || a.endings.find(id, 0) != nil:
 		return true, nil
@@ -64,16 +65,16 @@ func (a *Agent) tend(ctx context.Context, rec *record) (stays bool, err error) {
 	case err != nil:
 		return true, err
 	case !taken:
-		return false, a.release(rec.id())
+		return false, a.release(rec.ID())
 	default:
-		a.log.Info("pod is taken over after all", "pod", rec.name())
+		a.log.Info("pod is taken over after all", "pod", rec.Name())
 		return true, a.loop.Publish(ctx)
 	}
 }
 
 // gone reports whether the namespace of a record has ended: nothing is at its
 // path, or another one.
-func gone(rec *record) bool {
+func gone(rec *record.Record) bool {
 	inode, err := inodeAt(rec.Netns)
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, kernel.ErrNotNamespace)
@@ -129,12 +130,12 @@ func (a *Agent) restore() error {
 	for _, rec := range recs {
 		taken, err := a.takeOver(rec)
 		if errors.Is(err, kernel.ErrBusy) {
-			return fmt.Errorf("port of pod %s is held by another process, perhaps another agent: %w", rec.name(), err)
+			return fmt.Errorf("port of pod %s is held by another process, perhaps another agent: %w", rec.Name(), err)
 		}
 		if err != nil {
-			a.log.Warn("pod is not taken over, trying again later", "pod", rec.name(), "error", err)
+			a.log.Warn("pod is not taken over, trying again later", "pod", rec.Name(), "error", err)
 		}
-		kept[ipam.ID(rec.id())] = taken || err != nil
+		kept[ipam.ID(rec.ID())] = taken || err != nil
 	}
 	for _, l := range a.pool.Leases() {
 		if kept[l.ID] {
@@ -149,20 +150,20 @@ func (a *Agent) restore() error {
 
 // takeOver gives a record's device its port again. When the record is about
 // nothing that exists any more it is deleted and not taken.
-func (a *Agent) takeOver(rec *record) (taken bool, err error) {
+func (a *Agent) takeOver(rec *record.Record) (taken bool, err error) {
 	tun, err := a.reattach(rec)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, kernel.ErrNotFound), errors.Is(err, kernel.ErrChanged), errors.Is(err, errUnfinished):
-		a.log.Info("pod's port is given back", "pod", rec.name(), "reason", err)
+		a.log.Info("pod's port is given back", "pod", rec.Name(), "reason", err)
 		return false, a.records.Delete(rec.ContainerID, rec.IfName)
 	case err != nil:
 		return false, err
 	}
-	if err := a.pool.Adopt(ipam.ID(rec.id()), rec.UID, rec.Addresses); err != nil {
-		return false, errors.Join(fmt.Errorf("take over the addresses of pod %s: %w", rec.name(), err), tun.Close())
+	if err := a.pool.Adopt(ipam.ID(rec.ID()), rec.UID, rec.Addresses); err != nil {
+		return false, errors.Join(fmt.Errorf("take over the addresses of pod %s: %w", rec.Name(), err), tun.Close())
 	}
 	rec.Port = a.ports.take(rec.Port)
-	a.register(rec, tun)
+	a.register(rec, tun, true)
 	return true, nil
 }
 
@@ -171,7 +172,7 @@ func (a *Agent) takeOver(rec *record) (taken bool, err error) {
 var errUnfinished = errors.New("its ADD or DEL was cut off")
 
 // reattach opens the device of a record again.
-func (a *Agent) reattach(rec *record) (*kernel.TUN, error) {
+func (a *Agent) reattach(rec *record.Record) (*kernel.TUN, error) {
 	if gone(rec) {
 		return nil, fmt.Errorf("its namespace %s is gone: %w", rec.Netns, fs.ErrNotExist)
 	}

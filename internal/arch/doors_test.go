@@ -82,7 +82,7 @@ var doors = map[string]door{
 		reason:   "longest-prefix tables: the routes, built by the agent and read by the walk, and the peers'",
 	},
 	"github.com/google/renameio/v2": {
-		packages: []string{"cmd/netctl", "internal/agent", "internal/lab"},
+		packages: []string{"cmd/netctl", "internal/agent/record", "internal/lab"},
 		reason:   "files that are written whole or not at all",
 	},
 	"golang.org/x/sync/errgroup": {

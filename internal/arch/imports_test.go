@@ -37,8 +37,8 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/handover", "internal/agent/probe", "internal/agent/settings", "internal/cluster",
-			"internal/datapath", "internal/flow", "internal/kernel", "internal/model", "internal/netstack", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
+			"cni", "dns", "internal/agent/handover", "internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/cluster",
+			"internal/datapath", "internal/flow", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -48,6 +48,10 @@ var rows = map[string]row{
 	},
 	"internal/agent/handover": {
 		reason: "a lock and a socket; what is handed over lies on disk and in the kernel",
+	},
+	"internal/agent/record": {
+		imports: []string{"cni", "internal/datapath"},
+		reason:  "a file per pod interface, in the words of those who make and number it",
 	},
 	"internal/agent/probe": {
 		reason: "a socket and two questions",
@@ -90,11 +94,11 @@ var rows = map[string]row{
 		reason: "an underlay in memory for tests of anything that has an overlay",
 	},
 	"proxy": {
-		imports: []string{"internal/model", "internal/packet"},
+		imports: []string{"internal/model", "internal/packet", "internal/sharemap"},
 		reason:  "a pure table",
 	},
 	"dns": {
-		imports: []string{"internal/model", "internal/quota"},
+		imports: []string{"internal/model", "internal/quota", "internal/sharemap"},
 		reason:  "messages in, messages out; packets are the agent's affair",
 	},
 	"ipam": {
@@ -171,6 +175,9 @@ var rows = map[string]row{
 	},
 	"internal/splice": {
 		reason: "bytes from one connection to another",
+	},
+	"internal/sharemap": {
+		reason: "a data structure; tables that are compiled again and again share it",
 	},
 	"internal/quota": {
 		reason: "counts per address; whoever bounds its clients uses it",

@@ -7,8 +7,10 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -179,20 +181,123 @@ func TestRestartKeepsConnectionsAndPods(t *testing.T) {
 	}
 }
 
-// A second agent for a node ends at once, says why, and disturbs nothing.
-func TestSecondAgentIsRefused(t *testing.T) {
-	t.Parallel()
-	l := up(t, Config{Nodes: 1}, podYAML("client", "node1", "sleep", "600"), echoYAML("server", "node1"))
-	c, err := l.dialFrom(t, "pod.default.client", netip.AddrPortFrom(l.podNow(t, "server").Addresses[0], 7))
+// agents returns the processes of a node's agents.
+func (l *Lab) agents(node string) []int {
+	var out []int
+	for _, pid := range processesIn(l.netnsPath(node)) {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && strings.HasPrefix(string(cmdline), "netctl\x00agent\x00") {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// said counts the lines of an agent's log with a message.
+func (l *Lab) said(t *testing.T, node, message string) int {
+	t.Helper()
+	text, err := os.ReadFile(l.path("nodes", node, "agent.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := l.withOutput("node1", "netctl", "agent", "--node=node1", "--cluster-dir="+l.clusterDir(), "--state-dir="+l.stateDir("node1"))
-	if err == nil || !strings.Contains(out, "in use by another process") {
-		t.Errorf("%v: %s", err, out)
+	return strings.Count(string(text), message)
+}
+
+// During an upgrade a second agent starts beside the first: it takes the node
+// over, the first stays in reserve, and whichever of them ends, and how, one
+// serves. Pods keep their connections.
+func TestSecondAgentTakesOver(t *testing.T) {
+	t.Parallel()
+	const serves, gaveWay, again = `msg="agent serves"`, `msg="gave way`, `msg="no other agent serves`
+	l := up(t, Config{Nodes: 2, Families: DualStack}, podYAML("client", "node1", "sleep", "600"), echoYAML("near", "node1"), echoYAML("far", "node2"))
+	var open []*conversation
+	for _, server := range []string{"near", "far"} {
+		for _, a := range l.podNow(t, server).Addresses {
+			eventually(t, 5*time.Second, func() error {
+				c, err := l.dialFrom(t, "pod.default.client", netip.AddrPortFrom(a, 7))
+				if err == nil {
+					open = append(open, c)
+				}
+				return err
+			})
+		}
 	}
-	if err := c.say("still there?"); err != nil {
-		t.Error(err)
+	pods := 0
+	talk := func(when string) {
+		t.Helper()
+		for i, c := range open {
+			if err := c.say(fmt.Sprintf("%s, %d", when, i)); err != nil {
+				t.Errorf("%s: connection %d: %v", when, i, err)
+			}
+		}
+		pods++
+		name := fmt.Sprintf("new%d", pods)
+		apply(t, l, podYAML(name, "node1", "sleep", "600"))
+		if c, err := l.dialFrom(t, "pod.default."+name, netip.AddrPortFrom(l.podNow(t, "far").Addresses[0], 7)); err != nil {
+			t.Errorf("%s: a new pod: %v", when, err)
+		} else if err := c.say("new"); err != nil {
+			t.Errorf("%s: a new pod: %v", when, err)
+		}
+	}
+	waitFor := func(message string, count int) {
+		t.Helper()
+		eventually(t, 30*time.Second, func() error {
+			if n := l.said(t, "node1", message); n != count {
+				return fmt.Errorf("%q was said %d times, not %d", message, n, count)
+			}
+			return nil
+		})
+	}
+	end := func(pid int, how syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(pid, how); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 15*time.Second, func() error {
+			if now := l.agents("node1"); slices.Contains(now, pid) {
+				return fmt.Errorf("process %d is still there: %v", pid, now)
+			}
+			return nil
+		})
+	}
+	start := func() (first, second int) {
+		t.Helper()
+		before, n := l.agents("node1"), l.said(t, "node1", serves)
+		if len(before) != 1 {
+			t.Fatalf("%v serve", before)
+		}
+		if err := l.StartAgent("node1"); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(serves, n+1)
+		for _, pid := range l.agents("node1") {
+			if pid != before[0] {
+				second = pid
+			}
+		}
+		return before[0], second
+	}
+
+	first, second := start()
+	waitFor(gaveWay, 1)
+	talk("beside a retired one")
+	end(first, syscall.SIGTERM)
+	talk("after an upgrade")
+
+	first, second = start()
+	waitFor(gaveWay, 2)
+	n := l.said(t, "node1", serves)
+	end(second, syscall.SIGKILL)
+	waitFor(again, 1)
+	waitFor(serves, n+1)
+	talk("after the successor was killed")
+
+	_, second = start()
+	waitFor(gaveWay, 3)
+	end(first, syscall.SIGKILL)
+	talk("after the retired one was killed")
+	if now := l.agents("node1"); !slices.Equal(now, []int{second}) {
+		t.Errorf("agents %v, want %d", now, second)
 	}
 }
 

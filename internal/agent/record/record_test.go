@@ -1,4 +1,4 @@
-package agent
+package record
 
 import (
 	"errors"
@@ -14,17 +14,17 @@ import (
 	"github.com/netctl/netctl/cni"
 )
 
-func openTestRecords(t *testing.T) *records {
+func openTestRecords(t *testing.T) *Store {
 	t.Helper()
-	s, err := openRecords(filepath.Join(t.TempDir(), "ports"))
+	s, err := Open(filepath.Join(t.TempDir(), "ports"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-func webRecord() *record {
-	return &record{
+func webRecord() *Record {
+	return &Record{
 		ContainerID: "c1", IfName: "eth0", Namespace: "default", Pod: "web", UID: "u", Netns: "/run/netns/x", NetnsInode: 7,
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("fd00::3")}, IfIndex: 2, Ready: true,
 	}
@@ -36,7 +36,7 @@ func TestRecordComesBackAsItWasPut(t *testing.T) {
 	want := webRecord()
 	unready := *want
 	unready.Ready, unready.IfIndex = false, 0
-	for _, r := range []*record{&unready, want} { // the second replaces the first
+	for _, r := range []*Record{&unready, want} { // the second replaces the first
 		if err := s.Put(r); err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +82,7 @@ func TestRecordNamesStayInTheDirectory(t *testing.T) {
 	t.Parallel()
 	s := openTestRecords(t)
 	for _, id := range []string{"../evil", "a/b", "/etc/passwd", "nul\x00"} {
-		if err := s.Put(&record{ContainerID: id, IfName: "eth0"}); err == nil {
+		if err := s.Put(&Record{ContainerID: id, IfName: "eth0"}); err == nil {
 			t.Errorf("container ID %q was written", id)
 		}
 		if _, err := s.Get(id, "eth0"); err == nil {
@@ -150,9 +150,9 @@ func TestTemporaryFilesAreNoRecords(t *testing.T) {
 func TestRecordName(t *testing.T) {
 	t.Parallel()
 	r := webRecord()
-	got := []string{r.name()}
+	got := []string{r.Name()}
 	r.Namespace, r.Pod = "", ""
-	got = append(got, r.name())
+	got = append(got, r.Name())
 	if want := []string{"default/web", "c1/eth0"}; !slices.Equal(got, want) {
 		t.Errorf("names %v, want %v", got, want)
 	}
@@ -170,7 +170,7 @@ func FuzzRecord(f *testing.F) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		r, err := readRecord(path)
+		r, err := read(path)
 		if (err == nil) != (r != nil && r.ContainerID != "" && r.IfName != "") {
 			t.Errorf("record %+v, error %v", r, err)
 		}
@@ -178,12 +178,12 @@ func FuzzRecord(f *testing.F) {
 }
 
 // Get returns the record of an interface, nil when there is none.
-func (s *records) Get(containerID, ifName string) (*record, error) {
+func (s *Store) Get(containerID, ifName string) (*Record, error) {
 	path, err := s.path(containerID, ifName)
 	if err != nil {
 		return nil, err
 	}
-	r, err := readRecord(path)
+	r, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // the absent record is an answer
 	}

@@ -1,4 +1,9 @@
-package agent
+// Package record is what an agent remembers on disk of each pod interface: a file
+// each, written whole or not at all. With the address pool it is all that a
+// restarted agent needs to take its pods over again.
+//
+// Tests cut files short and make them unreadable.
+package record
 
 import (
 	"encoding/json"
@@ -16,10 +21,9 @@ import (
 	"github.com/netctl/netctl/internal/datapath"
 )
 
-// record is what is remembered on disk of one pod interface, from before its
-// first resource exists until its last one is given back. With the address pool
-// it is all that a restarted agent needs to take its pods over again.
-type record struct {
+// Record is what is remembered on disk of one pod interface, from before its
+// first resource exists until its last one is given back.
+type Record struct {
 	ContainerID string          `json:"containerID"`
 	IfName      string          `json:"ifName"`
 	Namespace   string          `json:"podNamespace,omitempty"`
@@ -30,36 +34,40 @@ type record struct {
 	Addresses   []netip.Addr    `json:"addresses"`
 	IfIndex     int             `json:"ifIndex,omitempty"` // in Netns
 	Port        datapath.PortID `json:"port"`
-	Ready       bool            `json:"ready"` // ADD was completed
+	// HostPorts are ports of the node that lead to the pod.
+	HostPorts []cni.PortMapping `json:"hostPorts,omitempty"`
+	Ready     bool              `json:"ready"` // ADD was completed
 }
 
-// name is what the port is called: the pod, or the container where the runtime
+// Name is what the port is called: the pod, or the container where the runtime
 // told no pod.
-func (r *record) name() string {
+func (r *Record) Name() string {
 	if r.Pod == "" {
 		return r.ContainerID + "/" + r.IfName
 	}
 	return r.Namespace + "/" + r.Pod
 }
 
-func (r *record) id() cni.ID { return cni.ID{ContainerID: r.ContainerID, IfName: r.IfName} }
+// ID returns the attachment that the record is of.
+func (r *Record) ID() cni.ID { return cni.ID{ContainerID: r.ContainerID, IfName: r.IfName} }
 
-// records is a directory of records, one file each, replaced whole.
-type records struct{ dir string }
+// Store is a directory of records, one file each, replaced whole.
+type Store struct{ dir string }
 
 const (
 	recordSuffix  = ".json"
 	damagedSuffix = ".damaged"
 )
 
-func openRecords(dir string) (*records, error) {
+// Open returns the store in a directory, which is made when it is not there.
+func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the directory of port records: %w", err)
 	}
-	return &records{dir: dir}, nil
+	return &Store{dir: dir}, nil
 }
 
-func (s *records) path(containerID, ifName string) (string, error) {
+func (s *Store) path(containerID, ifName string) (string, error) {
 	file := containerID + "@" + ifName + recordSuffix
 	if strings.ContainsAny(file, "/\x00") || !filepath.IsLocal(file) {
 		return "", fmt.Errorf("container %q, interface %q: not a file name", containerID, ifName)
@@ -68,24 +76,24 @@ func (s *records) path(containerID, ifName string) (string, error) {
 }
 
 // Put writes r durably, in place of what was recorded of its interface.
-func (s *records) Put(r *record) error {
+func (s *Store) Put(r *Record) error {
 	path, err := s.path(r.ContainerID, r.IfName)
 	if err != nil {
 		return err
 	}
 	data, err := json.Marshal(r)
 	if err != nil {
-		return fmt.Errorf("encode the record of %s: %w", r.name(), err)
+		return fmt.Errorf("encode the record of %s: %w", r.Name(), err)
 	}
 	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(s.dir)); err != nil {
-		return fmt.Errorf("record port %s: %w", r.name(), err)
+		return fmt.Errorf("record port %s: %w", r.Name(), err)
 	}
 	return nil
 }
 
 // Delete forgets an interface, also where its record was set aside; one that is
 // not known is forgotten already.
-func (s *records) Delete(containerID, ifName string) error {
+func (s *Store) Delete(containerID, ifName string) error {
 	path, err := s.path(containerID, ifName)
 	if err != nil {
 		return err
@@ -106,7 +114,7 @@ var errDamaged = errors.New("damaged")
 // deleted: they must not keep an agent down, but their addresses may be in use.
 // The error is about files that could not be read this time, which says nothing
 // of their content.
-func (s *records) All() (recs []*record, damaged []cni.ID, err error) {
+func (s *Store) All() (recs []*Record, damaged []cni.ID, err error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list port records: %w", err)
@@ -119,7 +127,7 @@ func (s *records) All() (recs []*record, damaged []cni.ID, err error) {
 			continue
 		}
 		path := filepath.Join(s.dir, e.Name())
-		r, err := readRecord(path)
+		r, err := read(path)
 		switch {
 		case aside || errors.Is(err, errDamaged):
 			if !aside {
@@ -137,12 +145,12 @@ func (s *records) All() (recs []*record, damaged []cni.ID, err error) {
 	return recs, damaged, errors.Join(errs...)
 }
 
-func readRecord(path string) (*record, error) {
+func read(path string) (*Record, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read port record: %w", err)
 	}
-	r := new(record)
+	r := new(Record)
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, fmt.Errorf("port record %s: %w: %w", path, errDamaged, err)
 	}

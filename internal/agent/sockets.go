@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+
+	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/record"
+	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/nodeport"
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/proxy"
+)
+
+// nodeSockets are the sockets that this node listens on for Services and pods.
+func (a *Agent) nodeSockets() *nodeport.Server {
+	return nodeport.New(nodeport.Config{
+		Pick: a.pick, Has: a.stays, Place: a.place, Router: a.routerAddr, Dial: a.stack.Dial,
+		Datagrams: func(src, dst netip.AddrPort, receive func([]byte)) (nodeport.Flow, error) {
+			f, err := a.stack.Datagrams(src, dst, receive)
+			if err != nil {
+				return nil, err // not a typed nil
+			}
+			return f, nil
+		},
+		Logger: a.log,
+	})
+}
+
+// frontend returns the node port that a client asked for at an address of this
+// node.
+func frontend(t *datapath.Tables, dst netip.AddrPort, proto model.Protocol) (*proxy.Frontend, proxy.Kind) {
+	return t.Services.Frontend(packet.AddrFrom(dst.Addr()), dst.Port(), uint8(proto))
+}
+
+// pick is the choice of a backend, as the walk makes it.
+func (a *Agent) pick(dst netip.AddrPort, proto model.Protocol, client netip.Addr) (netip.AddrPort, bool) {
+	t := a.router.Tables()
+	f, kind := frontend(t, dst, proto)
+	if kind != proxy.KindBackends {
+		return netip.AddrPort{}, false
+	}
+	b, kind := t.Services.Pick(f, packet.AddrFrom(client), rand.Uint32(), a.affinity, a.router.Now())
+	return netip.AddrPortFrom(b.Addr.Netip(), b.Port), kind == proxy.KindBackends
+}
+
+// stays reports whether a UDP flow may stay with its backend.
+func (a *Agent) stays(dst netip.AddrPort, proto model.Protocol, backend netip.AddrPort) bool {
+	f, kind := frontend(a.router.Tables(), dst, proto)
+	return kind == proxy.KindBackends && f.Has(packet.AddrFrom(backend.Addr()), backend.Port())
+}
+
+// place is what an address is to this node.
+func (a *Agent) place(addr netip.Addr) nodeport.Place {
+	rt, ok := a.router.Tables().Routes.Lookup(addr)
+	switch {
+	case !ok || rt.Port == NetstackPort:
+		return nodeport.PlaceOutside
+	case rt.HostAddress:
+		return nodeport.PlaceNode
+	default:
+		return nodeport.PlacePod
+	}
+}
+
+// routerAddr is the router's own address of a family.
+func (a *Agent) routerAddr(is4 bool) netip.Addr {
+	addrs := a.router.Tables().RouterAddrs
+	f := 1
+	if is4 {
+		f = 0
+	}
+	if addrs[f] == (packet.Addr{}) {
+		return netip.Addr{}
+	}
+	return addrs[f].Netip()
+}
+
+func podListeners(recs []*record.Record) []nodeport.Listener {
+	var out []nodeport.Listener
+	for _, r := range recs {
+		out = append(out, hostPorts(r)...)
+	}
+	return out
+}
+
+// hostPorts returns the sockets of a pod's host ports: one for each family that
+// the pod has, unless an address of the host says which.
+func hostPorts(r *record.Record) []nodeport.Listener {
+	var out []nodeport.Listener
+	for _, m := range r.HostPorts {
+		for _, target := range r.Addresses {
+			at := m.HostIP
+			switch {
+			case !at.IsValid() && target.Is4():
+				at = netip.IPv4Unspecified()
+			case !at.IsValid():
+				at = netip.IPv6Unspecified()
+			case at.Is4() != target.Is4():
+				continue
+			}
+			out = append(out, nodeport.Listener{
+				Addr: netip.AddrPortFrom(at, m.HostPort), Proto: m.Protocol, Owner: "pod " + r.Name(),
+				Target: netip.AddrPortFrom(target, m.ContainerPort),
+			})
+		}
+	}
+	return out
+}
+
+// applySockets opens and closes the node's sockets. It returns those that cannot
+// be had, which are problems of the cluster's and are tried again with every turn.
+func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
+	a.mu.Lock()
+	var settled, added []*record.Record
+	for _, p := range a.pods {
+		if p.listens {
+			settled = append(settled, p.rec)
+		} else {
+			added = append(added, p.rec)
+		}
+	}
+	services := a.services
+	a.mu.Unlock()
+	byPort := func(x, y *record.Record) int { return int(x.Port) - int(y.Port) }
+	slices.SortFunc(settled, byPort)
+	slices.SortFunc(added, byPort)
+	err := a.sockets.Apply(slices.Concat(podListeners(settled), services, podListeners(added)))
+	conflicts := conflictsOf(err)
+	texts := make([]string, 0, len(conflicts))
+	for _, c := range conflicts {
+		texts = append(texts, c.Error())
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !slices.Equal(texts, a.conflicts) {
+		a.conflicts = texts
+		a.loop.Kick() // to report them
+	}
+	if len(conflicts) > 0 {
+		err = nil
+	}
+	return conflicts, err
+}
+
+// conflictsOf takes the conflicts out of what Apply returned.
+func conflictsOf(err error) []*nodeport.ConflictError {
+	if c, ok := err.(*nodeport.ConflictError); ok { //nolint:errorlint // the tree is walked by hand: all of them are wanted
+		return []*nodeport.ConflictError{c}
+	}
+	var out []*nodeport.ConflictError
+	switch e := err.(type) { //nolint:errorlint // as above
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			out = append(out, conflictsOf(inner)...)
+		}
+	case interface{ Unwrap() error }:
+		out = conflictsOf(e.Unwrap())
+	}
+	return out
+}
+
+// listen opens the host ports of a pod that is being added. All of them or the
+// pod cannot be: a port that somebody else has may be free when the runtime tries
+// again.
+func (a *Agent) listen(id cni.ID, rec *record.Record) error {
+	if wanted := hostPorts(rec); len(wanted) > 0 {
+		conflicts, err := a.applySockets()
+		if err != nil {
+			return fmt.Errorf("open the pod's host ports: %w", err)
+		}
+		for _, c := range conflicts {
+			if slices.Contains(wanted, c.Listener) {
+				return fmt.Errorf("%w: %w", cni.ErrTryAgain, c)
+			}
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.pods[id]; p != nil {
+		p.listens = true
+	}
+	return nil
+}
