@@ -89,6 +89,10 @@ type listenKey struct {
 	proto model.Protocol
 }
 
+func keyOf(l Listener) listenKey {
+	return listenKey{netip.AddrPortFrom(l.Addr.Addr().Unmap(), l.Addr.Port()), l.Proto}
+}
+
 // socket is a listening socket at work.
 type socket interface {
 	update(want Listener) // the same address and protocol
@@ -121,7 +125,7 @@ func share(whole, perClient int) *quota.Quota { return quota.New(whole, perClien
 
 // Apply makes the sockets those that are wanted: others are closed, missing ones
 // opened, and what is there stays as it is. What could not be opened is named in
-// the error, which joins a *ConflictError each; the rest works. Call it again
+// the error (Conflicts takes it apart); the rest works. Call it again
 // later for those.
 func (s *Server) Apply(want []Listener) error {
 	s.apply.Lock()
@@ -129,7 +133,7 @@ func (s *Server) Apply(want []Listener) error {
 	wanted := make(map[listenKey]Listener, len(want))
 	var errs []error
 	for _, l := range want {
-		k := listenKey{netip.AddrPortFrom(l.Addr.Addr().Unmap(), l.Addr.Port()), l.Proto}
+		k := keyOf(l)
 		if other, ok := wanted[k]; ok {
 			if other != l {
 				errs = append(errs, &ConflictError{l, fmt.Errorf("%w by %s", errTaken, other.Owner)})
@@ -146,7 +150,7 @@ func (s *Server) Apply(want []Listener) error {
 	}
 	have := s.current()
 	for _, l := range want {
-		k := listenKey{netip.AddrPortFrom(l.Addr.Addr().Unmap(), l.Addr.Port()), l.Proto}
+		k := keyOf(l)
 		if wanted[k] != l {
 			continue
 		}
@@ -192,7 +196,26 @@ func advice(e *ConflictError) string {
 	case errors.Is(e.Err, syscall.EAFNOSUPPORT):
 		return "this node's kernel has no such address family"
 	}
+	if e.Err == nil {
+		return "no reason is known"
+	}
 	return e.Err.Error()
+}
+
+// Conflicts returns the conflicts that the error of Apply names.
+func Conflicts(err error) []*ConflictError {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	var out []*ConflictError
+	for _, one := range joined.Unwrap() {
+		var c *ConflictError
+		if errors.As(one, &c) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // open opens the socket of a listener.
