@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/ipam"
 )
 
@@ -102,19 +104,20 @@ func ipamPlan(io streams) *cobra.Command {
 
 func ipamApply(io streams) *cobra.Command {
 	var f planFlags
-	var dir string
+	var dir, kubeconfig string
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "apply",
 		Short: "Make a plan real: its ServiceCIDR and block pool objects",
 		Long: `Make a plan real where that can be done while a cluster runs: the ServiceCIDR
 object that Services get addresses from, and netctl's pool of node blocks. They
-are written into the directory that is the cluster's state, or printed with
---dry-run, for 'kubectl apply -f -'.`,
-		Example: `  netctl ipam apply --cluster-cidr 10.128.0.0/9 --nodes 500 --cluster-dir /etc/netctl/cluster
+are written to the API server that --kubeconfig names, else into the directory
+that is the cluster's state, or printed with --dry-run.`,
+		Example: `  netctl ipam apply --cluster-cidr 10.128.0.0/9 --nodes 500 --kubeconfig ~/.kube/config
+  netctl ipam apply --cluster-cidr 10.128.0.0/9 --nodes 500 --cluster-dir /etc/netctl/cluster
   netctl ipam apply --cluster-cidr 10.128.0.0/9 --nodes 500 --dry-run | kubectl apply -f -`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			layout, err := f.carve()
 			if err != nil {
 				return err
@@ -122,6 +125,9 @@ are written into the directory that is the cluster's state, or printed with
 			if dryRun {
 				_, err := fmt.Fprint(io.out, layout.Manifests())
 				return err
+			}
+			if kubeconfig != "" {
+				return applyToServer(cmd.Context(), io, kubeconfig, layout)
 			}
 			if _, err := os.Stat(dir); err != nil {
 				return fmt.Errorf("the cluster's directory: %w", err)
@@ -136,8 +142,25 @@ are written into the directory that is the cluster's state, or printed with
 	}
 	f.register(cmd)
 	cmd.Flags().StringVar(&dir, "cluster-dir", "/etc/netctl/cluster", "directory of manifests that is the cluster's state")
+	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "write to the API server that this file names")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the objects instead")
+	cmd.MarkFlagsMutuallyExclusive("kubeconfig", "cluster-dir")
 	return cmd
+}
+
+// applyToServer writes the plan's objects to an API server.
+func applyToServer(ctx context.Context, io streams, kubeconfig string, layout ipam.Layout) error {
+	k, err := cluster.NewKubernetes(cluster.KubernetesConfig{Kubeconfig: kubeconfig})
+	if err != nil {
+		return err
+	}
+	done, err := k.Apply(ctx, []byte(layout.Manifests()))
+	for _, object := range done {
+		if _, err := fmt.Fprintf(io.out, "%s applied\n", object); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // parsePrefixes reads the ranges that a flag was given.

@@ -51,6 +51,7 @@ func TestExitCodes(t *testing.T) {
 		{"ipam plan --cluster-cidr 10.0.0.0/24 --nodes 500", 1, []string{"500 nodes", "10.0.0.128/25 (128)"}},
 		{"ipam plan --cluster-cidr 10.128.0.0/9 --pod-cidr 10.200.0.0/13 --avoid 10.203.0.0/16", 1, []string{"10.128.0.0/9", "10.203.0.0/16"}},
 		{"ipam apply --cluster-cidr 10.128.0.0/9 --cluster-dir /no/such/directory", 1, []string{"/no/such/directory"}},
+		{"ipam apply --cluster-cidr 10.128.0.0/9 --kubeconfig /no/such/file", 1, []string{"/no/such/file"}},
 		{"agent --cluster-cidrs 10.0.0.7/8", 2, []string{"did you mean"}},
 		{"agent --log-level loud", 2, []string{`logLevel "loud"`, "debug, info, warn or error"}},
 		{"dns --listen nowhere", 2, []string{`--listen "nowhere"`, "127.0.0.1:5353"}},

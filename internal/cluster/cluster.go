@@ -2,23 +2,27 @@
 // facts go out.
 //
 // A Source turns what it watches into immutable model.State values with rising
-// revisions. There are two kinds: Directory, here, reads ordinary Kubernetes
-// manifests from a directory; a source that watches an API server uses the same
-// converters (convert.go), which are pure functions from a Kubernetes object to
-// a model value. Everything that knows Kubernetes' own Go types stays behind
-// this package: nobody else imports k8s.io, and no exported name here carries
-// one of its types. The lab therefore reads user manifests and writes objects
-// through manifest.go as plain structs.
+// revisions. There are two: Directory reads ordinary Kubernetes manifests from
+// a directory, Kubernetes watches an API server. Both use the same converters
+// (convert.go), which are pure functions from a Kubernetes object to a model
+// value, and the same snapshot. Everything that knows Kubernetes' own Go types
+// stays behind this package: nobody else imports k8s.io, and no exported name
+// here carries one of its types. The lab therefore reads user manifests and
+// writes objects through manifest.go as plain structs.
 //
-//	files -> decode.go -> Kubernetes objects -> convert.go -> model values
-//	      -> index.go (duplicates, node patches) -> model.State -> publish
+//	files -> decode.go ----> Kubernetes objects -> convert.go -> index.go --+
+//	                          (duplicates, patches of nodes)                v
+//	                                                         snapshot.go -> State
+//	watches -> watch.go ---> Kubernetes objects -> convert.go, intern.go ---^
 //
 // Invariants: a published State is never changed; objects that did not change
-// keep their pointers, so a reader may compare pointers to find what moved; a
-// broken document never disturbs any other one.
+// keep their pointers, so a reader may compare pointers to find what moved; an
+// object that is broken never disturbs any other one.
 //
 // Tests: converters by table, the decoder by table and fuzzing, Directory on
-// real directories under t.TempDir.
+// real directories under t.TempDir, Kubernetes against a server in the test's
+// process that misbehaves, and against a real kube-apiserver and etcd where
+// their programs are built (else those tests are skipped and say so).
 package cluster
 
 import (

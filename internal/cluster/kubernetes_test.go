@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -401,4 +402,57 @@ func TestKubernetesSurvivesTheServer(t *testing.T) {
 	f.until("what came after", hasNamespace("after"))
 	late.until("what came after", hasNamespace("after"))
 	t.Logf("caught up %v after the server", time.Since(start).Round(time.Millisecond))
+}
+
+// TestKubernetesApplies creates and changes the objects of a plan, by a
+// kubeconfig, as somebody outside the cluster does.
+func TestKubernetesApplies(t *testing.T) {
+	t.Parallel()
+	api := ownServer(t)
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}],
+		clusters: [{name: k, cluster: {server: "https://%s", certificate-authority: %q}}], users: [{name: u, user: {token: %s}}]}`,
+		api.server, filepath.Join(api.dir, "ca.crt"), token)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k := newKubernetes(t, cluster.KubernetesConfig{Kubeconfig: path})
+	api.post(t, crdPath, fmt.Sprintf(crds, "BlockPool", "blockpools"))
+	plan := func(size int) []byte {
+		return fmt.Appendf(nil, `
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: netctl}
+spec: {cidrs: [10.99.0.0/16]}
+---
+apiVersion: netctl.io/v1alpha1
+kind: BlockPool
+metadata: {name: default}
+spec: {ranges: [{cidr: 10.128.0.0/16, blockSize: %d}]}
+`, size)
+	}
+	f := follow(t, k)
+	for _, size := range []int{24, 25, 25} {
+		var done []string
+		eventually(t, func() (err error) { // the API server takes a moment to know a new kind
+			done, err = k.Apply(t.Context(), plan(size))
+			return err
+		})
+		if want := []string{"ServiceCIDR netctl", "BlockPool default"}; !slices.Equal(done, want) {
+			t.Errorf("applied %v, want %v", done, want)
+		}
+		f.until("the plan", func(s *model.State) bool {
+			return slices.Contains(s.ServiceCIDRs, netip.MustParsePrefix("10.99.0.0/16")) &&
+				slices.Equal(s.BlockPools, []model.BlockPool{{CIDR: netip.MustParsePrefix("10.128.0.0/16"), Bits: size}})
+		})
+	}
+	for name, bad := range map[string]string{
+		"another kind": "{apiVersion: v1, kind: Namespace, metadata: {name: x}}",
+		"not valid":    "{apiVersion: netctl.io/v1alpha1, kind: BlockPool, metadata: {name: x}, spec: {ranges: [{cidr: nonsense}]}}",
+		"no object":    "a: b",
+	} {
+		if done, err := k.Apply(t.Context(), []byte(bad)); err == nil || len(done) > 0 {
+			t.Errorf("%s: applied %v, %v", name, done, err)
+		}
+	}
 }
