@@ -205,3 +205,13 @@ func rank(kind string) int {
 
 // templates lists the chart's template files.
 func templates() ([]string, error) { return fs.Glob(chartFiles, "chart/templates/*") }
+
+// Object returns the object as its JSON: maps, lists, strings, numbers and truth
+// values.
+func (d Document) Object() (map[string]any, error) {
+	var o map[string]any
+	if err := yaml.Unmarshal([]byte(d.Text), &o); err != nil {
+		return nil, fmt.Errorf("read %s %s: %w", d.Kind, d.Name, err)
+	}
+	return o, nil
+}

@@ -21,14 +21,18 @@ type row struct {
 var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
-			"cni", "cni/shim", "deploy", "dns", "internal/agent", "internal/agent/probe", "internal/agent/settings", "internal/cluster",
-			"internal/lab", "internal/model", "internal/packet", "ipam", "proxy",
+			"cni", "cni/shim", "deploy", "deploy/removal", "dns", "internal/agent", "internal/agent/probe", "internal/agent/settings",
+			"internal/cluster", "internal/cluster/objects", "internal/lab", "internal/model", "internal/packet", "ipam", "proxy",
 		},
 		reason: "the only place that constructs across features",
 	},
 
 	"deploy": {
 		reason: "a chart and its renderer; knows nothing of what it installs",
+	},
+	"deploy/removal": {
+		imports: []string{"deploy", "internal/cluster/objects"},
+		reason:  "deletes what was installed; the nodes are cleaned by programs of their own",
 	},
 	"deploy/image": {
 		imports: []string{"deploy"},
@@ -71,6 +75,9 @@ var rows = map[string]row{
 	"internal/cluster/statefile": {
 		imports: []string{"internal/model"},
 		reason:  "a State in a file",
+	},
+	"internal/cluster/objects": {
+		reason: "single objects as plain maps; knows no kind",
 	},
 	"internal/datapath": {
 		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "proxy"},
