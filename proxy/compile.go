@@ -9,6 +9,7 @@ import (
 
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/sharemap"
 )
 
 // Input is what a Table is made from. Nothing of it is changed.
@@ -62,31 +63,46 @@ type nodePortUnit struct {
 // Compile makes the Table. Problems are sorted and do not hold back the rest:
 // of two services that claim one address the one whose name is first gets it.
 func Compile(in Input) (*Table, []Problem) {
-	n := len(in.Services) // maps that need not grow: half of the time of a small change
-	c := compiler{in: in, table: &Table{
-		node: in.Node, frontends: make(map[frontKey]*Frontend, 2*n), nodePorts: map[frontKey]nodePort{},
-		clusterIPs: make(map[packet.Addr]struct{}, 2*n), nodes: map[packet.Addr]string{}, pins: map[uint64]uint32{},
-		units: make(map[model.Name]*unit, n), ranges: slices.Clone(in.ServiceCIDRs), local: slices.Clone(in.Local),
-	}}
+	c := compiler{in: in}
+	if c.update() {
+		return c.table, c.problems
+	}
+	c.all()
+	return c.table, c.problems
+}
+
+// all makes the table of all services.
+func (c *compiler) all() {
+	in := c.in
+	c.table = &Table{
+		node: in.Node, zone: in.Zone, clusterIPs: make(map[packet.Addr]struct{}, 2*len(in.Services)), nodes: c.nodes(),
+		pins: map[uint64]uint32{}, ranges: slices.Clone(in.ServiceCIDRs), local: slices.Clone(in.Local), exclude: slices.Clone(in.Exclude),
+		services: sorted(in.Services, compareServices), slices: sorted(in.Slices, compareSlices),
+	}
+	c.frontends, c.nodePorts = new(sharemap.Edit[frontKey, *Frontend]), new(sharemap.Edit[frontKey, nodePort])
 	units := c.units()
-	c.nodes()
 	for _, u := range units {
 		c.claimInternal(u)
 	}
 	for _, u := range units {
 		c.claimExternal(u)
 	}
+	c.table.frontends, c.table.nodePorts = c.frontends.Done(), c.nodePorts.Done()
 	c.listen()
 	slices.SortStableFunc(c.problems, func(a, b Problem) int {
 		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Reason, b.Reason))
 	})
-	return c.table, slices.Compact(c.problems) // the two families may have the same one
+	c.problems = slices.Compact(c.problems) // the two families may have the same one
+	c.table.problems = c.problems
 }
 
 type compiler struct {
 	in       Input
 	table    *Table
 	problems []Problem
+
+	frontends *sharemap.Edit[frontKey, *Frontend] // of the table, while all is compiled
+	nodePorts *sharemap.Edit[frontKey, nodePort]
 }
 
 func (c *compiler) problem(s model.Name, reason string) {
@@ -97,34 +113,44 @@ func (c *compiler) problem(s model.Name, reason string) {
 func (c *compiler) units() []*unit {
 	bySvc := make(map[model.Name][]*model.EndpointSlice, len(c.in.Services))
 	for _, s := range c.in.Slices {
-		if s.Headless || s.Service == "" { // IN-2, IN-4
-			continue
+		if k, ok := serviceOf(s); ok {
+			bySvc[k] = append(bySvc[k], s)
 		}
-		k := model.Name{Namespace: s.Name.Namespace, Name: s.Service}
-		bySvc[k] = append(bySvc[k], s)
 	}
+	edit := c.table.units.Edit()
 	var out []*unit
 	for _, svc := range c.in.Services {
-		if svc.ForeignProxy || svc.Headless || svc.Type == model.ExternalName || len(svc.ClusterIPs) == 0 {
-			continue // IN-1, IN-3
+		if !served(svc) {
+			continue
 		}
 		list := bySvc[svc.Name]
-		slices.SortFunc(list, func(a, b *model.EndpointSlice) int { return a.Name.Compare(b.Name) })
+		slices.SortFunc(list, compareSlices)
 		u := c.unit(svc, list)
-		c.table.units[svc.Name] = u
+		edit.Set(svc.Name, u)
 		out = append(out, u)
 	}
+	c.table.units = edit.Done()
 	slices.SortFunc(out, func(a, b *unit) int { return a.service.Name.Compare(b.service.Name) })
 	return out
+}
+
+// served reports whether a service is ours to serve.
+func served(svc *model.Service) bool {
+	return !svc.ForeignProxy && !svc.Headless && svc.Type != model.ExternalName && len(svc.ClusterIPs) > 0 // IN-1, IN-3
 }
 
 // unit compiles one service, or takes it from the previous table.
 func (c *compiler) unit(svc *model.Service, list []*model.EndpointSlice) *unit {
 	if p := c.in.Previous; p != nil {
-		if u := p.units[svc.Name]; u != nil && u.service == svc && u.node == c.in.Node && u.zone == c.in.Zone && slices.Equal(u.slices, list) {
+		if u := p.units.Get(svc.Name); u != nil && u.service == svc && u.node == c.in.Node && u.zone == c.in.Zone && slices.Equal(u.slices, list) {
 			return u
 		}
 	}
+	return c.newUnit(svc, list)
+}
+
+// newUnit compiles one service with its slices, sorted.
+func (c *compiler) newUnit(svc *model.Service, list []*model.EndpointSlice) *unit {
 	u := &unit{service: svc, slices: list, node: c.in.Node, zone: c.in.Zone}
 	for _, fam := range []family{ipv4, ipv6} {
 		i := slices.IndexFunc(svc.ClusterIPs, func(a netip.Addr) bool { return familyOf(a) == fam })
@@ -273,16 +299,19 @@ func sourcesOf(svc *model.Service, fam family) []netip.Prefix {
 	return out
 }
 
-func (c *compiler) nodes() {
+// nodes are the addresses of nodes.
+func (c *compiler) nodes() map[packet.Addr]string {
+	out := make(map[packet.Addr]string, len(c.in.Nodes))
 	for _, n := range c.in.Nodes {
 		for _, a := range n.Addresses {
 			k := packet.AddrFrom(a)
 			// An address that two nodes claim is this node's own, or the first one's.
-			if _, taken := c.table.nodes[k]; !taken || n.Name == c.in.Node {
-				c.table.nodes[k] = n.Name
+			if _, taken := out[k]; !taken || n.Name == c.in.Node {
+				out[k] = n.Name
 			}
 		}
 	}
+	return out
 }
 
 // claimInternal enters the cluster IPs, before any address that users choose.
@@ -310,16 +339,12 @@ func (c *compiler) claimExternal(u *unit) {
 	}
 	for i := range u.ports {
 		p := &u.ports[i]
-		if have, ok := c.table.nodePorts[p.key]; ok {
+		if have, ok := c.nodePorts.Lookup(p.key); ok {
 			c.problem(u.service.Name, "node port "+portName(p.key)+" belongs to "+have.own.Service.String())
 			continue
 		}
-		c.table.nodePorts[p.key] = p.port
-		c.table.count(p.port.own)
-		c.table.count(p.port.other)
-		for _, f := range p.port.nodes {
-			c.table.count(f)
-		}
+		c.nodePorts.Set(p.key, p.port)
+		c.table.countPort(&p.port, 1)
 		c.pin(p.port.own)
 	}
 }
@@ -330,8 +355,8 @@ func (c *compiler) listen() {
 	if len(t.nodes) == 0 {
 		return
 	}
-	at := make(map[NodePort]int, len(t.nodePorts)) // without families
-	for k, np := range t.nodePorts {
+	at := make(map[NodePort]int, t.nodePorts.Len()) // without families
+	for k, np := range t.nodePorts.All() {
 		if np.own.entryKind() == KindReject {
 			continue
 		}
@@ -374,14 +399,14 @@ func (c *compiler) unfit(a packet.Addr) string {
 
 // enter adds a frontend unless its address and port are taken.
 func (c *compiler) enter(f *Frontend) bool {
-	if have := c.table.frontends[f.key]; have != nil {
+	if have, taken := c.frontends.Lookup(f.key); taken {
 		if have.Service != f.Service {
 			c.problem(f.Service, f.key.addr.String()+" port "+portName(f.key)+" belongs to "+have.Service.String())
 		}
 		return false
 	}
-	c.table.frontends[f.key] = f
-	c.table.count(f)
+	c.frontends.Set(f.key, f)
+	c.table.count(f, 1)
 	c.pin(f)
 	return true
 }

@@ -89,9 +89,17 @@ func (f *Frontend) seal() *Frontend {
 	return f
 }
 
-// count adds a frontend to the generations: a sum, so that the order of
-// frontends does not matter.
-func (t *Table) count(f *Frontend) {
+// count adds a frontend to the generations, or with -1 takes it out: they are
+// sums, so that the order of frontends does not matter.
+func (t *Table) count(f *Frontend, sign int32) {
 	g := &t.generations[f.slot]
-	*g += uint32(f.sum>>32 ^ f.sum&(1<<32-1)) // 32 bits by the mask
+	*g += uint32(sign) * uint32(f.sum>>32^f.sum&(1<<32-1)) // modulo 2^32; 32 bits by the mask
+}
+
+func (t *Table) countPort(p *nodePort, sign int32) {
+	t.count(p.own, sign)
+	t.count(p.other, sign)
+	for _, f := range p.nodes {
+		t.count(f, sign)
+	}
 }

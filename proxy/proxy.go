@@ -32,6 +32,7 @@ import (
 
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/sharemap"
 )
 
 // Kind says what becomes of a new connection.
@@ -164,8 +165,8 @@ func (t *Table) NodePorts() []NodePort { return t.listen }
 
 // Table is the compiled set of services. It is immutable.
 type Table struct {
-	frontends   map[frontKey]*Frontend
-	nodePorts   map[frontKey]nodePort
+	frontends   sharemap.Map[frontKey, *Frontend]
+	nodePorts   sharemap.Map[frontKey, nodePort]
 	clusterIPs  map[packet.Addr]struct{}
 	nodes       map[packet.Addr]string // addresses of nodes
 	node        string
@@ -174,13 +175,20 @@ type Table struct {
 	generations [generations]uint32
 	pins        map[uint64]uint32 // affinity keys in use, and their timeouts
 	listen      []NodePort        // sorted
-	units       map[model.Name]*unit
+	units       sharemap.Map[model.Name, *unit]
+
+	// What the next Compile compares its input with.
+	zone     string
+	exclude  []netip.Prefix
+	services []*model.Service       // sorted
+	slices   []*model.EndpointSlice // sorted
+	problems []Problem
 }
 
 // Frontend says what dst is. The Frontend is nil unless a service has exactly
 // that address, port and protocol; it is there also for KindReject and KindDrop.
 func (t *Table) Frontend(dst packet.Addr, port uint16, proto uint8) (*Frontend, Kind) {
-	if f := t.frontends[frontKey{addr: dst, port: port, proto: proto}]; f != nil {
+	if f := t.frontends.Get(frontKey{addr: dst, port: port, proto: proto}); f != nil {
 		return f, f.entryKind()
 	}
 	if _, ok := t.clusterIPs[dst]; ok {
@@ -208,7 +216,7 @@ func familyOfAddr(a packet.Addr) family {
 }
 
 func (t *Table) nodePort(node string, k frontKey) (*Frontend, Kind) {
-	np, ok := t.nodePorts[k]
+	np, ok := t.nodePorts.Lookup(k)
 	if !ok {
 		return nil, KindNone
 	}
@@ -275,7 +283,7 @@ func contains(set []netip.Prefix, a packet.Addr) bool {
 }
 
 // Len returns the number of virtual addresses and ports, node ports once each.
-func (t *Table) Len() int { return len(t.frontends) + len(t.nodePorts) }
+func (t *Table) Len() int { return t.frontends.Len() + t.nodePorts.Len() }
 
 // Generation returns the hash of the frontends that share slot. It is 0 for a
 // slot without any and for one that does not exist.

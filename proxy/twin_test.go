@@ -144,6 +144,18 @@ type history struct {
 }
 
 func (h *history) step() {
+	h.change()
+	if h.rng.IntN(4) == 0 {
+		h.change()
+	}
+	if h.rng.IntN(10) == 0 {
+		return // a source that does not sort
+	}
+	slices.SortFunc(h.in.Services, func(a, b *model.Service) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(h.in.Slices, func(a, b *model.EndpointSlice) int { return a.Name.Compare(b.Name) })
+}
+
+func (h *history) change() {
 	n := h.rng.IntN(12)
 	name := model.Name{Namespace: "default", Name: fmt.Sprintf("s%d", n)}
 	switch h.rng.IntN(4) {
@@ -188,12 +200,16 @@ func TestCompileIsPure(t *testing.T) {
 	h := &history{rng: rand.New(rand.NewPCG(seed, 1)), in: newWorld().in}
 	h.in.Services = nil
 	var prev *proxy.Table
-	for i := range 400 {
+	updates := 0
+	for i := range 600 {
 		h.step()
 		h.in.Node, h.in.Zone = "n"+strconv.Itoa(1+(i+10)/50%2), "z"+string(rune('a'+i/25%2)) // TOP-5: the label changes
 		scratch, problems := proxy.Compile(h.in)
 		in := h.in
 		in.Previous = prev
+		if proxy.Updates(in) {
+			updates++
+		}
 		step, stepProblems := proxy.Compile(in)
 		if !reflect.DeepEqual(step, scratch) || !reflect.DeepEqual(stepProblems, problems) {
 			t.Fatalf("step %d: incremental and full table differ", i)
@@ -206,6 +222,9 @@ func TestCompileIsPure(t *testing.T) {
 			t.Fatalf("step %d: shuffled input makes another table", i)
 		}
 		prev = step
+	}
+	if updates < 100 {
+		t.Errorf("%d of 600 tables were made from the one before: too few to say anything", updates)
 	}
 }
 
