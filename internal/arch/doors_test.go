@@ -29,6 +29,7 @@ var doors = map[string]door{
 	},
 	"sigs.k8s.io/yaml": {
 		packages: []string{"deploy", "internal/agent/settings", "internal/cluster"},
+		tests:    []string{"cmd/netctl"},
 		reason:   "manifests are read and written in one place, the agent's configuration file in another; the chart's values are read as Helm reads them, with its library",
 	},
 	"github.com/fsnotify/fsnotify": {
