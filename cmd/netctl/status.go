@@ -52,6 +52,7 @@ func printAgent(w io.Writer, s *agent.Status) error {
 	for _, p := range s.Pool {
 		fmt.Fprintf(w, "%s addresses: %d used, %d cooling down, %d free of %d\n", p.Family, p.Used, p.Cooling, p.Free, p.Total)
 	}
+	fmt.Fprintf(w, "process %d: %d goroutines, %d open files\n", s.Process.PID, s.Process.Goroutines, s.Process.Files)
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "problem: %s\n", p)
 	}

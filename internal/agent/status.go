@@ -10,9 +10,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 // StatusSocket is the name of the socket in the state directory that Status is
@@ -32,8 +35,16 @@ type Status struct {
 	Bytes    uint64            `json:"bytes"`
 	Drops    map[string]uint64 `json:"drops"` // by reason, those that happened
 	// PortsGone counts devices that somebody else deleted while they were read.
-	PortsGone uint64   `json:"portsGone,omitempty"`
-	Problems  []string `json:"problems"`
+	PortsGone uint64        `json:"portsGone,omitempty"`
+	Process   ProcessStatus `json:"process"`
+	Problems  []string      `json:"problems"`
+}
+
+// ProcessStatus is what the agent's process holds, where a leak would be seen.
+type ProcessStatus struct {
+	PID        int `json:"pid"` // in its own namespace
+	Goroutines int `json:"goroutines"`
+	Files      int `json:"files"` // open descriptors
 }
 
 // PortStatus is one port.
@@ -72,6 +83,11 @@ func (a *Agent) status() (Status, error) {
 	for _, p := range a.localPorts() {
 		s.Ports = append(s.Ports, PortStatus{Name: p.Name, Kind: p.Kind.String(), Addresses: p.Addrs})
 	}
+	files, err := kernel.OpenFiles()
+	if err != nil {
+		return Status{}, err
+	}
+	s.Process = ProcessStatus{PID: os.Getpid(), Goroutines: runtime.NumGoroutine(), Files: files}
 	peers, err := a.engine.Peers()
 	if err != nil {
 		return Status{}, fmt.Errorf("ask the overlay for its peers: %w", err)

@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"math"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,4 +18,14 @@ func FileLimit() (int, error) {
 		return 0, fmt.Errorf("read the limit of open files: %w", err)
 	}
 	return int(min(lim.Cur, math.MaxInt32)), nil
+}
+
+// OpenFiles returns how many descriptors this process has open, without the one
+// that it takes to count them.
+func OpenFiles() (int, error) {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0, fmt.Errorf("count open files: %w", err)
+	}
+	return len(open) - 1, nil
 }

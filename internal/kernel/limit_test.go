@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
@@ -27,5 +28,30 @@ func TestFileLimitIsTheHardOne(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS") {
 		t.Errorf("child: %v\n%s", err, out)
+	}
+}
+
+// TestOpenFilesCounts runs alone: other tests open files, too.
+func TestOpenFilesCounts(t *testing.T) {
+	count := func() int {
+		n, err := kernel.OpenFiles()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := count()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := count(); got != before+2 {
+		t.Errorf("%d open files with a pipe, want %d", got, before+2)
+	}
+	if err := errors.Join(r.Close(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(); got != before {
+		t.Errorf("%d open files without the pipe, want %d", got, before)
 	}
 }
