@@ -1,10 +1,12 @@
 package proxy_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -18,6 +20,7 @@ const (
 	vip4, vip6   = "10.96.0.10", "fd00:96::a"
 	ext4, lb4    = "192.0.2.10", "192.0.2.20"
 	node1, node2 = "172.16.0.1", "172.16.0.2"
+	node16       = "fd00:2::1"
 	podHere      = "10.1.1.9" // a client on this node
 	podAway      = "10.1.2.9"
 	outside      = "198.51.100.7"
@@ -114,6 +117,15 @@ func loadBalancer(s *model.Service) {
 func nodePorts(s *model.Service) {
 	s.Type, s.Ports[0].NodePort = model.NodePort, 30080
 }
+
+// udpToo adds the same port over UDP, with an endpoint of its own.
+func udpToo(w *world) {
+	w.svc.Ports = append(w.svc.Ports, model.ServicePort{Name: "udp", Protocol: model.UDP, Port: 80, NodePort: 30080})
+	sliceWith("udp", []model.EndpointPort{{Name: "udp", Protocol: model.UDP, Port: 5353}}, ep("10.1.3.3"))(w)
+}
+
+// node1Has6 gives this node an IPv6 address.
+func node1Has6(w *world) { w.in.Nodes[0].Addresses = append(w.in.Nodes[0].Addresses, addrs(node16)...) }
 
 func sources(list ...string) opt {
 	return service(func(s *model.Service) {
@@ -247,6 +259,22 @@ func TestRules(t *testing.T) {
 		{"NP local, from a pod here to own node", []opt{two, service(nodePorts), service(externalLocal)}, node1 + ":30080", podHere, both},
 		{"NP local, from a pod here to another node", []opt{two, service(nodePorts), service(externalLocal)}, node2 + ":30080", podHere, away},
 		{"POL-6 local, that node has none", []opt{service(nodePorts), service(externalLocal), slice("s1", ep("10.1.1.2 @n1"))}, node2 + ":30080", podHere, []string{"drop"}},
+		{"NP from outside", []opt{two, service(nodePorts)}, node1 + ":30080", outside, both},
+		{"NP from the node itself", []opt{two, service(nodePorts)}, node1 + ":30080", node1, both},
+		{"NP from a loopback address, by a socket", []opt{two, service(nodePorts)}, node1 + ":30080", "127.0.0.1", both},
+		{"NP local, from outside", []opt{two, service(nodePorts), service(externalLocal)}, node1 + ":30080", outside, here},
+		{"NP local, from another node", []opt{two, service(nodePorts), service(externalLocal)}, node1 + ":30080", node2, here},
+		{"NP local, from a pod of another node", []opt{two, service(nodePorts), service(externalLocal)}, node1 + ":30080", podAway, here},
+		{"POL-4.2 NP local, from the node itself", []opt{two, service(nodePorts), service(externalLocal)}, node1 + ":30080", node1, both},
+		{"POL-4.2 NP local, from a loopback address", []opt{two, service(nodePorts), service(externalLocal)}, node1 + ":30080", "127.0.0.1", both},
+		{"POL-5 NP local, none here, from outside", []opt{service(nodePorts), service(externalLocal), slice("s1", ep("10.1.2.2 @n2"))}, node1 + ":30080", outside, []string{"drop"}},
+		{"POL-5 NP local, none here, from a loopback address", []opt{service(nodePorts), service(externalLocal), slice("s1", ep("10.1.2.2 @n2"))}, node1 + ":30080", "127.0.0.1", away},
+		{"NP local, only terminating here", []opt{service(nodePorts), service(externalLocal), slice("s1", ep("10.1.1.2 @n1 terminating"), ep("10.1.2.2 @n2"))}, node1 + ":30080", outside, here},
+		{"NP internal local does not count", []opt{two, service(nodePorts), service(internalLocal)}, node1 + ":30080", outside, both},
+		{"NP-5 one number, TCP", []opt{two, udpToo, service(nodePorts)}, node1 + ":30080", outside, both},
+		{"NP-5 one number, UDP", []opt{two, udpToo, service(nodePorts)}, node1 + ":30080/udp", outside, []string{"10.1.3.3:5353"}},
+		{"NP IPv6", []opt{two, service(nodePorts), slice("s2", ep("fd00:1::2 @n1")), node1Has6}, "[" + node16 + "]:30080", "2001:db8::7", []string{"[fd00:1::2]:8080"}},
+		{"NP IPv6 from a loopback address", []opt{service(nodePorts), service(externalLocal), slice("s2", ep("fd00:1::2 @n2")), node1Has6}, "[" + node16 + "]:30080", "::1", []string{"[fd00:1::2]:8080"}},
 		{"NP-4 source ranges do not apply", []opt{two, service(nodePorts), service(loadBalancer), sources("203.0.113.0/24")}, node1 + ":30080", outside, both},
 
 		{"LB address", []opt{two, service(loadBalancer)}, lb4 + ":80", outside, both},
@@ -276,6 +304,94 @@ func TestRules(t *testing.T) {
 				t.Errorf("%s from %s gets %v, want %v", tt.to, client, got, tt.want)
 			}
 		})
+	}
+}
+
+// The ports that need sockets are those behind which somebody stands, and their
+// list is shared while nothing changes.
+func TestNodePorts(t *testing.T) {
+	t.Parallel()
+	const http, udp = "30080/TCP default/web http", "30080/UDP default/web udp"
+	two := slice("s1", ep("10.1.1.2 @n1"), ep("10.1.2.2 @n2"))
+	six := slice("s6", ep("fd00:1::2 @n1"))
+	for _, tt := range []struct {
+		name string
+		opts []opt
+		want []string
+	}{
+		{"no node port", []opt{two}, nil},
+		{"one family has endpoints", []opt{two, service(nodePorts)}, []string{http + " 4"}},
+		{"both have", []opt{two, six, service(nodePorts)}, []string{http + " 4 6"}},
+		{"the service has one family", []opt{two, six, service(nodePorts), service(func(s *model.Service) { s.ClusterIPs = addrs(vip6) })}, []string{http + " 6"}},
+		{"REJ nobody stands behind it", []opt{service(nodePorts), slice("s1", ep("10.1.1.2 notready"))}, nil},
+		{"EP-3 the last one terminates", []opt{service(nodePorts), slice("s1", ep("10.1.1.2 terminating"))}, []string{http + " 4"}},
+		{"POL-5 local, and none here", []opt{service(nodePorts), service(externalLocal), slice("s1", ep("10.1.2.2 @n2"))}, []string{http + " 4"}},
+		{"NP-5 two protocols", []opt{two, udpToo, service(nodePorts)}, []string{http + " 4", udp + " 4"}},
+		{"load balancer", []opt{two, service(nodePorts), service(loadBalancer)}, []string{http + " 4"}},
+		{"LB-3 load balancer without node ports", []opt{two, service(loadBalancer)}, nil},
+		{"node ports are somebody else's", []opt{two, service(nodePorts), func(w *world) { w.in.Nodes = nil }}, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(tt.opts...)
+			tab, _ := proxy.Compile(w.in)
+			var got []string
+			for _, p := range tab.NodePorts() {
+				s := fmt.Sprintf("%d/%s %s %s", p.Port, p.Protocol, p.Service, p.Name)
+				if p.IPv4 {
+					s += " 4"
+				}
+				if p.IPv6 {
+					s += " 6"
+				}
+				got = append(got, s)
+			}
+			if diff := cmp.Diff(got, tt.want); diff != "" {
+				t.Errorf("node ports (-got +want):\n%s", diff)
+			}
+			w.in.Previous = tab
+			w.in.Services, w.in.Slices = slices.Clone(w.in.Services), slices.Clone(w.in.Slices)
+			other := *w.svc
+			other.Name.Name, other.ClusterIPs, other.Ports = "aweb", addrs("10.96.0.99"), []model.ServicePort{{Name: "http", Protocol: model.TCP, Port: 80}}
+			other.LoadBalancerIPs, other.ExternalIPs, other.Type = nil, nil, model.ClusterIP
+			w.in.Services = append([]*model.Service{&other}, w.in.Services...)
+			next, _ := proxy.Compile(w.in)
+			if a, b := tab.NodePorts(), next.NodePorts(); len(a) != len(b) || len(a) > 0 && &a[0] != &b[0] {
+				t.Error("the list is made anew though nothing in it has changed")
+			}
+		})
+	}
+}
+
+// AFF-1, AFF-3: a client that comes to a node port by a socket stays where it
+// went by the cluster IP, and with policy Local only if that is here.
+func TestNodePortAffinity(t *testing.T) {
+	t.Parallel()
+	sticky := service(func(s *model.Service) { s.AffinityTimeout = time.Hour })
+	two := slice("s1", ep("10.1.1.2 @n1"), ep("10.1.2.2 @n2"))
+	tab, _ := proxy.Compile(newWorld(two, sticky, service(nodePorts)).in)
+	local, _ := proxy.Compile(newWorld(two, sticky, service(nodePorts), service(externalLocal)).in)
+	aff := proxy.NewAffinity(proxy.AffinityConfig{})
+	from := func(tab *proxy.Table, to string, random uint32) string {
+		dst := netip.MustParseAddrPort(to)
+		f, _ := tab.Frontend(packet.AddrFrom(dst.Addr()), dst.Port(), uint8(model.TCP))
+		b, kind := tab.Pick(f, packet.AddrFrom(netip.MustParseAddr(outside)), random, aff, 1)
+		if kind != proxy.KindBackends {
+			t.Fatalf("%s gets %s", to, kind)
+		}
+		return b.Addr.String()
+	}
+	const last = 1<<32 - 1 // the random number that chooses the last backend
+	if got := from(tab, vip4+":80", last); got != "10.1.2.2" {
+		t.Fatalf("the first connection went to %s", got)
+	}
+	for range 3 {
+		if got := from(tab, node1+":30080", 0); got != "10.1.2.2" {
+			t.Errorf("by the node port to %s, want where the cluster IP led", got)
+		}
+	}
+	if got := from(local, node1+":30080", last); got != "10.1.1.2" {
+		t.Errorf("policy Local led away, to %s", got)
 	}
 }
 
