@@ -86,6 +86,7 @@ var rows = map[string]row{
 	},
 	"internal/netstack": {
 		imports: []string{"internal/packet", "internal/quota", "internal/splice"},
+		tests:   []string{"internal/model", "internal/nodeport"},
 		reason:  "a port: packets in, packets out; sockets are given to it as functions",
 	},
 	"internal/nodeport": {

@@ -29,7 +29,7 @@ func BenchmarkBulk(b *testing.B) {
 		}
 		_ = c.CloseWrite()
 		<-done
-		report(b, "up", chunk)
+		report(b, "tcp_up", chunk)
 	})
 	b.Run("down", func(b *testing.B) {
 		port := listen(b, f, func(c *net.TCPConn) {
@@ -46,7 +46,7 @@ func BenchmarkBulk(b *testing.B) {
 		if err != nil || n != int64(b.N)*chunk {
 			b.Fatalf("got %d bytes, %v", n, err)
 		}
-		report(b, "down", chunk)
+		report(b, "tcp_down", chunk)
 	})
 }
 
@@ -56,6 +56,6 @@ func report(b *testing.B, name string, chunk int) {
 	perByte := float64(b.Elapsed().Nanoseconds()) / float64(b.N) / float64(chunk)
 	b.ReportMetric(perByte, "ns/byte")
 	if b.N > 100 {
-		fmt.Printf("figure netstack_tcp_%s %.3f ns/byte\n", name, perByte)
+		fmt.Printf("figure netstack_%s %.3f ns/byte\n", name, perByte)
 	}
 }
