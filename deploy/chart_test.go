@@ -356,3 +356,38 @@ func TestEveryWriteIsGuarded(t *testing.T) {
 		}
 	}
 }
+
+// TestPermissionsAreExplained: the README speaks of every resource, capability
+// and policy.
+func TestPermissionsAreExplained(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme := string(data)
+	docs := render(t)
+	words := []string{}
+	for _, kind := range []string{"ClusterRole", "Role"} {
+		for _, p := range decode[role](t, docs, kind, "netctl").permissions() {
+			resource := strings.Fields(p)[1]
+			resource, _, _ = strings.Cut(resource, ".")
+			words = append(words, resource)
+		}
+	}
+	security := decode[daemonSet](t, docs, "DaemonSet", "netctl").Spec.Template.Spec.Containers[0].SecurityContext
+	capabilities, _ := security["capabilities"].(map[string]any)
+	for _, c := range capabilities["add"].([]any) {
+		words = append(words, "| "+c.(string)+" |")
+	}
+	for _, d := range docs {
+		if d.Kind == "ValidatingAdmissionPolicy" {
+			words = append(words, "| `"+d.Name+"` |")
+		}
+	}
+	for _, w := range words {
+		if !strings.Contains(readme, w) {
+			t.Errorf("README.md does not say what %s is for", w)
+		}
+	}
+}

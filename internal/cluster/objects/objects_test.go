@@ -96,7 +96,7 @@ func TestRequests(t *testing.T) {
 		{
 			name: "create", answer: pod,
 			do:   func(c *objects.Client) error { return c.Create(t.Context(), pod) },
-			want: request{Method: "POST", Path: "/api/v1/namespaces/n/pods", Type: "application/json", Body: map[string]any(pod)},
+			want: request{Method: "POST", Path: "/api/v1/namespaces/n/pods", Type: "application/json", Body: pod},
 		},
 		{
 			name: "merge", answer: objects.Object{"apiVersion": "v1", "kind": "Node", "metadata": objects.Object{"name": "a"}},
