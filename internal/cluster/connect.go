@@ -45,8 +45,9 @@ type clients struct {
 	core, discovery, networking, own rest.Interface
 
 	// servers knows the API servers' addresses; nil with a kubeconfig, which is
-	// for use outside the cluster and names what to use.
+	// for use outside the cluster and names what to use: host.
 	servers *apiserver.Transport
+	host    string
 	close   func()
 }
 
@@ -63,7 +64,7 @@ func connect(cfg KubernetesConfig) (*clients, error) {
 	base.QPS = -1 // no brake: we read by watches and hardly write
 	base.WarningHandler = rest.NoWarnings{}
 	base.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	out := &clients{servers: servers, close: client.CloseIdleConnections}
+	out := &clients{servers: servers, host: base.Host, close: client.CloseIdleConnections}
 	for _, group := range []struct {
 		to       *rest.Interface
 		gv       schema.GroupVersion

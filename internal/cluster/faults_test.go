@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/netctl/netctl/internal/cluster"
@@ -352,5 +353,39 @@ func TestKubernetesSettings(t *testing.T) {
 	cfg.CacheFile = ""
 	if _, err := newKubernetes(t, cfg).Settings(t.Context()); err == nil {
 		t.Error("settings without a server and a cache")
+	}
+}
+
+// TestKubernetesKeepsWhatItKnowsOfAKind: a kind that was there does not become
+// empty because the server does not know it for a while; with the Blocks every
+// pod would lose its network.
+func TestKubernetesKeepsWhatItKnowsOfAKind(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	api.objects["blocks"] = []string{`{"kind":"Block","apiVersion":"netctl.io/v1alpha1","metadata":{"name":"10-0-0-0-24","resourceVersion":"1"},"spec":{"cidr":"10.0.0.0/24","node":"n1"}}`}
+	f := follow(t, newKubernetes(t, api.config()))
+	f.until("the block", func(s *model.State) bool { return len(s.Blocks) == 1 })
+	var refused atomic.Int32
+	api.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, "/blocks") {
+			return false
+		}
+		refused.Add(1)
+		status(w, http.StatusNotFound, "NotFound")
+		return true
+	})
+	api.mu.Lock()
+	api.objects["namespaces"] = []string{namespace("a", 2)}
+	api.mu.Unlock()
+	api.http.CloseClientConnections()
+	eventually(t, func() error {
+		if n := refused.Load(); n < 4 {
+			return fmt.Errorf("blocks were asked for %d times", n)
+		}
+		return nil
+	})
+	api.send("namespaces", "ADDED", namespace("b", 3))
+	if s := f.until("the namespace", hasNamespace("b")); len(s.Blocks) != 1 {
+		t.Errorf("blocks %v, want the one of before", s.Blocks)
 	}
 }

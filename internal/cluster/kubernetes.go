@@ -5,6 +5,8 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"net/url"
+	"strconv"
 	"sync"
 	"time"
 
@@ -31,7 +33,10 @@ type KubernetesConfig struct {
 	KubeletConf    string // the kubelet's kubeconfig, read for the server's address and CA only; "": kubeadm's place
 	ServiceAccount string // directory with token and ca.crt; "": where the kubelet puts it
 	CacheFile      string // where the last State is kept; "": nowhere
-	Logger         *slog.Logger
+	// Kinds are the kinds that are read, by their plurals ("services"); none: all
+	// that a State has. The others are as if there were none.
+	Kinds  []string
+	Logger *slog.Logger
 }
 
 // Kubernetes is the Source that watches an API server. It is also where an
@@ -75,8 +80,12 @@ func NewKubernetes(cfg KubernetesConfig) (*Kubernetes, error) {
 	if err != nil {
 		return nil, err
 	}
+	read, err := chosen(resources(api), cfg.Kinds)
+	if err != nil {
+		return nil, err
+	}
 	k := &Kubernetes{
-		cfg: cfg, log: cfg.Logger, api: api, resources: resources(api), pool: newInterner(),
+		cfg: cfg, log: cfg.Logger, api: api, resources: read, pool: newInterner(),
 		wake: make(chan struct{}, 1), snapshot: newSnapshot(), refused: map[objectKey]string{},
 	}
 	k.load()
@@ -197,8 +206,20 @@ func (k *Kubernetes) learnServers(s *model.State) {
 
 // Servers returns the addresses of the API servers as far as they are known.
 func (k *Kubernetes) Servers() []netip.AddrPort {
-	if k.api.servers == nil {
+	if k.api.servers != nil {
+		return k.api.servers.Addrs()
+	}
+	u, err := url.Parse(k.api.host)
+	if err != nil {
 		return nil
 	}
-	return k.api.servers.Addrs()
+	addr, err := netip.ParseAddr(u.Hostname())
+	if err != nil {
+		return nil // a name; who resolves it does not tell
+	}
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "443"), 10, 16)
+	if err != nil {
+		return nil
+	}
+	return []netip.AddrPort{netip.AddrPortFrom(addr.Unmap(), uint16(port))}
 }

@@ -408,7 +408,7 @@ func TestKubernetesSurvivesTheServer(t *testing.T) {
 // kubeconfig, as somebody outside the cluster does.
 func TestKubernetesApplies(t *testing.T) {
 	t.Parallel()
-	api := ownServer(t)
+	api := realServer(t)
 	path := filepath.Join(t.TempDir(), "kubeconfig")
 	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}],
 		clusters: [{name: k, cluster: {server: "https://%s", certificate-authority: %q}}], users: [{name: u, user: {token: %s}}]}`,
@@ -417,6 +417,9 @@ func TestKubernetesApplies(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := newKubernetes(t, cluster.KubernetesConfig{Kubeconfig: path})
+	if want := []netip.AddrPort{netip.MustParseAddrPort(api.server)}; !slices.Equal(k.Servers(), want) {
+		t.Errorf("Servers: %v, want %v", k.Servers(), want)
+	}
 	api.post(t, crdPath, fmt.Sprintf(crds, "BlockPool", "blockpools"))
 	plan := func(size int) []byte {
 		return fmt.Appendf(nil, `
