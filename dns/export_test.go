@@ -8,3 +8,6 @@ func (r *ResolvConf) Err() error {
 	defer r.mu.Unlock()
 	return r.err
 }
+
+// Updates reports whether Compile makes the zone from the previous one.
+func Updates(in Input) bool { return update(in) != nil }

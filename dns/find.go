@@ -131,7 +131,7 @@ func (z *Zone) findReverse(n *name) found {
 		return found{}
 	}
 	f := found{kind: kindReverse, zone: n.labels - 2, one: a}
-	if z.vips[a] != nil || z.endpoints[a] != nil {
+	if z.vips.Get(a) != nil || z.endpoints.Get(a) != nil {
 		return f
 	}
 	if z.within(a) {

@@ -159,16 +159,16 @@ func (z *Zone) chase(s *service) (chain []string, last *found) {
 // every name that the address has as an endpoint.
 func (b *builder) pointers(a netip.Addr) {
 	home := "svc." + b.z.domain + "."
-	if s := b.z.vips[a]; s != nil {
+	if s := b.z.vips.Get(a); s != nil {
 		b.pointer(s.name.Name + "." + s.name.Namespace + "." + home)
 		return
 	}
-	first := b.z.endpoints[a]
+	first := b.z.endpoints.Get(a)
 	if first == nil {
 		return
 	}
 	seen := map[string]bool{}
-	for _, s := range append([]*service{first}, b.z.more[a]...) {
+	for _, s := range append([]*service{first}, b.z.more.Get(a)...) {
 		for _, sl := range s.slices {
 			for i := range sl.Endpoints {
 				e := &sl.Endpoints[i]

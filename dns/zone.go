@@ -11,6 +11,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/sharemap"
 )
 
 // Input is what Compile makes a Zone of. The zero value is the empty zone of
@@ -86,13 +87,15 @@ type Zone struct {
 	podMode    PodMode
 	soa        [soaLen]byte
 	namespaces map[string]*namespace
-	vips       map[netip.Addr]*service   // by ClusterIP
-	endpoints  map[netip.Addr]*service   // by address of a ready endpoint: the first service
-	more       map[netip.Addr][]*service // and the others
+	vips       sharemap.Map[netip.Addr, *service]   // by ClusterIP
+	endpoints  sharemap.Map[netip.Addr, *service]   // by address of a ready endpoint: the service whose name is first
+	more       sharemap.Map[netip.Addr, []*service] // and the others, sorted
 	server     *service
 	addresses  []netip.Addr
 	ranges     []netip.Prefix // sorted and apart
 	problems   []Problem
+
+	made Input // what Compile compares the next input with
 }
 
 // Problems returns the objects that Compile had to leave out, sorted.
@@ -139,13 +142,13 @@ type target struct {
 
 // Compile makes a Zone. It is pure: equal input makes a deeply equal Zone.
 func Compile(in Input) *Zone {
+	if z := update(in); z != nil {
+		return z
+	}
 	z := &Zone{
 		domain: strings.TrimSuffix(cmp.Or(in.Domain, defaultDomain), "."),
 		ttl:    cmp.Or(in.TTL, defaultTTL), synced: in.Synced, podMode: in.PodMode,
 		namespaces: make(map[string]*namespace, len(in.Namespaces)),
-		vips:       make(map[netip.Addr]*service, len(in.Services)),
-		endpoints:  make(map[netip.Addr]*service),
-		more:       make(map[netip.Addr][]*service),
 		addresses:  unmapped(in.Addresses), ranges: disjoint(in.Ranges),
 	}
 	t, ok := parseTarget(z.domain)
@@ -154,6 +157,7 @@ func Compile(in Input) *Zone {
 		z.domain = defaultDomain
 		t, _ = parseTarget(z.domain)
 	}
+	z.made = remembered(in)
 	z.wire, z.labels = t.wire, mdns.CountLabel(t.text)
 	z.soa = makeSOA(in)
 
@@ -189,6 +193,10 @@ func (z *Zone) addServices(in Input) {
 			bySlice[key] = append(bySlice[key], s)
 		}
 	}
+	for _, list := range bySlice {
+		slices.SortFunc(list, compareSlices)
+	}
+	index := z.index()
 	for _, o := range in.Services {
 		s := z.reuse(in.Previous, o, bySlice[o.Name])
 		delete(bySlice, o.Name)
@@ -198,26 +206,24 @@ func (z *Zone) addServices(in Input) {
 		z.namespace(o.Name.Namespace).services[strings.ToLower(o.Name.Name)] = s
 		for _, a := range o.ClusterIPs {
 			if a.IsValid() {
-				z.vips[a.Unmap()] = s
+				index.vips.Set(a.Unmap(), s)
 			}
 		}
 		if o.Name == in.Server && o.Type != model.ExternalName {
 			z.server = s
 		}
-		z.addReverse(s)
+		index.add(s)
 	}
 	// Slices whose Service is gone or not known yet have PTR records only.
-	orphans := make([]model.Name, 0, len(bySlice))
-	for key := range bySlice {
-		orphans = append(orphans, key)
-	}
-	slices.SortFunc(orphans, model.Name.Compare)
-	for _, key := range orphans {
-		if s := (&service{name: key, slices: bySlice[key]}); z.fits(s) {
-			z.addReverse(s)
+	for key, list := range bySlice {
+		if s := (&service{name: key, slices: list}); z.fits(s) {
+			index.add(s)
 		}
 	}
+	index.done(z)
 }
+
+func compareSlices(a, b *model.EndpointSlice) int { return a.Name.Compare(b.Name) }
 
 // reuse returns the previous zone's service when it was made of the same
 // objects.
@@ -255,25 +261,6 @@ func (z *Zone) fits(s *service) bool {
 		}
 	}
 	return true
-}
-
-// addReverse files the endpoints of a service for PTR questions.
-func (z *Zone) addReverse(s *service) {
-	for _, sl := range s.slices {
-		for i := range sl.Endpoints {
-			e := &sl.Endpoints[i]
-			if !e.Ready || !e.Address.IsValid() {
-				continue
-			}
-			a := e.Address.Unmap()
-			switch first := z.endpoints[a]; {
-			case first == nil:
-				z.endpoints[a] = s
-			case first != s && !slices.Contains(z.more[a], s):
-				z.more[a] = append(z.more[a], s)
-			}
-		}
-	}
 }
 
 func (z *Zone) addPods(pods []*model.Pod) {

@@ -12,20 +12,17 @@ import (
 // previous one in the backends of few services: it is made from that one, at the
 // cost of what has changed. Everything else is compiled as a whole.
 
-// updateMost is how many changed objects are still few.
-const updateMost = 512
-
 // update makes the table from the previous one; false: it cannot.
 func (c *compiler) update() bool {
 	p := c.in.Previous
 	if p == nil || !c.sameFrame(p) {
 		return false
 	}
-	goneServices, services, ok := diff(p.services, c.in.Services)
+	goneServices, services, ok := model.Diff(p.services, c.in.Services)
 	if !ok || len(goneServices) != len(services) {
 		return false
 	}
-	goneSlices, list, ok := diff(p.slices, c.in.Slices)
+	goneSlices, list, ok := model.Diff(p.slices, c.in.Slices)
 	if !ok || !spliced(c.in.Slices, list) {
 		return false
 	}
@@ -133,29 +130,6 @@ func sameClaims(a, b *unit) bool {
 // serviceOf is the service whose slice it is, if it says which and is of use.
 func serviceOf(s *model.EndpointSlice) (model.Name, bool) {
 	return model.Name{Namespace: s.Name.Namespace, Name: s.Service}, !s.Headless && s.Service != "" // IN-2, IN-4
-}
-
-// diff returns the objects of two lists that only the one and only the other has.
-// It looks at places, not at names: of lists of one length those that differ, of
-// others all between the first and the last difference. false: that is not few.
-func diff[T any](was, is []*T) (gone, come []*T, ok bool) {
-	first := 0
-	for first < len(was) && first < len(is) && was[first] == is[first] {
-		first++
-	}
-	was, is = was[first:], is[first:]
-	for len(was) > 0 && len(is) > 0 && was[len(was)-1] == is[len(is)-1] {
-		was, is = was[:len(was)-1], is[:len(is)-1]
-	}
-	if len(was) != len(is) {
-		return was, is, len(was) <= updateMost && len(is) <= updateMost
-	}
-	for i := range was {
-		if was[i] != is[i] {
-			gone, come = append(gone, was[i]), append(come, is[i])
-		}
-	}
-	return gone, come, len(come) <= updateMost
 }
 
 // spliced reports whether a list that is sorted but for the objects that came is
