@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -58,6 +59,22 @@ func resources(c *clients) []resource {
 		{kind: kindBlock, plural: "blocks", client: c.own, optional: true, convert: converter(convertBlock)},
 		{kind: kindBlockPool, plural: "blockpools", client: c.own, optional: true, convert: converter(convertBlockPool)},
 	}
+}
+
+// chosen returns those of the resources that have these plurals; all for none.
+func chosen(all []resource, plurals []string) ([]resource, error) {
+	if len(plurals) == 0 {
+		return all, nil
+	}
+	var out []resource
+	for _, p := range plurals {
+		i := slices.IndexFunc(all, func(r resource) bool { return r.plural == p })
+		if i < 0 {
+			return nil, fmt.Errorf("kind %q is not one that a state is made of", p)
+		}
+		out = append(out, all[i])
+	}
+	return out, nil
 }
 
 // converter adapts a converter to objects of which only the caller knows the
