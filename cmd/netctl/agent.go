@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -17,13 +15,11 @@ import (
 	"github.com/netctl/netctl/internal/cluster"
 )
 
-// serviceAccountToken is where a pod finds that it is one of a cluster's.
-const serviceAccountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
-
 type agentFlags struct {
 	settings.Settings
-	config, source, node, clusterDir, kubeconfig, probeSocket string
-	resolvConf                                                []string
+	sourceFlags
+	config, node, probeSocket string
+	resolvConf                []string
 }
 
 func newAgent(io streams) *cobra.Command {
@@ -62,10 +58,8 @@ from a directory of ordinary Kubernetes manifests.`,
 func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.config, "config", "", "configuration file; flags count more")
-	flags.StringVar(&f.source, "source", "", "where the cluster's state comes from: kubernetes or directory (default kubernetes in a pod or with --kubeconfig)")
+	f.bindSource(cmd)
 	flags.StringVar(&f.node, "node", os.Getenv("NODE_NAME"), "this node's name in the cluster (default $NODE_NAME)")
-	flags.StringVar(&f.clusterDir, "cluster-dir", "", "directory of manifests that is the cluster's state (default /etc/netctl/cluster)")
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "credentials for the API server (default the pod's ServiceAccount)")
 	flags.StringVar(&f.probeSocket, "probe-socket", "", "where 'netctl probe' is answered")
 	flags.StringSliceVar(&f.resolvConf, "resolv-conf", nil, "files that name the resolvers for other names (default /etc/resolv.conf)")
 
@@ -134,13 +128,9 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 		return agent.Config{}, err
 	}
 	if source == "directory" {
-		dir := f.clusterDir
-		if dir == "" {
-			dir = "/etc/netctl/cluster"
-		}
-		d, err := cluster.NewDirectory(cluster.DirectoryConfig{Path: dir, Logger: log})
+		d, err := f.directory(log)
 		if err != nil {
-			return agent.Config{}, fmt.Errorf("--cluster-dir: %w", err)
+			return agent.Config{}, err
 		}
 		cfg.Source, cfg.Claims, cfg.Blocks = d, d, d.Blocks()
 		return cfg, nil
@@ -158,30 +148,6 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 		BinDir: s.CNIBinDir, ConfDir: s.CNIConfDir, Conflist: cni.Conflist{Socket: filepath.Join(s.StateDir, "cni.sock")},
 	}
 	return cfg, nil
-}
-
-// chooseSource returns which source is meant.
-func (f *agentFlags) chooseSource() (string, error) {
-	switch {
-	case f.source == "directory" && f.kubeconfig != "":
-		return "", errors.New("--kubeconfig has no use with --source directory")
-	case f.source == "kubernetes" && f.clusterDir != "":
-		return "", errors.New("--cluster-dir has no use with --source kubernetes")
-	case f.clusterDir != "" && f.kubeconfig != "":
-		return "", errors.New("--cluster-dir and --kubeconfig are two sources: give one")
-	case f.source == "directory" || f.source == "kubernetes":
-		return f.source, nil
-	case f.source != "":
-		return "", fmt.Errorf("--source %q: want kubernetes or directory", f.source)
-	case f.clusterDir != "":
-		return "directory", nil
-	case f.kubeconfig != "":
-		return "kubernetes", nil
-	}
-	if _, err := os.Stat(serviceAccountToken); errors.Is(err, fs.ErrNotExist) {
-		return "directory", nil
-	}
-	return "kubernetes", nil
 }
 
 // apiCluster is a Kubernetes API server as the agent asks it.

@@ -88,18 +88,18 @@ func TestAgentFlagsAndFile(t *testing.T) {
 func TestAgentChoosesItsSource(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		f          agentFlags
+		f          sourceFlags
 		want, says string
 	}{
-		{agentFlags{}, "directory", ""}, // this test runs in no cluster
-		{agentFlags{clusterDir: "/x"}, "directory", ""},
-		{agentFlags{kubeconfig: "/x"}, "kubernetes", ""},
-		{agentFlags{source: "kubernetes"}, "kubernetes", ""},
-		{agentFlags{source: "directory"}, "directory", ""},
-		{agentFlags{source: "etcd"}, "", `--source "etcd"`},
-		{agentFlags{source: "directory", kubeconfig: "/x"}, "", "--kubeconfig"},
-		{agentFlags{source: "kubernetes", clusterDir: "/x"}, "", "--cluster-dir"},
-		{agentFlags{clusterDir: "/x", kubeconfig: "/x"}, "", "give one"},
+		{sourceFlags{}, "directory", ""}, // this test runs in no cluster
+		{sourceFlags{clusterDir: "/x"}, "directory", ""},
+		{sourceFlags{kubeconfig: "/x"}, "kubernetes", ""},
+		{sourceFlags{source: "kubernetes"}, "kubernetes", ""},
+		{sourceFlags{source: "directory"}, "directory", ""},
+		{sourceFlags{source: "etcd"}, "", `--source "etcd"`},
+		{sourceFlags{source: "directory", kubeconfig: "/x"}, "", "--kubeconfig"},
+		{sourceFlags{source: "kubernetes", clusterDir: "/x"}, "", "--cluster-dir"},
+		{sourceFlags{clusterDir: "/x", kubeconfig: "/x"}, "", "give one"},
 	} {
 		got, err := c.f.chooseSource()
 		if got != c.want || (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {

@@ -4,19 +4,25 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strings"
+	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/netctl/netctl/dns"
-	"github.com/netctl/netctl/internal/cluster"
-	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/agent/settings"
+	"github.com/netctl/netctl/internal/dnsnode"
 )
 
 type dnsFlags struct {
-	dir, domain, logLevel string
-	listen, resolvConf    []string
+	partFlags
+	domain, stateDir   string
+	listen, resolvConf []string
+	drain              time.Duration
+}
+
+// dnsKinds are what the name server reads of an API server.
+func dnsKinds() []string {
+	return []string{"namespaces", "nodes", "services", "endpointslices", "servicecidrs"}
 }
 
 func newDNS(io streams) *cobra.Command {
@@ -24,17 +30,21 @@ func newDNS(io streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dns",
 		Short: "Serve the cluster's names on sockets, without the rest of netctl",
-		Long: `Serve the cluster's names on sockets, without the rest of netctl. The agent does
-the same for its pods inside the datapath; this is for hosts that are not nodes.`,
-		Example: `  netctl dns --cluster-dir /etc/netctl/cluster --listen 127.0.0.1:5353`,
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return serveDNS(cmd.Context(), io, f) },
+		Long: `Serve the cluster's names on sockets, without the rest of netctl: in a Deployment
+behind the Service kube-dns, on a node, or on a host that is none. The agent does
+the same for its pods inside the datapath.`,
+		Example: `  netctl dns --cluster-dir /etc/netctl/cluster --listen 127.0.0.1:5353
+  netctl dns --listen 0.0.0.0:53,[::]:53 --probe-socket /run/netctl-pod/probe.sock --drain 5s`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return serveDNS(cmd.Context(), io, f) },
 	}
-	cmd.Flags().StringVar(&f.dir, "cluster-dir", "/etc/netctl/cluster", "directory of manifests that is the cluster's state")
-	cmd.Flags().StringVar(&f.domain, "cluster-domain", "cluster.local", "domain of the cluster's names")
-	cmd.Flags().StringSliceVar(&f.listen, "listen", []string{"127.0.0.1:53"}, "addresses to answer at, UDP and TCP")
-	cmd.Flags().StringSliceVar(&f.resolvConf, "resolv-conf", nil, "files that name the resolvers for other names (default /etc/resolv.conf)")
-	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.bindPart(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&f.domain, "cluster-domain", "", "domain of the cluster's names (default what the cluster says, else cluster.local)")
+	flags.StringSliceVar(&f.listen, "listen", []string{"127.0.0.1:53"}, "addresses to answer at, UDP and TCP")
+	flags.StringSliceVar(&f.resolvConf, "resolv-conf", nil, "files that name the resolvers for other names (default /etc/resolv.conf)")
+	flags.DurationVar(&f.drain, "drain", 0, "how long to go on answering when told to end, no longer ready")
+	flags.StringVar(&f.stateDir, "state-dir", "", "where the cluster's last state is kept, with an API server (default nowhere)")
 	return cmd
 }
 
@@ -51,32 +61,29 @@ func serveDNS(ctx context.Context, io streams, f dnsFlags) error {
 		}
 		addrs = append(addrs, a)
 	}
-	source, err := cluster.NewDirectory(cluster.DirectoryConfig{Path: f.dir, Logger: log})
+	if f.drain < 0 {
+		return fmt.Errorf("%w: --drain %s: want 0 or more", errUsage, f.drain)
+	}
+	cache := ""
+	if f.stateDir != "" {
+		cache = filepath.Join(f.stateDir, "state")
+	}
+	p, err := f.openPart("", cache, dnsKinds(), log)
 	if err != nil {
-		return fmt.Errorf("%w: --cluster-dir: %w", errUsage, err)
+		return fmt.Errorf("%w: %w", errUsage, err)
 	}
-	upstreams := dns.NewResolvConf(dns.ResolvConfConfig{Paths: f.resolvConf, Logger: log})
-	server := dns.New(dns.Config{Upstreams: upstreams.Upstreams, Logger: log})
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		return source.Run(ctx, func(s *model.State) {
-			in := dns.InputOf(s)
-			in.Domain, in.Previous = f.domain, server.Zone()
-			server.Publish(dns.Compile(in))
-		})
-	})
-	g.Go(func() error { return server.Run(ctx) })
-	g.Go(func() error {
-		return server.Listen(ctx, addrs, func(at []netip.AddrPort) {
-			var list []string
-			for _, a := range at {
-				list = append(list, a.String())
-			}
-			log.Info("name server listens", "addresses", strings.Join(list, ","))
-		})
-	})
-	if err := g.Wait(); err != nil && ctx.Err() == nil {
-		return err
+	cfg := dnsnode.Config{
+		Source: p.source, Domain: func(ctx context.Context) (string, error) { return f.clusterDomain(ctx, p) },
+		Listen: addrs, ResolvConf: f.resolvConf, Drain: f.drain, ProbeSocket: f.probeSocket, Log: log,
 	}
-	return nil
+	return dnsnode.Run(ctx, cfg)
+}
+
+// clusterDomain returns the domain of the cluster's names.
+func (f *dnsFlags) clusterDomain(ctx context.Context, p part) (string, error) {
+	if f.domain != "" || p.api == nil {
+		return settings.Domain(f.domain, ""), nil
+	}
+	s, err := p.api.Settings(ctx)
+	return settings.Domain("", s.DNSDomain), err
 }

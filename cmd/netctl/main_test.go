@@ -56,7 +56,7 @@ func TestExitCodes(t *testing.T) {
 		{"agent --log-level loud", 2, []string{`logLevel "loud"`, "debug, info, warn or error"}},
 		{"dns --listen nowhere", 2, []string{`--listen "nowhere"`, "127.0.0.1:5353"}},
 		{"dns extra", 2, []string{`"extra"`}},
-		{"proxy --cluster-dir /no/such/directory", 1, []string{"/no/such/directory"}},
+		{"proxy table --cluster-dir /no/such/directory", 1, []string{"/no/such/directory"}},
 		{"lab up --name Not_A_Name", 2, []string{`"Not_A_Name"`, "lower-case"}},
 		{"lab up --nodes 0", 2, []string{"--nodes 0", "1 to 64"}},
 		{"lab up --ipv6 --dual-stack", 2, []string{"ipv6", "dual-stack"}},
@@ -94,7 +94,7 @@ func TestExitCodes(t *testing.T) {
 func TestHelpFitsAScreen(t *testing.T) {
 	t.Parallel()
 	for _, args := range []string{
-		"", "agent", "cni", "cni install", "cni uninstall", "proxy", "dns", "ipam", "ipam plan", "ipam apply",
+		"", "agent", "cni", "cni install", "cni uninstall", "proxy", "proxy table", "dns", "ipam", "ipam plan", "ipam apply",
 		"lab", "lab up", "lab down", "lab status", "lab exec", "lab apply", "lab delete", "lab logs", "lab demo", "lab serve",
 	} {
 		code, out, errs := call(t.Context(), append(strings.Fields(args), "--help")...)
@@ -195,21 +195,21 @@ func manifestDir(t *testing.T) string {
 	return dir
 }
 
-func TestProxy(t *testing.T) {
+func TestProxyTable(t *testing.T) {
 	t.Parallel()
 	dir := manifestDir(t)
-	code, out, errs := call(t.Context(), "proxy", "--cluster-dir", dir, "--node", "n")
+	code, out, errs := call(t.Context(), "proxy", "table", "--cluster-dir", dir, "--node", "n")
 	for _, want := range []string{"default/web", "http", "10.0.0.20:80/TCP", "10.1.0.5:8080,10.1.0.6:8080", "default/empty"} {
 		if code != 0 || !strings.Contains(out, want) {
 			t.Errorf("exit code %d, %q is not in %s%s", code, want, out, errs)
 		}
 	}
-	code, out, _ = call(t.Context(), "proxy", "--cluster-dir", dir, "-o", "json")
+	code, out, _ = call(t.Context(), "proxy", "table", "--cluster-dir", dir, "-o", "json")
 	var rows []serviceRow
 	if err := json.Unmarshal([]byte(out), &rows); err != nil || code != 0 || len(rows) != 2 {
 		t.Errorf("exit code %d, %v: %s", code, err, out)
 	}
-	if code, _, errs := call(t.Context(), "proxy", "--cluster-dir", dir, "-o", "xml"); code != 2 || !strings.Contains(errs, `-o "xml"`) {
+	if code, _, errs := call(t.Context(), "proxy", "table", "--cluster-dir", dir, "-o", "xml"); code != 2 || !strings.Contains(errs, `-o "xml"`) {
 		t.Errorf("-o xml: exit code %d: %s", code, errs)
 	}
 }

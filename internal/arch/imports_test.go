@@ -21,8 +21,9 @@ type row struct {
 var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
-			"cni", "cni/shim", "deploy", "deploy/removal", "dns", "internal/agent", "internal/agent/probe", "internal/agent/settings",
-			"internal/cluster", "internal/cluster/objects", "internal/lab", "internal/model", "internal/packet", "ipam", "proxy",
+			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/probe", "internal/agent/settings",
+			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
+			"ipam", "proxy",
 		},
 		reason: "the only place that constructs across features",
 	},
@@ -59,6 +60,16 @@ var rows = map[string]row{
 	},
 	"internal/agent/probe": {
 		reason: "a socket and two questions",
+	},
+	"internal/dnsnode": {
+		imports: []string{"dns", "internal/agent/probe", "internal/model"},
+		reason:  "the name server alone; it knows no packets",
+	},
+	"internal/proxynode": {
+		imports: []string{
+			"internal/agent/probe", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "proxy",
+		},
+		reason: "composes the service proxy alone; it knows neither the agent nor the datapath",
 	},
 	"internal/lab": {
 		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},

@@ -39,6 +39,7 @@ var bigPackages = map[string]big{
 	"internal/netstack": {
 		2800, "TCP, datagrams and echo end here in three ways, over one table of flows with one set of bounds",
 	},
+	"cmd/netctl":      {1700, "a file for each command: flags, help and construction, which nothing else shares"},
 	"internal/packet": {1900, "every header that the walk reads or writes, each in a file"},
 	"ipam":            {1900, "carving, the pool with its journal, and the claims: one vocabulary of blocks"},
 	"overlay":         {2100, "the engine, the batching at both of its ends and the compiler of peers"},

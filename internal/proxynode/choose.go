@@ -1,0 +1,84 @@
+package proxynode
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"syscall"
+
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/proxy"
+)
+
+// What a client of a virtual address gets instead of a backend. They wrap what the
+// kernel would have said, for that decides what the client sees.
+var (
+	errReject  = fmt.Errorf("nobody stands behind the service's port: %w", syscall.ECONNREFUSED)
+	errDrop    = fmt.Errorf("no backend may serve this client: %w", syscall.ETIMEDOUT)
+	errNotOurs = fmt.Errorf("no service's address: %w", syscall.EHOSTUNREACH)
+	errCircle  = fmt.Errorf("backend is a service's address itself: %w", syscall.ECONNREFUSED)
+	errHidden  = fmt.Errorf("backend is no address of the network: %w", syscall.EHOSTUNREACH)
+)
+
+// choose picks the backend of a new connection of client to a frontend.
+func (n *node) choose(o *Output, proto model.Protocol, dst netip.AddrPort, client netip.Addr) (netip.AddrPort, error) {
+	f, kind := o.frontend(dst, proto)
+	var b proxy.Backend
+	if kind == proxy.KindBackends {
+		b, kind = o.Services.Pick(f, packet.AddrFrom(client), rand.Uint32(), n.affinity, kernel.BootClock())
+	}
+	switch kind {
+	case proxy.KindBackends:
+		to := netip.AddrPortFrom(b.Addr.Netip(), b.Port)
+		err := o.admissible(to, proto)
+		if err != nil {
+			n.log.Debug("service has a backend that is never dialled", "service", f.Service.String(), "backend", to, "error", err)
+		}
+		return to, err
+	case proxy.KindReject, proxy.KindOther:
+		return netip.AddrPort{}, errReject
+	case proxy.KindDrop, proxy.KindUnallocated:
+		return netip.AddrPort{}, errDrop
+	case proxy.KindNone:
+	}
+	return netip.AddrPort{}, errNotOurs
+}
+
+// admissible says why a socket of the host must not be connected to a backend, nil
+// when it may. EndpointSlices are written by users.
+func (o *Output) admissible(to netip.AddrPort, proto model.Protocol) error {
+	if a := to.Addr(); !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
+		return errHidden
+	}
+	if _, kind := o.frontend(to, proto); kind != proxy.KindNone {
+		return errCircle
+	}
+	return nil
+}
+
+// frontend returns what an address and port stands for.
+func (o *Output) frontend(dst netip.AddrPort, proto model.Protocol) (*proxy.Frontend, proxy.Kind) {
+	return o.Services.Frontend(packet.AddrFrom(dst.Addr()), dst.Port(), uint8(proto))
+}
+
+// translate is netstack's: the backend of a virtual address.
+func (n *node) translate(proto uint8, client, dst netip.AddrPort) (netip.AddrPort, error) {
+	return n.choose(n.output.Load(), model.Protocol(proto), dst, client.Addr())
+}
+
+// pick is the node ports': the backend of one.
+func (n *node) pick(dst netip.AddrPort, proto model.Protocol, client netip.Addr) (netip.AddrPort, bool) {
+	to, err := n.choose(n.output.Load(), proto, dst, client)
+	return to, err == nil
+}
+
+// holds is netstack's: whether a flow of datagrams stays with its backend.
+func (n *node) holds(dst, backend netip.AddrPort) bool { return n.has(dst, model.UDP, backend) }
+
+// has is the node ports': the same of one of theirs.
+func (n *node) has(dst netip.AddrPort, proto model.Protocol, backend netip.AddrPort) bool {
+	f, kind := n.output.Load().frontend(dst, proto)
+	return kind == proxy.KindBackends && f.Has(packet.AddrFrom(backend.Addr()), backend.Port())
+}
