@@ -93,7 +93,7 @@ func Unwrap(buf []byte) []byte {
 	}
 	ip := buf[VNetLen:]
 	n := outerLen(ip)
-	total := ip4Len
+	var total int
 	switch n {
 	case ip4Len:
 		total = int(binary.BigEndian.Uint16(ip[2:]))

@@ -89,7 +89,7 @@ func TestWhatIsNotWrapped(t *testing.T) {
 				t.Errorf("%s: unwrapped", name)
 			}
 		}
-		for n := range len(good) {
+		for n := range good {
 			if _, _, ok := packet.Wrapped(good[:n]); ok {
 				t.Errorf("%d bytes of %d: taken for wrapped", n, len(good))
 			}
