@@ -25,8 +25,7 @@ func (f family) client(port uint16) netip.AddrPort { return netip.AddrPortFrom(f
 // answers come by the port for them.
 func inbound(t testing.TB, change func(*netstack.Config)) *network {
 	t.Helper()
-	var n *network
-	n = start(t, func(c *netstack.Config) {
+	n := start(t, func(c *netstack.Config) {
 		out := c.Out
 		c.Inbound = func(buf []byte) { out(buf) }
 		c.Out = func(buf []byte) { t.Errorf("%d bytes leave where pods' connections do", len(buf)) }
@@ -150,7 +149,7 @@ func TestDatagramsKeepTheClient(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			n := inbound(t, nil)
-			conn, err := gonet.DialUDP(n.pod.stack, ptr(full(netip.AddrPortFrom(f.pod, 53))), nil, f.proto)
+			conn, err := gonet.DialUDP(n.pod.stack, new(full(netip.AddrPortFrom(f.pod, 53))), nil, f.proto)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -191,8 +190,6 @@ func TestDatagramsKeepTheClient(t *testing.T) {
 		})
 	}
 }
-
-func ptr[T any](v T) *T { return &v }
 
 // closer is what a connection into the cluster can do beyond net.Conn.
 type closer interface {
@@ -452,8 +449,12 @@ func TestDialEndsWithItsContext(t *testing.T) {
 		t.Parallel()
 		n := inbound(t, nil)
 		for _, ends := range [][2]string{
-			{"127.0.0.1:1", "10.1.0.5:80"}, {"192.0.2.1:1", "127.0.0.1:80"}, {"192.0.2.1:1", "[fd00:1::5]:80"},
-			{"192.0.2.1:1", "10.1.0.5:0"}, {"224.0.0.1:1", "10.1.0.5:80"}, {"[fe80::1%1]:1", "[fd00:1::5]:80"},
+			{"127.0.0.1:1", "10.1.0.5:80"},
+			{"192.0.2.1:1", "127.0.0.1:80"},
+			{"192.0.2.1:1", "[fd00:1::5]:80"},
+			{"192.0.2.1:1", "10.1.0.5:0"},
+			{"224.0.0.1:1", "10.1.0.5:80"},
+			{"[fe80::1%1]:1", "[fd00:1::5]:80"},
 		} {
 			src, dst := netip.MustParseAddrPort(ends[0]), netip.MustParseAddrPort(ends[1])
 			if _, err := n.stack.Dial(context.Background(), src, dst); err == nil {
@@ -568,7 +569,7 @@ func TestInboundPathMTU(t *testing.T) {
 				t.Error("what was sent is not what the pod got")
 			}
 
-			conn, err := gonet.DialUDP(n.pod.stack, ptr(full(netip.AddrPortFrom(f.pod, 53))), nil, f.proto)
+			conn, err := gonet.DialUDP(n.pod.stack, new(full(netip.AddrPortFrom(f.pod, 53))), nil, f.proto)
 			if err != nil {
 				t.Fatal(err)
 			}

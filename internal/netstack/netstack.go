@@ -1,6 +1,7 @@
 // Package netstack ends in sockets what has to end in one: the traffic of pods
-// to the outside of the cluster, where no kernel NAT exists, and TCP to servers
-// that live in this process (DNS). To the router it is one more port.
+// to the outside of the cluster, where no kernel NAT exists, TCP to servers that
+// live in this process (DNS), and what came in by a socket of the node and goes
+// on to a pod, from the client's own address. To the router it is two ports.
 //
 //	                    Write                                host sockets
 //	router ──────────────────┬─ TCP ──> gVisor stack ──splice──> dialled first
@@ -8,6 +9,11 @@
 //	   │                     ├─ echo ─> flow ─────────────────> ping or raw socket
 //	   │                     └─ else ─> ICMP unreachable
 //	   └── Config.Out <── segments, datagrams, ICMP errors
+//
+//	             InboundPort.Write
+//	router ──────────────────┬─ TCP ──> gVisor stack ──> net.Conn of Dial
+//	   ^                     └─ UDP ──> receive of Datagrams
+//	   └── Config.Inbound <── SYNs, segments, datagrams of both
 //
 // It is the door to gVisor's stack: no type of it appears in the exported API.
 // Only TCP uses it. A datagram needs no stack, only a kernel socket for each
@@ -24,7 +30,8 @@
 //     unreachable, silence stays silence.
 //   - A destination that Config.Refuse refuses gets no packet at all.
 //   - Everything is bounded in total and per source address (package quota),
-//     and greedy pods cannot take the last quarter.
+//     and greedy pods cannot take the last quarter. Connections from the outside
+//     have bounds of their own: neither side can take from the other.
 //   - After Run or Close returns no goroutine and no socket of it is left.
 //
 // Tests need no root: a second gVisor stack plays the pod, wired to ours, and

@@ -137,7 +137,7 @@ func TestNodeSocketLeadsToThePod(t *testing.T) {
 // echoUDP runs a UDP echo server in the pod.
 func (n *network) echoUDP(t testing.TB, f family, port uint16) {
 	t.Helper()
-	conn, err := gonet.DialUDP(n.pod.stack, ptr(full(netip.AddrPortFrom(f.pod, port))), nil, f.proto)
+	conn, err := gonet.DialUDP(n.pod.stack, new(full(netip.AddrPortFrom(f.pod, port))), nil, f.proto)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func figureOf(b *testing.B, name, unit string) {
 func BenchmarkDial(b *testing.B) {
 	f := families(b)[0]
 	n := inbound(b, func(c *netstack.Config) { c.Limits = netstack.Limits{Inbound: 1 << 20, InboundPerClient: 1 << 20} })
-	n.serveTCP(b, f, 80, func(c *gonet.TCPConn) {})
+	n.serveTCP(b, f, 80, func(*gonet.TCPConn) {})
 	dst := netip.AddrPortFrom(f.pod, 80)
 	for i := 0; b.Loop(); i++ {
 		c, err := n.stack.Dial(context.Background(), f.client(uint16(1024+i%60000)), dst)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -210,8 +211,7 @@ func Conflicts(err error) []*ConflictError {
 	}
 	var out []*ConflictError
 	for _, one := range joined.Unwrap() {
-		var c *ConflictError
-		if errors.As(one, &c) {
+		if c, ok := errors.AsType[*ConflictError](one); ok {
 			out = append(out, c)
 		}
 	}
@@ -233,11 +233,7 @@ func (s *Server) open(l Listener) (socket, error) {
 func (s *Server) current() map[listenKey]socket {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make(map[listenKey]socket, len(s.listeners))
-	for k, l := range s.listeners {
-		out[k] = l
-	}
-	return out
+	return maps.Clone(s.listeners)
 }
 
 func (s *Server) forget(k listenKey) {

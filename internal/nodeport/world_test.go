@@ -28,7 +28,6 @@ type world struct {
 	backends []netip.AddrPort // guarded by mu; Pick takes the first
 	sources  []netip.AddrPort // guarded by mu; of dials into the cluster
 	asked    []netip.AddrPort // guarded by mu; what Pick was asked about
-	has      func(netip.AddrPort) bool
 }
 
 // start makes a world; change may adapt the configuration.
