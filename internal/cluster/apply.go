@@ -28,7 +28,7 @@ func (k *Kubernetes) Apply(ctx context.Context, manifest []byte) ([]string, erro
 	writes := make([]write, len(docs))
 	for i, d := range docs {
 		kd := kindOf(d)
-		for _, r := range k.resources {
+		for _, r := range resources(k.api) {
 			if r.kind == kd && (kd == kindServiceCIDR || kd == kindBlockPool) {
 				writes[i] = write{r.client, r.plural}
 			}

@@ -218,6 +218,38 @@ func TestKubernetesIgnoresADamagedCache(t *testing.T) {
 	follow(t, newKubernetes(t, cfg)).until("a State", func(s *model.State) bool { return s.Synced })
 }
 
+// TestKubernetesReadsSomeKinds: a source of some kinds asks for no others, and
+// takes no others from the file of one that read more.
+func TestKubernetesReadsSomeKinds(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	api.objects["namespaces"] = []string{namespace("a", 1)}
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	f := follow(t, newKubernetes(t, cfg))
+	f.until("the namespace", hasNamespace("a"))
+	f.stop()
+	cfg.Kinds = []string{"services", "endpointslices"}
+	var others atomic.Int32
+	api.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, "/services") && !strings.HasSuffix(r.URL.Path, "/endpointslices") {
+			others.Add(1)
+		}
+		return false
+	})
+	f = follow(t, newKubernetes(t, cfg))
+	if s := f.until("a State", func(s *model.State) bool { return s.Synced }); len(s.Namespaces) != 0 {
+		t.Errorf("namespaces %v were not to be read", s.Namespaces)
+	}
+	if n := others.Load(); n != 0 {
+		t.Errorf("%d requests for other kinds", n)
+	}
+	cfg.Kinds = []string{"secrets"}
+	if _, err := cluster.NewKubernetes(cfg); err == nil || !strings.Contains(err.Error(), "secrets") {
+		t.Errorf("a kind that no State has: %v", err)
+	}
+}
+
 // TestKubernetesFailsOver: when the configured API server is gone, the others
 // that the cluster names are used, for reading and writing, also by an agent
 // that starts then.

@@ -29,6 +29,11 @@ func (k *Kubernetes) load() {
 		}
 		return
 	}
+	kinds := make([]kind, 0, len(k.resources))
+	for _, r := range k.resources {
+		kinds = append(kinds, r.kind)
+	}
+	c.State = k.snapshot.only(c.State, kinds) // a run that read more may have written the file
 	share(k.pool, c.State.Nodes)
 	share(k.pool, c.State.Namespaces)
 	share(k.pool, c.State.Pods)

@@ -57,6 +57,21 @@ func newSnapshot() *snapshot {
 	return x
 }
 
+// only returns a copy of a State that has some kinds only.
+func (x *snapshot) only(s *model.State, kinds []kind) *model.State {
+	out := *s
+	for k := range kindCount {
+		switch {
+		case slices.Contains(kinds, k):
+		case x.lists[k] != nil:
+			x.lists[k].clear(&out)
+		case x.merge[k] != nil:
+			x.merge[k](&out) // of nothing, in a snapshot that has read nothing yet
+		}
+	}
+	return &out
+}
+
 // seed makes the snapshot begin with an earlier State, so that what is still
 // the same keeps its pointers. What a State has in merged form only begins
 // empty, and the next State is built even if nothing else changes.
@@ -199,6 +214,7 @@ type list interface {
 	get(s *model.State, name model.Name) any
 	each(s *model.State, visit func(model.Name))
 	splice(s *model.State, changes map[model.Name]any)
+	clear(s *model.State)
 }
 
 // listOf is a list of *T: where in the State it is, and what its objects are
@@ -224,6 +240,8 @@ func (l listOf[T]) each(s *model.State, visit func(model.Name)) {
 		visit(l.name(o))
 	}
 }
+
+func (l listOf[T]) clear(s *model.State) { *l.at(s) = nil }
 
 // splice puts a copy of the list with the changes into s.
 func (l listOf[T]) splice(s *model.State, changes map[model.Name]any) {

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -136,7 +135,7 @@ func TestInternerShares(t *testing.T) {
 		t.Errorf("labels %v and %v", a.Labels, c.Labels)
 	}
 	for i := range maxInterned + 10 { // a cluster with more begins anew
-		if p := pod("p", fmt.Sprint(i)); p.Labels["app"] != fmt.Sprint(i) {
+		if p := pod("p", strconv.Itoa(i)); p.Labels["app"] != strconv.Itoa(i) {
 			t.Fatalf("labels %v of pod %d", p.Labels, i)
 		}
 	}
