@@ -21,7 +21,7 @@ type row struct {
 var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
-			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/probe", "internal/agent/settings",
+			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/settings",
 			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
 			"ipam", "proxy",
 		},
@@ -54,6 +54,10 @@ var rows = map[string]row{
 	"internal/agent/handover": {
 		reason: "a lock and a socket; what is handed over lies on disk and in the kernel",
 	},
+	"internal/agent/cleanup": {
+		imports: []string{"cni", "internal/agent/handover", "internal/agent/record", "internal/kernel"},
+		reason:  "takes away what an agent made, without being one",
+	},
 	"internal/agent/record": {
 		imports: []string{"cni", "internal/datapath"},
 		reason:  "a file per pod interface, in the words of those who make and number it",
@@ -69,6 +73,7 @@ var rows = map[string]row{
 		imports: []string{
 			"internal/agent/probe", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "proxy",
 		},
+		tests:  []string{"internal/cluster"},
 		reason: "composes the service proxy alone; it knows neither the agent nor the datapath",
 	},
 	"internal/lab": {
