@@ -82,8 +82,9 @@ func Install(in Installation) (Report, error) {
 }
 
 // Uninstall takes back what Install made, the configuration first, and leaves
-// everything of others. What is not there is no error.
-func Uninstall(in Installation) error {
+// everything of others. It returns the files that it removed; what is not there is
+// no error.
+func Uninstall(in Installation) (removed []string, err error) {
 	in.defaults()
 	loopback := filepath.Join(in.BinDir, shim.LoopbackName)
 	paths := []string{filepath.Join(in.ConfDir, in.ConfName)}
@@ -91,13 +92,20 @@ func Uninstall(in Installation) error {
 		paths = append(paths, loopback)
 	}
 	paths = append(paths, filepath.Join(in.BinDir, shim.PluginName))
+	for _, path := range []string{paths[0], paths[len(paths)-1]} {
+		paths = append(paths, temporary(path)) // of a writer that was killed
+	}
 	var errs []error
 	for _, path := range paths {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := os.Remove(path)
+		switch {
+		case err == nil:
+			removed = append(removed, path)
+		case !errors.Is(err, fs.ErrNotExist):
 			errs = append(errs, fmt.Errorf("uninstall cni: %w", err))
 		}
 	}
-	return errors.Join(errs...)
+	return removed, errors.Join(errs...)
 }
 
 func (in *Installation) installBinary() (bool, error) {
@@ -223,11 +231,16 @@ func (in *Installation) before() ([]string, error) {
 	return out, nil
 }
 
+// temporary is the name of a file until it is complete.
+func temporary(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".netctl-new")
+}
+
 // writeBeside writes a file under a temporary name in the same directory, one
 // that no runtime reads, makes it durable and renames it into place. What a
 // killed writer left behind is overwritten by the next one.
 func writeBeside(path string, src io.Reader, mode fs.FileMode) (err error) {
-	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".netctl-new")
+	temp := temporary(path)
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

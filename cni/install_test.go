@@ -87,7 +87,7 @@ func TestInstallIsIdempotent(t *testing.T) {
 		t.Errorf("loopback is %q, %v", b, err)
 	}
 	for range 2 {
-		if err := cni.Uninstall(in); err != nil {
+		if _, err := cni.Uninstall(in); err != nil {
 			t.Error(err)
 		}
 	}
@@ -122,7 +122,7 @@ func TestInstallLeavesOthersAlone(t *testing.T) {
 	if diff := cmp.Diff(r.Before, []string{"00-other.conflist"}); diff != "" {
 		t.Errorf("before (-got +want):\n%s", diff)
 	}
-	if err := cni.Uninstall(in); err != nil {
+	if _, err := cni.Uninstall(in); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(loopback); err != nil || string(b) != "foreign" {

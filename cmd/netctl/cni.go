@@ -57,13 +57,19 @@ func cniInstall(io streams) *cobra.Command {
 	return cmd
 }
 
-func cniUninstall(streams) *cobra.Command {
+func cniUninstall(io streams) *cobra.Command {
 	var in cni.Installation
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Take back what install wrote, and nothing else",
 		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return cni.Uninstall(in) },
+		RunE: func(*cobra.Command, []string) error {
+			removed, err := cni.Uninstall(in)
+			for _, path := range removed {
+				fmt.Fprintln(io.out, "removed", path)
+			}
+			return err
+		},
 	}
 	installFlags(cmd, &in)
 	return cmd

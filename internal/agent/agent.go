@@ -98,7 +98,7 @@ const (
 	tunnelOverhead    = 80
 	defaultUnderlay   = 1500
 	minMTU            = 1280 // RFC 8200 §5
-	hostInterface     = "netctl0"
+	HostInterface     = "netctl0" // the node's own way into the cluster
 	keyFile           = "wireguard.key"
 	txQueueLen        = 1000 // semantics of drops: a full queue loses packets in silence
 	reconcileInterval = 30 * time.Second
@@ -245,7 +245,7 @@ func (a *Agent) open() error {
 // openPorts makes the ports that every node has.
 func (a *Agent) openPorts() error {
 	if err := a.openHost(); err != nil {
-		return fmt.Errorf("open %s: %w", hostInterface, err)
+		return fmt.Errorf("open %s: %w", HostInterface, err)
 	}
 	key, err := overlay.LoadOrCreateKey(filepath.Join(a.cfg.DataDir, keyFile))
 	if err != nil {
@@ -277,7 +277,7 @@ func (a *Agent) openPorts() error {
 	a.sockets = a.nodeSockets()
 	answers := NewResolverPort(a.resolver, a.router.NewInputs(DNSPort))
 	a.fixed = []LocalPort{
-		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: hostInterface, MTU: a.mtu},
+		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: HostInterface, MTU: a.mtu},
 		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: EnginePort{a.engine}, Name: "overlay", MTU: a.mtu},
 		{ID: NetstackPort, Kind: datapath.KindNetstack, Port: a.stack, Name: "netstack", MTU: netstackMTU},
 		{ID: DNSPort, Kind: datapath.KindDNS, Port: answers, Name: "dns", MTU: netstackMTU},
@@ -290,18 +290,18 @@ func (a *Agent) openPorts() error {
 // openHost takes netctl0 over, or makes it. It is persistent: without it, pod
 // traffic of the node would follow the default route.
 func (a *Agent) openHost() error {
-	found, err := kernel.Describe(nil, hostInterface)
+	found, err := kernel.Describe(nil, HostInterface)
 	switch {
 	case errors.Is(err, kernel.ErrNotFound):
 		a.host, err = kernel.CreateTUN(kernel.TUNConfig{
-			Name: hostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu),
+			Name: HostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu),
 			Offloads: kernel.AllOffloads(), Persist: true,
 		})
 		return err
 	case err != nil:
 		return err
 	default:
-		a.host, err = kernel.AttachTUN(nil, hostInterface, found.Index)
+		a.host, err = kernel.AttachTUN(nil, HostInterface, found.Index)
 		return err
 	}
 }

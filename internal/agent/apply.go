@@ -157,21 +157,21 @@ func (a *Agent) apply(out Output) error {
 	if err := a.engine.Apply(out.Peers); err != nil {
 		errs = append(errs, fmt.Errorf("set the overlay's peers: %w", err))
 	}
-	if _, err := kernel.Describe(nil, hostInterface); errors.Is(err, kernel.ErrNotFound) {
+	if _, err := kernel.Describe(nil, HostInterface); errors.Is(err, kernel.ErrNotFound) {
 		select {
-		case a.lost <- fmt.Errorf("somebody deleted %s: the agent ends so that its next start makes it anew; pods keep their interfaces", hostInterface):
+		case a.lost <- fmt.Errorf("somebody deleted %s: the agent ends so that its next start makes it anew; pods keep their interfaces", HostInterface):
 		default: // said already
 		}
 		return errors.Join(errs...)
 	}
 	if err := a.host.Configure(kernel.Interface{
-		Name: hostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu), Addresses: out.HostAddrs,
+		Name: HostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu), Addresses: out.HostAddrs,
 		OnOptional: func(err error) { a.log.Debug("optional setting of netctl0 not made", "error", err) },
 	}); err != nil {
-		errs = append(errs, fmt.Errorf("configure %s: %w", hostInterface, err))
+		errs = append(errs, fmt.Errorf("configure %s: %w", HostInterface, err))
 	}
 	if err := kernel.ApplyRoutes(a.host.Index(), out.HostRoutes); err != nil {
-		errs = append(errs, fmt.Errorf("route pods and services to %s: %w", hostInterface, err))
+		errs = append(errs, fmt.Errorf("route pods and services to %s: %w", HostInterface, err))
 	}
 	if _, err := a.applySockets(); err != nil {
 		errs = append(errs, fmt.Errorf("listen on the node's ports: %w", err))

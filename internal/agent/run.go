@@ -226,7 +226,7 @@ func hostRanges() ([]settings.HostRange, error) {
 	}
 	var out []settings.HostRange
 	for _, l := range links {
-		if l.Name == hostInterface {
+		if l.Name == HostInterface {
 			continue
 		}
 		l, err := kernel.Describe(nil, l.Name)

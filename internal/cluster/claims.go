@@ -45,6 +45,21 @@ func (k *Kubernetes) PublishNode(ctx context.Context, c NodeClaim) error {
 	return nil
 }
 
+// WithdrawNode takes an agent's claim out of the annotations of its Node. A Node
+// that is gone has none.
+func (k *Kubernetes) WithdrawNode(ctx context.Context, node string) error {
+	patch := map[string]any{"metadata": map[string]any{"annotations": map[string]any{annotationPublicKey: nil, annotationEndpoints: nil}}}
+	data, err := json.Marshal(patch)
+	if err != nil {
+		return fmt.Errorf("withdraw node %s: %w", node, err)
+	}
+	err = k.api.core.Patch(types.MergePatchType).Resource("nodes").Name(node).Body(data).Do(ctx).Error()
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("withdraw node %s: %w", node, err)
+	}
+	return nil
+}
+
 // BlockObjects keeps the Block objects of a cluster. The API server admits one
 // object of a name, which is the lock between nodes. Its methods may be called
 // concurrently.

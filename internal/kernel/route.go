@@ -165,6 +165,28 @@ func (r Route) netlink() *netlink.Route {
 	return nr
 }
 
+// RemoveOwnRoutes removes netctl's routes of the caller's namespace, on whatever
+// interface, and returns them.
+func RemoveOwnRoutes() ([]Route, error) {
+	all, err := routesOf(0)
+	if err != nil {
+		return nil, err
+	}
+	var removed []Route
+	var errs []error
+	for _, r := range all {
+		if !r.Own {
+			continue
+		}
+		if err := deleteRoute(r); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, r)
+	}
+	return removed, errors.Join(errs...)
+}
+
 // RouteGet asks the kernel which way a packet to dst would go from the caller's
 // namespace. The error wraps ErrNoRoute when there is none.
 func RouteGet(dst netip.Addr) (Route, error) {

@@ -336,3 +336,64 @@ func TestDeletedPodLeavesEndpointsAndEndsItsConnections(t *testing.T) {
 		return nil
 	})
 }
+
+// A node that is given up keeps nothing of netctl: no interface, route or file.
+func TestCleanupLeavesNothing(t *testing.T) {
+	t.Parallel()
+	l := up(t, Config{Nodes: 1, Families: DualStack}, podYAML("a", "node1", "sleep", "600"))
+	cni := l.path("nodes", "node1", "cni")
+	cleanup := func() (string, error) {
+		return l.withOutput("node1", "netctl", "cleanup", "--state-dir="+l.stateDir("node1"), "--data-dir="+l.stateDir("node1"), "--cni-bin-dir="+cni, "--cni-conf-dir="+cni)
+	}
+	if out, err := cleanup(); err == nil || !strings.Contains(out, "an agent runs on this node") {
+		t.Errorf("while an agent runs: %v: %s", err, out)
+	}
+	ns, err := l.namespace("pod.default.a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	node, err := l.namespace("node1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
+	if _, err := kernel.Describe(ns, podInterface); err != nil {
+		t.Errorf("the pod suffered: %v", err)
+	}
+	if err := l.KillAgent("node1"); err != nil {
+		t.Fatal(err)
+	}
+	out, err := cleanup()
+	for _, want := range []string{"eth0 of pod default/a", "interface netctl0", l.stateDir("node1")} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("%v: %q is not in: %s", err, want, out)
+		}
+	}
+	for ns, name := range map[*kernel.Namespace]string{ns: podInterface, node: "netctl0"} {
+		if _, err := kernel.Describe(ns, name); !errors.Is(err, kernel.ErrNotFound) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	links, err := kernel.Interfaces(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		link, err := kernel.Describe(node, link.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range link.Routes {
+			if r.Own {
+				t.Errorf("route left: %v", r)
+			}
+		}
+	}
+	if _, err := os.Stat(l.stateDir("node1")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the state directory: %v", err)
+	}
+	if out, err := cleanup(); err != nil || out != "" {
+		t.Errorf("again: %v: %s", err, out)
+	}
+}

@@ -207,6 +207,21 @@ func AwaitVacancy(ctx context.Context, dir string) error {
 	}
 }
 
+// Taken reports whether an agent has the seat in dir.
+func Taken(dir string) (bool, error) {
+	if _, err := os.Stat(filepath.Join(dir, lockName)); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	lock, err := tryLock(dir)
+	if errors.Is(err, errTaken) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, lock.Close()
+}
+
 // errTaken: somebody has the seat.
 var errTaken = errors.New("taken")
 
