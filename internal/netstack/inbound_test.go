@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -588,5 +589,61 @@ func TestInboundPathMTU(t *testing.T) {
 				t.Errorf("pod got %d bytes, %v", m, err)
 			}
 		})
+	}
+}
+
+// Not parallel: it counts the goroutines of the process.
+func TestCloseLeavesNothingInbound(t *testing.T) {
+	f := families(t)[0]
+	before := runtime.NumGoroutine()
+	t.Run("busy", func(t *testing.T) {
+		n := inbound(t, func(c *netstack.Config) {
+			out := c.Inbound
+			c.Inbound = func(buf []byte) {
+				p := &packet.Packet{Buf: buf}
+				if packet.Parse(p) == packet.FaultNone && p.Tuple.DstPort != 81 {
+					out(buf) // 81 is silent
+				}
+			}
+		})
+		n.serveTCP(t, f, 80, func(c *gonet.TCPConn) { _, _ = io.Copy(c, c) })
+		n.echoUDP(t, f, 53)
+		dst := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(f.pod, port) }
+		answers := make(chan struct{}, 64)
+		var owners sync.WaitGroup
+		for i := range uint16(10) {
+			c := n.mustDialInto(t, f.client(1000+i), dst(80))
+			owners.Go(func() { _, _ = io.Copy(c, neverEnding{}) })
+			owners.Go(func() { _, _ = c.(io.WriterTo).WriteTo(io.Discard) })
+			owners.Go(func() {
+				if c, err := n.stack.Dial(context.Background(), f.client(2000+i), dst(81)); err == nil {
+					c.Close()
+					t.Error("a silent pod answered")
+				}
+			})
+			flow, err := n.stack.Datagrams(f.client(3000+i), dst(53), func([]byte) { answers <- struct{}{} })
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = flow.Send([]byte("x"))
+			<-answers
+			n.mustDialInto(t, f.client(4000+i), dst(80)).Close() // in the middle of its end
+		}
+		eventually(t, "all are dialling", func() bool { return n.stack.Stats().InboundConns >= 20 })
+		begin := time.Now()
+		_ = n.stack.Close()
+		if d := time.Since(begin); d > 3*time.Second {
+			t.Errorf("Close took %s", d)
+		}
+		owners.Wait() // everybody was told
+		if st := n.stack.Stats(); st.InboundFlows != 0 {
+			t.Errorf("%d flows left", st.InboundFlows)
+		}
+	})
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			buf := make([]byte, 1<<20)
+			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
+		}
 	}
 }

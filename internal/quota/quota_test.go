@@ -64,3 +64,18 @@ func TestNeverMoreThanTheWhole(t *testing.T) {
 		t.Errorf("%d held by %d, want 3 by 3", q.Size(), q.Owners())
 	}
 }
+
+// Whoever has one address of an IPv6 network has them all.
+func TestClient(t *testing.T) {
+	t.Parallel()
+	for a, want := range map[string]string{
+		"192.0.2.1": "192.0.2.1", "2001:db8::1:2": "2001:db8::", "2001:db8:0:1::2": "2001:db8:0:1::", "fe80::7%eth0": "fe80::",
+	} {
+		if got := quota.Client(netip.MustParseAddr(a)); got.String() != want {
+			t.Errorf("%s counts for %s, want %s", a, got, want)
+		}
+	}
+	if quota.Client(netip.Addr{}).IsValid() {
+		t.Error("no address counts for one")
+	}
+}
