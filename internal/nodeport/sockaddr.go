@@ -45,7 +45,8 @@ func destination(control []byte) netip.Addr {
 		}
 		switch {
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= 12:
-			if a := netip.AddrFrom4([4]byte(data[8:12])); a == netip.AddrFrom4([4]byte(data[4:8])) {
+			a, local := netip.AddrFrom4([4]byte(data[8:12])), netip.AddrFrom4([4]byte(data[4:8]))
+			if a == local && !a.IsMulticast() {
 				return a
 			}
 			return netip.Addr{}
