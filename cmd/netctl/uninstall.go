@@ -16,14 +16,14 @@ func newUninstall(io streams) *cobra.Command {
 	var namespace, image, kubeconfig string
 	var skip []string
 	var timeout time.Duration
-	var dryRun bool
+	var dryRun, force bool
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove netctl from a Kubernetes cluster and from its nodes",
 		Long: `Remove netctl from a Kubernetes cluster and from its nodes: the agents end, a pod
 on each node takes away the interfaces, routes and files, and then all objects
-are deleted, those of the block definitions included. Pods that run keep running
-without a network: drain the nodes first, or delete the pods afterwards.`,
+are deleted, those of the block definitions included. Pods that have their network
+from netctl should be gone before: without a plugin they cannot even end.`,
 		Example: `  netctl uninstall --dry-run
   netctl uninstall`,
 		Args: cobra.NoArgs,
@@ -40,7 +40,7 @@ without a network: drain the nodes first, or delete the pods afterwards.`,
 			ctx, cancel := context.WithTimeoutCause(cmd.Context(), timeout, fmt.Errorf("not done within %s", timeout))
 			defer cancel()
 			err = removal.Run(ctx, removal.Config{
-				Objects: client, Installed: docs, SkipNodes: skip, DryRun: dryRun, Out: io.out,
+				Objects: client, Installed: docs, SkipNodes: skip, Force: force, DryRun: dryRun, Out: io.out,
 			})
 			if err != nil {
 				return fmt.Errorf("uninstall: %w", err)
@@ -54,6 +54,7 @@ without a network: drain the nodes first, or delete the pods afterwards.`,
 	flags.StringVar(&kubeconfig, "kubeconfig", "", "credentials of an administrator (default what kubectl takes)")
 	flags.StringSliceVar(&skip, "skip-node", nil, "nodes that cannot be reached; they are left as they are")
 	flags.DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait for all of it")
+	flags.BoolVar(&force, "force", false, "also where pods have their network from netctl")
 	flags.BoolVar(&dryRun, "dry-run", false, "only say what would be done")
 	return cmd
 }

@@ -44,7 +44,7 @@ func (r *removal) cleanNodes(ctx context.Context, nodes []string) error {
 		errs = append(errs, r.waitClean(ctx, node, pods[i]))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("%w\nall objects are still there: run this again, and leave out with --skip-node what cannot be reached", err)
+		return fmt.Errorf("%w\nnothing more is deleted until the nodes are clean: run this again, with --skip-node for those that cannot be reached", err)
 	}
 	for _, pod := range pods {
 		if err := r.delete(ctx, pod); err != nil {

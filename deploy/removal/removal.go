@@ -53,6 +53,7 @@ type Config struct {
 	Objects   Objects
 	Installed []deploy.Document // what the installation consists of
 	SkipNodes []string          // nodes that cannot be reached, and stay as they are
+	Force     bool              // also under pods that have their network from netctl
 	DryRun    bool              // only tell
 	Out       io.Writer         // what is done, a line each
 }
@@ -74,6 +75,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	nodes, err := r.nodes(ctx)
 	if err != nil {
+		return err
+	}
+	if err := r.checkPods(ctx, nodes); err != nil {
 		return err
 	}
 	if err := r.endAgents(ctx); err != nil {
@@ -146,6 +150,37 @@ func (r *removal) nodes(ctx context.Context) ([]string, error) {
 	}
 	slices.Sort(out)
 	return out, nil
+}
+
+// checkPods refuses to take the network from under pods: they go on without it,
+// and when they are deleted, no plugin is there to tell, so that they stay
+// Terminating until there is another one.
+func (r *removal) checkPods(ctx context.Context, nodes []string) error {
+	pods, err := r.Objects.List(ctx, objects.Ref{APIVersion: "v1", Kind: "Pod"}, "")
+	if err != nil {
+		return err
+	}
+	var found []string
+	for _, p := range pods {
+		ended := slices.Contains([]string{"Succeeded", "Failed"}, text(p, "status", "phase"))
+		if at(p, "spec")["hostNetwork"] != true && !ended && slices.Contains(nodes, text(p, "spec", "nodeName")) {
+			found = append(found, text(p, "metadata", "namespace")+"/"+text(p, "metadata", "name"))
+		}
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	const most = 5
+	names := strings.Join(found[:min(most, len(found))], ", ")
+	if len(found) > most {
+		names += ", ..."
+	}
+	if r.DryRun || r.Force {
+		r.say("%d pods lose their network, and cannot end before another network plugin is there: %s", len(found), names)
+		return nil
+	}
+	return fmt.Errorf("%d pods have their network from netctl: %s; delete them first, or use --force: "+
+		"then they go on without a network, and cannot end before another network plugin is there", len(found), names)
 }
 
 // endAgents deletes the DaemonSet and waits until its pods are gone.

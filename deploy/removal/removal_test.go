@@ -56,7 +56,7 @@ func (m *memory) List(_ context.Context, r objects.Ref, selector string) ([]obje
 	for _, have := range slices.SortedFunc(maps.Keys(m.objects), func(a, b objects.Ref) int { return strings.Compare(a.Name, b.Name) }) {
 		o := m.objects[have]
 		labels, _ := o["metadata"].(objects.Object)["labels"].(objects.Object)
-		matches := have.Kind == r.Kind && have.Namespace == r.Namespace
+		matches := have.Kind == r.Kind && (have.Namespace == r.Namespace || r.Namespace == "")
 		for term := range strings.SplitSeq(selector, ",") {
 			k, v, _ := strings.Cut(term, "=")
 			matches = matches && (k == "" || labels[k] == v)
@@ -147,7 +147,7 @@ func installed(t *testing.T) (*memory, []deploy.Document) {
 	}
 	for _, node := range []string{"a", "b"} {
 		m.add(objects.Object{
-			"apiVersion": "v1", "kind": "Pod", "spec": objects.Object{"nodeName": node},
+			"apiVersion": "v1", "kind": "Pod", "spec": objects.Object{"nodeName": node, "hostNetwork": true},
 			"metadata": objects.Object{"name": "agent-" + node, "namespace": "kube-system", "labels": objects.Object{
 				"app.kubernetes.io/name": "netctl", "app.kubernetes.io/component": "agent",
 			}},
@@ -245,6 +245,35 @@ func TestOthersDNSStays(t *testing.T) {
 		}
 		if !slices.Contains(m.left(), "Service kube-system/kube-dns") {
 			t.Error("the Service is gone")
+		}
+	})
+}
+
+// TestPodsKeepTheirNetwork: while pods depend on netctl, it stays unless forced.
+func TestPodsKeepTheirNetwork(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, docs := installed(t)
+		pod := func(name, node, phase string) objects.Object {
+			return objects.Object{
+				"apiVersion": "v1", "kind": "Pod", "metadata": objects.Object{"name": name, "namespace": "n"},
+				"spec": objects.Object{"nodeName": node}, "status": objects.Object{"phase": phase},
+			}
+		}
+		m.add(pod("ended", "a", "Succeeded"))
+		m.add(pod("elsewhere", "windows", "Running"))
+		cfg := removal.Config{Objects: m, Installed: docs, Out: &bytes.Buffer{}, DryRun: true}
+		if err := removal.Run(t.Context(), cfg); err != nil {
+			t.Errorf("pods that do not matter: %v", err)
+		}
+		m.add(pod("runs", "a", "Running"))
+		cfg.DryRun = false
+		if err := removal.Run(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "1 pods have their network from netctl: n/runs") || len(m.calls) > 0 {
+			t.Errorf("error %v after %v", err, m.calls)
+		}
+		cfg.Force = true
+		if err := removal.Run(t.Context(), cfg); err != nil || !slices.Contains(m.left(), "Pod n/runs") {
+			t.Errorf("forced: %v, left %v", err, m.left())
 		}
 	})
 }
