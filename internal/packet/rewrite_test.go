@@ -161,6 +161,10 @@ func TestApplyICMPErrorAgainstRebuild(t *testing.T) {
 			// Quoted checksums that were never complete, or are a CRC, differ.
 			continue
 		}
+		// Zero has two representations, of which either is right.
+		if sum := p.IP()[p.L4+2:]; sum[0] == 0 && sum[1] == 0 {
+			sum[0], sum[1] = 0xff, 0xff
+		}
 		if !bytes.Equal(p.Buf, b) {
 			t.Fatalf("spec %+v\n got %x\nwant %x", spec, p.Buf, b)
 		}
