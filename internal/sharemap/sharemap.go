@@ -79,7 +79,7 @@ func (m Map[K, V]) Edit() *Edit[K, V] {
 	return e
 }
 
-// Edit is a version that is being made.
+// Edit is a version that is being made. The zero value begins with nothing.
 type Edit[K comparable, V any] struct {
 	parts [shards]map[K]V
 	own   [shards]bool // copied already
