@@ -75,5 +75,14 @@ kube-up: ## a real cluster: NODES=3 CNI=netctl|ptp|none [POD_SUBNET= KUBE_PROXY=
 kube-down: ## remove the real cluster [NAME=]
 	@$(KUBE) down
 
+kube-demo: ## the demo on a real cluster: the one that is up, or one for the purpose
+	@$(KUBE) demo --nodes=$(NODES) --cni=$(CNI) $(UPFLAGS)
+
+kube-smoke: ## a dozen conformance specs on the real cluster
+	@$(KUBE) e2e --smoke $(ARGS)
+
+e2e: ## Kubernetes' own end-to-end specs: FOCUS='\[sig-network\].*\[Conformance\]' [SKIP= ARGS=]
+	@$(KUBE) e2e $(if $(FOCUS),--focus='$(FOCUS)') $(if $(SKIP),--skip='$(SKIP)') $(ARGS)
+
 clean: ## remove what the build made
 	@rm -rf bin dist cni/bin/netctl-cni

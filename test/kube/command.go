@@ -72,7 +72,7 @@ func command(out io.Writer) *cobra.Command {
 		s.buildCommand(), s.upCommand(), s.downCommand(), s.usageCommand(),
 		s.execCommand(), s.runCommand(), s.logsCommand(), s.importCommand(),
 		s.nodeCommand(), s.restartCommand(), s.apiServerCommand(),
-		serveCommand(),
+		s.demoCommand(), s.e2eCommand(), serveCommand(),
 	)
 	return root
 }
@@ -101,6 +101,11 @@ func (s *settings) buildCommand() *cobra.Command {
 func (s *settings) upCommand() *cobra.Command {
 	o := options{}
 	c := &cobra.Command{Use: "up", Short: "bring the cluster up", Args: cobra.NoArgs}
+	o.flags(c)
+	return s.with(c, 15*time.Minute, func(w *work) error { return w.Up(w.ctx, o) })
+}
+
+func (o *options) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.IntVar(&o.Nodes, "nodes", 3, "how many; the first has the control plane, all take pods")
 	f.StringVar(&o.CNI, "cni", cniNetctl, "the pods' network: netctl (dist/netctl-image.tar and deploy/netctl.yaml), ptp (reference plugins and static routes), none")
@@ -109,7 +114,6 @@ func (s *settings) upCommand() *cobra.Command {
 	f.BoolVar(&o.CoreDNS, "coredns", false, "keep kubeadm's CoreDNS")
 	f.StringVar(&o.RPFilter, "rp-filter", "", "the nodes' net.ipv4.conf.*.rp_filter: 0, 1 or 2 (default: the kernel's)")
 	f.StringVar(&o.IPForward, "ip-forward", "1", "the nodes' net.ipv4.ip_forward: 0 or 1")
-	return s.with(c, 15*time.Minute, func(w *work) error { return w.Up(w.ctx, o) })
 }
 
 func (s *settings) downCommand() *cobra.Command {

@@ -26,7 +26,7 @@ func (c *Cache) rootfs() part {
 	return part{
 		name: "rootfs", says: "a small Debian, about a minute",
 		key: func() (string, error) {
-			return key([]string{debianSuite, debianPackages, needless, "1"})
+			return key([]string{debianSuite, debianPackages, needless, "2"})
 		},
 		make: func(ctx context.Context) error {
 			return c.replace(c.Rootfs(), func(dir string) error {
@@ -49,8 +49,8 @@ func furnish(dir string) error {
 	}
 	for _, d := range []string{
 		"var/log", "opt/cni/bin", "etc/cni/net.d",
-		// kubelet and controller-manager want it, and /usr is read-only on a node
-		"usr/libexec/kubernetes/kubelet-plugins/volume/exec",
+		// kubelet, controller-manager and kube-proxy want them; /usr is read-only on a node
+		"usr/libexec/kubernetes/kubelet-plugins/volume/exec", "usr/lib/modules",
 		"usr/local/share/ca-certificates", "etc/ca-certificates",
 	} {
 		errs = append(errs, os.MkdirAll(filepath.Join(dir, d), 0o755))
