@@ -84,12 +84,11 @@ type work struct {
 	args []string
 }
 
-func newCluster(name, cacheDir string, c *cache.Cache, repo string, out io.Writer) (*Cluster, error) {
+func newCluster(name string, c *cache.Cache, repo string, out io.Writer) (*Cluster, error) {
 	if !names.MatchString(name) {
 		return nil, fmt.Errorf("--name=%q: up to 20 lower-case letters, digits and dashes", name)
 	}
-	// In the cache's file system, so that disks of nodes are made of hard links.
-	return &Cluster{name: name, dir: filepath.Join(cacheDir, "clusters", name), repo: repo, cache: c, out: out}, nil
+	return &Cluster{name: name, dir: c.Cluster(name), repo: repo, cache: c, out: out}, nil
 }
 
 func (c *Cluster) path(parts ...string) string {
@@ -146,6 +145,9 @@ func (c *Cluster) Up(ctx context.Context, o options) error {
 func (c *Cluster) build(ctx context.Context) error {
 	if err := os.MkdirAll(c.path("share"), 0o755); err != nil {
 		return fmt.Errorf("create the cluster's directory: %w", err)
+	}
+	if err := c.cache.Pin(c.name); err != nil {
+		return err
 	}
 	steps := []struct {
 		what string

@@ -31,7 +31,7 @@ func (s *settings) open(out io.Writer) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newCluster(s.name, s.cache, cache.New(s.cache, repo, out), repo, out)
+	return newCluster(s.name, cache.New(s.cache, repo, out), repo, out)
 }
 
 // repository finds the top of the source tree from the working directory.

@@ -62,7 +62,7 @@ func (c *Cluster) cgroup(node string) string {
 func (c *Cluster) machine(node string) *machine.Machine {
 	return machine.New(machine.Config{
 		Name: node, Netns: c.netns(node), Root: c.path("nodes", node, "root"),
-		Usr: filepath.Join(c.cache.Rootfs(), "usr"), Binaries: c.cache.Bin(), Share: c.path("share"), Cgroup: c.cgroup(node),
+		Usr: c.path("rootfs", "usr"), Binaries: c.cache.Bin(), Share: c.path("share"), Cgroup: c.cgroup(node),
 	})
 }
 
@@ -126,7 +126,11 @@ func (c *Cluster) makeDisk(ctx context.Context, m *machine.Machine) error {
 	if err := os.RemoveAll(filepath.Dir(m.Root)); err != nil {
 		return err
 	}
-	if out, err := exec.CommandContext(ctx, "sh", "-c", diskScript, "disk", m.Root, c.cache.Rootfs(), c.cache.Containerd()).CombinedOutput(); err != nil {
+	parts, err := c.cache.Pinned(c.name)
+	if err != nil {
+		return err
+	}
+	if out, err := exec.CommandContext(ctx, "sh", "-c", diskScript, "disk", m.Root, parts.Rootfs, parts.Containerd).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	hosts := []string{"127.0.0.1 localhost", outsideAddress + " outside.example"}

@@ -55,7 +55,7 @@ func (c *Cluster) outsideUp(ctx context.Context) error {
 		return err
 	}
 	for name, args := range map[string][]string{
-		"outside": {program, "serve", "--images=" + c.cache.Images()},
+		"outside": {program, "serve", "--images=" + c.path("images")},
 		"netexec": {filepath.Join(c.cache.Bin(), "agnhost"), "netexec", "--http-port=80", "--udp-port=7"},
 	} {
 		if err := c.startOutside(name, args); err != nil {

@@ -4,8 +4,9 @@
 // images as an OCI layout, and a containerd directory that has them unpacked.
 //
 // Each part has a key, a hash of all that it is made from; a part whose key has
-// not changed is not made again. A part is made beside its place and renamed, so
-// what is there is whole, and one lock keeps two builders apart.
+// not changed is not made again. A part is made beside its place and put there
+// whole, clusters keep the version that they were made with, and one lock keeps
+// two builders apart.
 package cache
 
 import (
@@ -15,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,15 +37,6 @@ func New(dir, repo string, out io.Writer) *Cache { return &Cache{dir: dir, repo:
 
 // Bin is the directory of programs.
 func (c *Cache) Bin() string { return c.path("bin") }
-
-// Rootfs is the Debian that nodes and images have.
-func (c *Cache) Rootfs() string { return c.path("rootfs") }
-
-// Images is the OCI layout of all images.
-func (c *Cache) Images() string { return c.path("images") }
-
-// Containerd is a root directory of containerd with all images unpacked.
-func (c *Cache) Containerd() string { return c.path("containerd") }
 
 func (c *Cache) path(parts ...string) string {
 	return filepath.Join(append([]string{c.dir}, parts...)...)
@@ -183,18 +174,88 @@ func key(texts []string, files ...string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// replace makes a directory by filling a new one and renaming it. The old one
-// stays for one more time: nodes that are up may stand on it.
-func (c *Cache) replace(dir string, fill func(fresh string) error) error {
-	fresh, old := dir+".new", dir+".old"
-	if err := errors.Join(os.RemoveAll(fresh), os.RemoveAll(old)); err != nil {
+// replace makes a new version of a directory by filling it, and leads the link
+// that bears its name there. Versions that no cluster has pinned are removed.
+func (c *Cache) replace(name string, fill func(fresh string) error) error {
+	fresh, err := os.MkdirTemp(c.dir, name+"-")
+	if err != nil {
 		return err
 	}
-	if err := fill(fresh); err != nil {
+	if err := errors.Join(os.Chmod(fresh, 0o755), fill(fresh)); err != nil { //nolint:gosec // becomes the root of nodes
 		return err
 	}
-	if err := os.Rename(dir, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	link := c.path(name)
+	_ = os.Remove(link + ".new") // of a builder that was killed
+	if err := errors.Join(os.Symlink(fresh, link+".new"), os.Rename(link+".new", link)); err != nil {
 		return err
 	}
-	return os.Rename(fresh, dir)
+	return c.prune(name)
 }
+
+// prune removes the versions of a directory that nothing leads to.
+func (c *Cache) prune(name string) error {
+	links, err := filepath.Glob(c.path("clusters", "*", name))
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, link := range append(links, c.path(name)) {
+		if target, err := os.Readlink(link); err == nil {
+			used[target] = true
+		}
+	}
+	versions, err := filepath.Glob(c.path(name + "-*"))
+	if err != nil {
+		return err
+	}
+	for _, v := range versions {
+		if !used[v] {
+			if err := os.RemoveAll(v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Pinned are the directories that a cluster stands on.
+type Pinned struct {
+	Rootfs     string // the Debian that nodes and images have
+	Images     string // the OCI layout of all images
+	Containerd string // a root directory of containerd with all images unpacked
+}
+
+// pinned are the names of those directories, in the cache and in a cluster.
+const pinned = "rootfs images containerd"
+
+// Pin links the newest directories into that of a cluster, clusters/NAME in the
+// cache: as long as it is there they stay, whatever is built meanwhile.
+func (c *Cache) Pin(cluster string) error {
+	for name := range strings.FieldsSeq(pinned) {
+		target, err := os.Readlink(c.path(name))
+		if err != nil {
+			return fmt.Errorf("use the cache: %w", err)
+		}
+		if err := os.Symlink(target, filepath.Join(c.Cluster(cluster), name)); err != nil {
+			return fmt.Errorf("use the cache: %w", err)
+		}
+	}
+	return nil
+}
+
+// Pinned returns what Pin linked.
+func (c *Cache) Pinned(cluster string) (Pinned, error) {
+	var targets []string
+	for name := range strings.FieldsSeq(pinned) {
+		target, err := os.Readlink(filepath.Join(c.Cluster(cluster), name))
+		if err != nil {
+			return Pinned{}, fmt.Errorf("what cluster %q is made of: %w", cluster, err)
+		}
+		targets = append(targets, target)
+	}
+	return Pinned{Rootfs: targets[0], Images: targets[1], Containerd: targets[2]}, nil
+}
+
+// Cluster is the directory of a cluster: in the cache's file system, so that disks
+// of nodes can be made of hard links.
+func (c *Cache) Cluster(name string) string { return c.path("clusters", name) }

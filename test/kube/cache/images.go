@@ -73,7 +73,7 @@ func (c *Cache) images() part {
 			return key([]string{fmt.Sprint(pictures()), "1"}, c.stampsOf("kubernetes", "node", "pause", "rootfs")...)
 		},
 		make: func(ctx context.Context) error {
-			return c.replace(c.Images(), func(dir string) error { return c.paint(ctx, dir) })
+			return c.replace("images", func(dir string) error { return c.paint(ctx, dir) })
 		},
 	}
 }
@@ -85,7 +85,7 @@ func (c *Cache) paint(ctx context.Context, dir string) error {
 		return err
 	}
 	debian, err := l.Layer(func(w io.Writer) error {
-		cmd := exec.CommandContext(ctx, "tar", "--numeric-owner", "--sort=name", "--mtime=@0", "-C", c.Rootfs(), "-cf", "-", ".")
+		cmd := exec.CommandContext(ctx, "tar", "--numeric-owner", "--sort=name", "--mtime=@0", "-C", c.path("rootfs"), "-cf", "-", ".")
 		var complaint strings.Builder
 		cmd.Stdout, cmd.Stderr = w, &complaint
 		if err := cmd.Run(); err != nil {
@@ -145,7 +145,7 @@ func (c *Cache) containerd() part {
 		name: "containerd", says: "images unpacked, about half a minute",
 		key: func() (string, error) { return key([]string{"1"}, c.stampsOf("images", "node")...) },
 		make: func(ctx context.Context) error {
-			return c.replace(c.Containerd(), func(dir string) error { return c.unpack(ctx, dir) })
+			return c.replace("containerd", func(dir string) error { return c.unpack(ctx, dir) })
 		},
 	}
 }
@@ -175,6 +175,6 @@ func (c *Cache) unpack(ctx context.Context, dir string) error {
 	}
 	path := "PATH=" + c.Bin() + ":" + os.Getenv("PATH")
 	err = c.run(ctx, "containerd", c.dir, []string{path},
-		"unshare", "--mount", "bash", "-c", unpackScript, "unpack", dir, c.Images(), work)
+		"unshare", "--mount", "bash", "-c", unpackScript, "unpack", dir, c.path("images"), work)
 	return errors.Join(err, os.RemoveAll(work))
 }

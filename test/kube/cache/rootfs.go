@@ -29,7 +29,7 @@ func (c *Cache) rootfs() part {
 			return key([]string{debianSuite, debianPackages, needless, "2"})
 		},
 		make: func(ctx context.Context) error {
-			return c.replace(c.Rootfs(), func(dir string) error {
+			return c.replace("rootfs", func(dir string) error {
 				err := c.run(ctx, "debootstrap", c.dir, nil, "debootstrap", "--variant=minbase",
 					"--include="+debianPackages, debianSuite, dir)
 				if err != nil {
