@@ -331,7 +331,7 @@ func (c *compiler) route(p netip.Prefix, r datapath.Route) { c.tables.Routes.Ins
 
 // ports fills the table of ports with the generations of what stands behind
 // them.
-func (c *compiler) ports() { //nolint:gocognit // one case per kind of port
+func (c *compiler) ports() {
 	size := FirstPodPort
 	for _, p := range c.in.Ports {
 		size = max(size, p.ID+1)

@@ -378,7 +378,8 @@ func nodePorts(in *agent.Input, endpoints ...string) {
 	s.Services = append(slices.Clone(s.Services), &model.Service{
 		Name: name, Type: model.NodePort, ClusterIPs: []netip.Addr{addr("10.96.0.77"), addr("fd00:96::77")},
 		Ports: []model.ServicePort{
-			{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080}, {Name: "quic", Protocol: model.UDP, Port: 80, NodePort: 30080},
+			{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080},
+			{Name: "quic", Protocol: model.UDP, Port: 80, NodePort: 30080},
 			{Name: "sctp", Protocol: model.SCTP, Port: 80, NodePort: 30081},
 		},
 	})
