@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netctl/netctl/internal/agent"
+	"github.com/netctl/netctl/internal/agent/status"
 )
 
 func newStatus(io streams) *cobra.Command {
@@ -22,7 +22,7 @@ func newStatus(io streams) *cobra.Command {
   netctl status --state-dir /run/netctl-lab/lab/nodes/node1/run -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := agent.ReadStatus(cmd.Context(), dir)
+			s, err := status.Read(cmd.Context(), dir)
 			if err != nil {
 				return err
 			}
@@ -43,7 +43,7 @@ func newStatus(io streams) *cobra.Command {
 	return cmd
 }
 
-func printAgent(w io.Writer, s *agent.Status) error {
+func printAgent(w io.Writer, s *status.Status) error {
 	fmt.Fprintf(w, "node %s, state revision %d, pod MTU %d\n", s.Node, s.Revision, s.MTU)
 	fmt.Fprintf(w, "forwarded %d packets, %d bytes; %d flows; drops: %s\n", s.Packets, s.Bytes, s.Flows, s.Summary())
 	if s.PortsGone > 0 {
@@ -53,6 +53,14 @@ func printAgent(w io.Writer, s *agent.Status) error {
 		fmt.Fprintf(w, "%s addresses: %d used, %d cooling down, %d free of %d\n", p.Family, p.Used, p.Cooling, p.Free, p.Total)
 	}
 	fmt.Fprintf(w, "process %d: %d goroutines, %d open files\n", s.Process.PID, s.Process.Goroutines, s.Process.Files)
+	fmt.Fprintf(w, "services: %s, %d sockets on this node; name server: %s", s.Services, s.Sockets, s.DNS)
+	if s.Plugin != "" {
+		fmt.Fprintf(w, "; plugin: %s", s.Plugin)
+	}
+	fmt.Fprintln(w)
+	for _, name := range s.Before {
+		fmt.Fprintf(w, "problem: the container runtime reads %s before netctl's configuration and does not use netctl: remove or rename it\n", name)
+	}
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "problem: %s\n", p)
 	}

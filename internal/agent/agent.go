@@ -97,7 +97,7 @@ const (
 	// tunnelOverhead is what WireGuard adds to a packet over IPv6 (40+8+32).
 	tunnelOverhead    = 80
 	defaultUnderlay   = 1500
-	minMTU            = 1280 // RFC 8200 §5
+	minMTU            = 1280      // RFC 8200 §5
 	HostInterface     = "netctl0" // the node's own way into the cluster
 	keyFile           = "wireguard.key"
 	txQueueLen        = 1000 // semantics of drops: a full queue loses packets in silence

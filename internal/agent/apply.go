@@ -26,9 +26,26 @@ func (a *Agent) compile() Output {
 	if a.state.Load().Node(a.cfg.Node) == nil {
 		out.Problems = append(out.Problems, fmt.Sprintf("node %q is not in the cluster's state: is --node right, and is the kubelet registered?", a.cfg.Node))
 	}
+	out.Problems = append(out.Problems, strays(a.localPorts(), state.NodePrefixes(a.cfg.Node))...)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	out.Problems = append(out.Problems, a.conflicts...)
+	return out
+}
+
+// strays names the pods whose addresses are not of this node's ranges any more,
+// as after its Node object was made anew and given another podCIDR. They go on as
+// far as this node goes: its own pods and processes reach them, other nodes look
+// for the address elsewhere.
+func strays(ports []LocalPort, ranges []netip.Prefix) []string {
+	var out []string
+	for _, p := range ports {
+		for _, addr := range p.Addrs {
+			if p.Kind == datapath.KindPod && !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(addr) }) {
+				out = append(out, fmt.Sprintf("pod %s has the address %s, which is in no range of this node: delete the pod so that it is made anew", p.Name, addr))
+			}
+		}
+	}
 	return out
 }
 

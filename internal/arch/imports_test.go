@@ -21,7 +21,7 @@ type row struct {
 var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
-			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/settings",
+			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/status", "internal/agent/settings",
 			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
 			"ipam", "proxy",
 		},
@@ -42,7 +42,7 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/handover", "internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/cluster",
+			"cni", "dns", "internal/agent/handover", "internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
 			"internal/datapath", "internal/flow", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
@@ -61,6 +61,9 @@ var rows = map[string]row{
 	"internal/agent/record": {
 		imports: []string{"cni", "internal/datapath"},
 		reason:  "a file per pod interface, in the words of those who make and number it",
+	},
+	"internal/agent/status": {
+		reason: "what is said of an agent, and the socket for it; whoever asks needs no part of one",
 	},
 	"internal/agent/probe": {
 		reason: "a socket and two questions",

@@ -25,8 +25,8 @@ import (
 type Config struct {
 	Install           cni.Installation
 	StateDir, DataDir string
-	Interface         string           // the node's own, "netctl0"
-	Force             bool             // although an agent runs
+	Interface         string            // the node's own, "netctl0"
+	Force             bool              // although an agent runs
 	Removed           func(what string) // is told of each thing that was removed
 }
 

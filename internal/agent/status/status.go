@@ -1,0 +1,171 @@
+// Package status is what an agent says of itself while it serves, and the socket
+// in its state directory that it says it on, as JSON over HTTP, to its own user.
+//
+// It knows no part of the agent, so that whoever asks needs none of it.
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// socketName is the socket in the state directory.
+const socketName = "status.sock"
+
+// timeout bounds an answer.
+const timeout = 5 * time.Second
+
+// Status is what an agent says of itself.
+type Status struct {
+	Node     string            `json:"node"`
+	Revision uint64            `json:"revision"` // of the cluster's state that is in force
+	MTU      int               `json:"mtu"`
+	Ports    []Port            `json:"ports"`
+	Peers    []Peer            `json:"peers"`
+	Pool     []Pool            `json:"addressPool"`
+	Flows    int               `json:"flows"`
+	Packets  uint64            `json:"packets"`
+	Bytes    uint64            `json:"bytes"`
+	Drops    map[string]uint64 `json:"drops"` // by reason, those that happened
+	// PortsGone counts devices that somebody else deleted while they were read.
+	PortsGone uint64 `json:"portsGone,omitempty"`
+	// Services is whose traffic to Services is ours: "full" or "pods"; DNS whether
+	// the name server's address is answered here: "on" or "off".
+	Services string `json:"services"`
+	DNS      string `json:"dns"`
+	Sockets  int    `json:"sockets"` // that listen for node ports and host ports
+	// Plugin is "installed", or why it is not; "" where somebody else installs it.
+	// Before are the configurations that the container runtime reads instead.
+	Plugin string   `json:"plugin,omitempty"`
+	Before []string `json:"before,omitempty"`
+
+	Process  Process  `json:"process"`
+	Problems []string `json:"problems"`
+}
+
+// Process is what the agent's process holds, where a leak would be seen.
+type Process struct {
+	PID        int `json:"pid"` // in its own namespace
+	Goroutines int `json:"goroutines"`
+	Files      int `json:"files"` // open descriptors
+}
+
+// Port is one port.
+type Port struct {
+	Name      string       `json:"name"`
+	Kind      string       `json:"kind"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+}
+
+// Peer is one other node.
+type Peer struct {
+	Node          string         `json:"node"`
+	Endpoint      netip.AddrPort `json:"endpoint"`
+	AllowedIPs    []netip.Prefix `json:"allowedIPs"`
+	LastHandshake time.Time      `json:"lastHandshake,omitzero"`
+	RxBytes       uint64         `json:"rxBytes"`
+	TxBytes       uint64         `json:"txBytes"`
+}
+
+// Pool is the numbers of one family's addresses.
+type Pool struct {
+	Family  string `json:"family"`
+	Total   uint64 `json:"total"`
+	Used    uint64 `json:"used"`
+	Cooling uint64 `json:"cooling"`
+	Free    uint64 `json:"free"`
+}
+
+// Serve answers in a state directory until the context ends. describe is called
+// from many goroutines.
+func Serve(ctx context.Context, stateDir string, describe func() (Status, error)) error {
+	path := filepath.Join(stateDir, socketName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the former status socket: %w", err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path) // the directory keeps others out
+	if err != nil {
+		return fmt.Errorf("listen for status: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		s, err := describe()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s) // the client may be gone
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: timeout}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve status: %w", err)
+	}
+	return nil
+}
+
+// Read asks the agent whose state directory this is.
+func Read(ctx context.Context, stateDir string) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	path := filepath.Join(stateDir, socketName)
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", http.NoBody)
+	if err != nil {
+		return Status{}, fmt.Errorf("ask the agent: %w", err)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return Status{}, fmt.Errorf("ask the agent at %s: %w; is it running, and is --state-dir its directory?", path, err)
+	}
+	defer res.Body.Close()
+	var s Status
+	if err := json.NewDecoder(res.Body).Decode(&s); err != nil {
+		return Status{}, fmt.Errorf("the agent answered %s: %w", res.Status, err)
+	}
+	return s, nil
+}
+
+// Summary returns the drops as one line for people, the most frequent first.
+func (s *Status) Summary() string {
+	reasons := make([]string, 0, len(s.Drops))
+	for r := range s.Drops {
+		reasons = append(reasons, r)
+	}
+	slices.SortFunc(reasons, func(x, y string) int {
+		if d := int64(s.Drops[y]) - int64(s.Drops[x]); d != 0 { // counts stay far below
+			return int(max(-1, min(1, d)))
+		}
+		return strings.Compare(x, y)
+	})
+	var b strings.Builder
+	for i, r := range reasons {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%s %d", r, s.Drops[r])
+	}
+	if b.Len() == 0 {
+		return "none"
+	}
+	return b.String()
+}
