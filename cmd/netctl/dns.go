@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -64,6 +66,9 @@ func serveDNS(ctx context.Context, io streams, f dnsFlags) error {
 	if f.drain < 0 {
 		return fmt.Errorf("%w: --drain %s: want 0 or more", errUsage, f.drain)
 	}
+	if f.apiServer == "" {
+		f.apiServer = f.virtualServer()
+	}
 	cache := ""
 	if f.stateDir != "" {
 		cache = filepath.Join(f.stateDir, "state")
@@ -86,4 +91,15 @@ func (f *dnsFlags) clusterDomain(ctx context.Context, p part) (string, error) {
 	}
 	s, err := p.api.Settings(ctx)
 	return settings.Domain("", s.DNSDomain), err
+}
+
+// virtualServer returns the virtual address of the API server that a pod is told,
+// "" where there is something better. A node's own network must not be started by
+// it; a name server that is a pod like others may.
+func (f *dnsFlags) virtualServer() string {
+	host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")
+	if _, err := os.Stat(f.kubeletConf); err == nil || host == "" || port == "" {
+		return ""
+	}
+	return "https://" + net.JoinHostPort(host, port)
 }

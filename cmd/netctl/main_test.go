@@ -58,6 +58,13 @@ func TestExitCodes(t *testing.T) {
 		{"dns extra", 2, []string{`"extra"`}},
 		{"proxy table --cluster-dir /no/such/directory", 1, []string{"/no/such/directory"}},
 		{"lab up --name Not_A_Name", 2, []string{`"Not_A_Name"`, "lower-case"}},
+		{"proxy --cluster-dir /tmp", 2, []string{"--node"}},
+		{"proxy --node n --cluster-dir /tmp --pod-cidrs 10.0.0.7/8", 2, []string{"--pod-cidrs 10.0.0.7/8", "10.0.0.0/8"}},
+		{"proxy --node n --cluster-dir /tmp --service-cidrs ten", 2, []string{`--service-cidrs "ten"`}},
+		{"proxy --node n --cluster-dir /tmp --kubeconfig /x", 2, []string{"give one"}},
+		{"dns --listen 53", 2, []string{`--listen "53"`}},
+		{"dns --drain -1s", 2, []string{"--drain"}},
+		{"dns --source etcd", 2, []string{`--source "etcd"`}},
 		{"lab up --nodes 0", 2, []string{"--nodes 0", "1 to 64"}},
 		{"lab up --ipv6 --dual-stack", 2, []string{"ipv6", "dual-stack"}},
 		{"lab up -f /no/such/file.yaml", 1, []string{"/no/such/file.yaml"}},
@@ -247,6 +254,54 @@ func TestDNSAlone(t *testing.T) {
 			t.Errorf("exit code %d: %s", code, errs.String())
 		}
 	case <-time.After(5 * time.Second):
+		t.Error("it does not end")
+	}
+}
+
+// netctl dns is ready when it knows the cluster and listens, and told to end it is
+// ready no more but goes on answering until its clients have gone elsewhere.
+func TestDNSDrains(t *testing.T) {
+	t.Parallel()
+	dir, addr := manifestDir(t), freeAddr(t)
+	short, err := os.MkdirTemp("", "nd") //nolint:usetesting // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(short) })
+	socket := filepath.Join(short, "s")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	var out bytes.Buffer
+	const drain = 2 * time.Second
+	go func() {
+		args := []string{"dns", "--cluster-dir", dir, "--listen", addr.String(), "--probe-socket", socket, "--drain", drain.String()}
+		ended <- run(ctx, args, streams{in: strings.NewReader(""), out: &out, err: &out})
+	}()
+	ready := func(want int) {
+		t.Helper()
+		code := -1
+		for end := time.Now().Add(10 * time.Second); code != want && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			code, _, _ = call(t.Context(), "probe", "ready", "--socket", socket)
+		}
+		if code != want {
+			t.Fatalf("probe's exit code %d, want %d", code, want)
+		}
+	}
+	ready(0)
+	cancel()
+	ready(1)
+	q := new(dns.Msg)
+	q.SetQuestion("web.default.svc.cluster.local.", dns.TypeA)
+	c := &dns.Client{Timeout: time.Second}
+	if reply, _, err := c.Exchange(q, addr.String()); err != nil || len(reply.Answer) != 1 {
+		t.Errorf("while it drains: %v, %v", reply, err)
+	}
+	select {
+	case code := <-ended:
+		if code != 0 {
+			t.Errorf("exit code %d: %s", code, out.String())
+		}
+	case <-time.After(10 * time.Second):
 		t.Error("it does not end")
 	}
 }
