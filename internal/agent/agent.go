@@ -5,13 +5,13 @@
 //	cni.Server ──attach.go──▶ │ loop │ ───────▶│ Output │
 //	kernel addresses ───────▶ └──────┘         └────────┘ Apply ────▶ engine, netctl0
 //
-// compile.go is pure; loop.go turns it, apply.go is what a turn does, claim.go
-// tells the cluster. attach.go and check.go are what a CNI call does, hold.go
-// keeps such calls apart, record.go is what is remembered of them, restore.go
-// takes it over after a restart, and ending.go sees devices out of the kernel.
-// run.go is whose turn it is, settings what follows from what the cluster says,
-// install.go what the container runtime is told. The Agent only owns the parts and
-// their lives. Everything it makes in the kernel outlives it on purpose: pods keep
+// compile.go is pure; package loop turns it, apply.go is what a turn does, claim.go
+// tells the cluster. attach.go and check.go are what a CNI call does, package hold
+// keeps such calls apart, package record is what is remembered of them, and
+// restore.go takes it over after a restart. sockets.go is what the node listens on.
+// run.go is whose turn it is (package handover), package settings what follows from
+// what the cluster says, package install what the container runtime is told. The
+// Agent only owns the parts and their lives. Everything it makes in the kernel outlives it on purpose: pods keep
 // their eth0, the node its netctl0, and the next agent takes them over.
 //
 // Tests: compile.go and record.go on plain values, the rest in the lab.
@@ -35,6 +35,9 @@ import (
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/agent/hold"
+	"github.com/netctl/netctl/internal/agent/install"
+	"github.com/netctl/netctl/internal/agent/loop"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
@@ -149,13 +152,13 @@ type Agent struct {
 	sockets   *nodeport.Server
 	host      *kernel.TUN
 	cni       *cni.Server
-	holds     holds
+	holds     hold.Holds
 	guard     netstack.HostGuard
 	claims    chan struct{} // asks keepClaims for a turn
 	lost      chan error    // what the agent cannot go on without
 	ports     portIDs
-	loop      *loop
-	installed installed
+	loop      *loop.Loop[Output]
+	installer *install.Keeper // nil: somebody else tells the container runtime
 
 	// The process', immutable: what the cluster says, and what follows from it.
 	state  *atomic.Pointer[model.State]
@@ -171,7 +174,7 @@ type Agent struct {
 	services  []nodeport.Listener // guarded by mu
 	conflicts []string            // guarded by mu
 
-	endings endings      // devices of deleted pods
+	endings hold.Endings // devices of deleted pods
 	turned  atomic.Int64 // when housekeeping did something last, in Unix nanoseconds
 
 	// The loop's own.
@@ -190,8 +193,12 @@ func newAgent(p *process) *Agent {
 		cfg: p.cfg, log: p.log, pods: make(map[cni.ID]*pod), claims: make(chan struct{}, 1), lost: make(chan error, 1),
 		state: p.state, facts: p.facts, ranges: p.ranges,
 	}
-	a.loop = newLoop(a.log)
-	a.loop.compile, a.loop.publish, a.loop.apply = a.compile, a.publish, a.apply
+	a.loop = loop.New(loop.Config[Output]{
+		Compile: a.compile, Problems: func(out Output) []string { return out.Problems }, Publish: a.publish, Apply: a.apply, Log: a.log,
+	})
+	if a.cfg.Install != nil {
+		a.installer = install.NewKeeper(*a.cfg.Install, a.log)
+	}
 	return a
 }
 
@@ -372,7 +379,9 @@ func (a *Agent) serve(ctx context.Context) error {
 		return nil
 	})
 	run("claims", a.keepClaims)
-	run("installation", a.keepInstalled)
+	if a.installer != nil {
+		run("installation", func(ctx context.Context) error { return a.installer.Run(ctx, a.cni.Serving()) })
+	}
 	run("node", func(ctx context.Context) error {
 		select {
 		case err := <-a.lost:
@@ -444,7 +453,7 @@ func (a *Agent) close() error {
 	if a.engine != nil {
 		errs = append(errs, a.engine.Close())
 	}
-	a.endings.close()
+	a.endings.Close()
 	a.mu.Lock()
 	for _, p := range a.pods {
 		errs = append(errs, p.tun.Close())

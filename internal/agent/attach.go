@@ -46,7 +46,7 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	if err := servable(at); err != nil {
 		return cni.Result{}, err
 	}
-	release, err := a.holds.take(ctx, at.ID)
+	release, err := a.holds.Take(ctx, at.ID)
 	if err != nil {
 		return cni.Result{}, err
 	}
@@ -72,7 +72,7 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 		return cni.Result{}, errors.Join(fmt.Errorf("%w: the agent does not see the pod's namespace at %s, which the runtime gave; "+
 			"mount its directory into the agent with HostToContainer propagation", cni.ErrUnavailable, at.NetnsPath), err)
 	}
-	if err := a.endings.wait(ctx, at.ID, inode); err != nil {
+	if err := a.endings.Wait(ctx, at.ID, inode); err != nil {
 		return cni.Result{}, fmt.Errorf("wait for the device of an earlier pod to end: %w", err)
 	}
 	// Look before anything is taken: an interface that exists is not ours to undo.
@@ -254,7 +254,7 @@ func (a *Agent) register(rec *record.Record, tun *kernel.TUN, listens bool) {
 
 // Del implements cni.Backend.
 func (a *Agent) Del(ctx context.Context, id cni.ID) error {
-	release, err := a.holds.take(ctx, id)
+	release, err := a.holds.Take(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -271,7 +271,7 @@ func (a *Agent) remove(ctx context.Context, id cni.ID) error {
 	a.mu.Unlock()
 	if p == nil {
 		// Nothing of it is left, unless its device is still on its way out.
-		if err := a.endings.wait(ctx, id, 0); err != nil {
+		if err := a.endings.Wait(ctx, id, 0); err != nil {
 			return fmt.Errorf("wait for the device of %s to end: %w", id, err)
 		}
 		if err := a.records.Delete(id.ContainerID, id.IfName); err != nil {
@@ -300,7 +300,7 @@ func (a *Agent) remove(ctx context.Context, id cni.ID) error {
 	if err := a.records.Put(&ended); err != nil {
 		end() // now, for it would not be remembered
 	} else {
-		a.endings.begin(id, p.rec.NetnsInode, end)
+		a.endings.Begin(id, p.rec.NetnsInode, end)
 	}
 	return a.release(id)
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -154,7 +153,7 @@ func TestCollect(t *testing.T) {
 		}
 	}
 	busy := cni.ID{ContainerID: "busy", IfName: "eth0"}
-	release, err := a.holds.take(t.Context(), busy)
+	release, err := a.holds.Take(t.Context(), busy)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,39 +252,6 @@ func TestGC(t *testing.T) {
 	}
 	if got := held(t, a); len(got) > 0 {
 		t.Errorf("left: %v", got)
-	}
-}
-
-func TestHolds(t *testing.T) {
-	t.Parallel()
-	var h holds
-	id := cni.ID{ContainerID: "c", IfName: "eth0"}
-	release, err := h.take(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again, _ := h.try(id); again != nil {
-		t.Fatal("held twice")
-	}
-	if other, _ := h.try(cni.ID{ContainerID: "d", IfName: "eth0"}); other == nil {
-		t.Fatal("another attachment is held, too")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := h.take(ctx, id); !errors.Is(err, context.Canceled) {
-		t.Fatalf("waiting with an ended context: %v", err)
-	}
-	waited := make(chan error)
-	go func() {
-		release, err := h.take(context.Background(), id)
-		if err == nil {
-			release()
-		}
-		waited <- err
-	}()
-	release()
-	if err := <-waited; err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -62,7 +62,7 @@ func (a *Agent) GC(ctx context.Context, valid []cni.ID) error {
 		if slices.Contains(valid, id) {
 			continue
 		}
-		if release, _ := a.holds.try(id); release != nil { // else ADD or DEL is at work on it
+		if release, _ := a.holds.Try(id); release != nil { // else ADD or DEL is at work on it
 			errs = append(errs, a.remove(ctx, id))
 			release()
 		}

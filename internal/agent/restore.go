@@ -30,7 +30,7 @@ func (a *Agent) collect(ctx context.Context) error {
 	}
 	var errs []error
 	for _, rec := range recs {
-		release, _ := a.holds.try(rec.ID())
+		release, _ := a.holds.Try(rec.ID())
 		if release == nil { // ADD or DEL is at work on it
 			live = append(live, ipam.ID(rec.ID()))
 			continue
@@ -57,7 +57,7 @@ func (a *Agent) tend(ctx context.Context, rec *record.Record) (stays bool, err e
 	case gone(rec):
 		a.log.Info("pod's namespace is gone, removing its port", "pod", rec.Name(), "netns", rec.Netns)
 		return false, a.remove(ctx, id)
-	case a.attached(id) || a.endings.find(id, 0) != nil:
+	case a.attached(id) || a.endings.Has(id):
 		return true, nil
 	}
 	taken, err := a.takeOver(rec)

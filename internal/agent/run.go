@@ -260,3 +260,27 @@ func apiServers(servers []netip.AddrPort, s *model.State) []netip.Addr {
 	}
 	return out
 }
+
+// alive reports what of the agent does not go on.
+func (a *Agent) alive(now time.Time) error {
+	var errs []error
+	for what, last := range map[string]time.Time{"loop": a.loop.Turned(), "housekeeping": time.Unix(0, a.turned.Load())} {
+		if last.Unix() > 0 && now.Sub(last) > staleTurn {
+			errs = append(errs, fmt.Errorf("%s stands still since %s", what, now.Sub(last).Round(time.Second)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ready reports why pods cannot be added here yet.
+func (a *Agent) ready() error {
+	select {
+	case <-a.cni.Serving():
+	default:
+		return errors.New("the agent takes over the pods that run already")
+	}
+	if a.installer == nil {
+		return nil
+	}
+	return a.installer.Err()
+}

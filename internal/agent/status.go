@@ -58,17 +58,11 @@ func (a *Agent) describeServices(s *status.Status) {
 	if settings.ForeignDNS(a.cfg.DNS, state) {
 		s.DNS = "off"
 	}
-	if a.cfg.Install == nil {
+	if a.installer == nil {
 		return
 	}
-	before, done, err := a.installed.get()
-	s.Before = before
-	switch {
-	case done:
-		s.Plugin = "installed"
-	case err != nil:
+	s.Plugin, s.Before = "installed", a.installer.Before()
+	if err := a.installer.Err(); err != nil {
 		s.Plugin = err.Error()
-	default:
-		s.Plugin = "not installed yet"
 	}
 }

@@ -42,7 +42,8 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/handover", "internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
+			"cni", "dns", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
+			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
 			"internal/datapath", "internal/flow", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
@@ -64,6 +65,17 @@ var rows = map[string]row{
 	},
 	"internal/agent/status": {
 		reason: "what is said of an agent, and the socket for it; whoever asks needs no part of one",
+	},
+	"internal/agent/loop": {
+		reason: "turns whatever it is given",
+	},
+	"internal/agent/hold": {
+		imports: []string{"cni"},
+		reason:  "keeps apart who works on one attachment",
+	},
+	"internal/agent/install": {
+		imports: []string{"cni"},
+		reason:  "calls the installation again and again",
 	},
 	"internal/agent/probe": {
 		reason: "a socket and two questions",

@@ -1,4 +1,7 @@
-package agent
+// Package hold keeps those apart who work on one attachment of a pod: calls of the
+// runtime, the collectors that run beside them, and the devices of deleted pods
+// that are on their way out of the kernel.
+package hold
 
 import (
 	"context"
@@ -7,17 +10,17 @@ import (
 	"github.com/netctl/netctl/cni"
 )
 
-// holds keep everybody apart who works on one attachment: ADD, DEL, and the
+// Holds keep everybody apart who works on one attachment: ADD, DEL, and the
 // collectors that run beside them. The zero value is ready for use.
-type holds struct {
+type Holds struct {
 	mu   sync.Mutex
 	held map[cni.ID]chan struct{} // guarded by mu: closed when it is released
 }
 
-// take waits until nobody works on the attachment. The caller calls release.
-func (h *holds) take(ctx context.Context, id cni.ID) (release func(), err error) {
+// Take waits until nobody works on the attachment. The caller calls release.
+func (h *Holds) Take(ctx context.Context, id cni.ID) (release func(), err error) {
 	for {
-		release, busy := h.try(id)
+		release, busy := h.Try(id)
 		if release != nil {
 			return release, nil
 		}
@@ -29,9 +32,9 @@ func (h *holds) take(ctx context.Context, id cni.ID) (release func(), err error)
 	}
 }
 
-// try returns a nil release, and what is closed at its end, when somebody works
+// Try returns a nil release, and what is closed at its end, when somebody works
 // on the attachment.
-func (h *holds) try(id cni.ID) (release func(), busy <-chan struct{}) {
+func (h *Holds) Try(id cni.ID) (release func(), busy <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if c, ok := h.held[id]; ok {

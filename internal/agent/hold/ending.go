@@ -1,4 +1,4 @@
-package agent
+package hold
 
 import (
 	"context"
@@ -12,14 +12,14 @@ import (
 // some of that, more only queue for the kernel's one lock on interfaces.
 const endingsAtOnce = 2
 
-// endings are the devices of deleted pods on their way out of the kernel, which
+// Endings are the devices of deleted pods on their way out of the kernel, which
 // takes longer than everything else about a DEL and concerns nobody: the port is
 // out of the tables, its addresses are released. Their records stay, not ready,
 // until they are gone, so that an agent that is killed meanwhile has its
 // successor finish the work. There are at most as many as there were pods. The
 // zero value is ready for use.
-type endings struct {
-	wg sync.WaitGroup // of their goroutines; Agent.close waits
+type Endings struct {
+	wg sync.WaitGroup // of their goroutines; Close waits
 
 	mu    sync.Mutex
 	list  []*ending     // guarded by mu
@@ -32,8 +32,8 @@ type ending struct {
 	done  chan struct{} // closed when the device is gone
 }
 
-// begin runs end, which destroys the device of a record, in the background.
-func (e *endings) begin(id cni.ID, netns uint64, end func()) {
+// Begin runs end, which destroys the device of a record, in the background.
+func (e *Endings) Begin(id cni.ID, netns uint64, end func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.slots == nil {
@@ -51,7 +51,7 @@ func (e *endings) begin(id cni.ID, netns uint64, end func()) {
 	})
 }
 
-func (e *endings) remove(x *ending) {
+func (e *Endings) remove(x *ending) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for i := range e.list {
@@ -62,9 +62,9 @@ func (e *endings) remove(x *ending) {
 	}
 }
 
-// wait returns when no device of the attachment, nor any in the namespace, is
+// Wait returns when no device of the attachment, nor any in the namespace, is
 // on its way out: its name there is free and its record deleted.
-func (e *endings) wait(ctx context.Context, id cni.ID, netns uint64) error {
+func (e *Endings) Wait(ctx context.Context, id cni.ID, netns uint64) error {
 	for {
 		x := e.find(id, netns)
 		if x == nil {
@@ -78,7 +78,10 @@ func (e *endings) wait(ctx context.Context, id cni.ID, netns uint64) error {
 	}
 }
 
-func (e *endings) find(id cni.ID, netns uint64) *ending {
+// Has reports whether a device of the attachment is on its way out.
+func (e *Endings) Has(id cni.ID) bool { return e.find(id, 0) != nil }
+
+func (e *Endings) find(id cni.ID, netns uint64) *ending {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, x := range e.list {
@@ -89,5 +92,5 @@ func (e *endings) find(id cni.ID, netns uint64) *ending {
 	return nil
 }
 
-// close returns when all devices are gone.
-func (e *endings) close() { e.wg.Wait() }
+// Close returns when all devices are gone.
+func (e *Endings) Close() { e.wg.Wait() }

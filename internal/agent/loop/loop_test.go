@@ -1,4 +1,4 @@
-package agent
+package loop
 
 import (
 	"context"
@@ -26,28 +26,30 @@ type turner struct {
 // turns counts what the loop called.
 type turns struct{ compiled, published, applied int }
 
-func (c *turner) loop(log *slog.Logger) *loop {
-	l := newLoop(log)
-	l.compile = func() Output {
-		defer time.Sleep(c.took)
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.seen.compiled++
-		return Output{Problems: c.problems}
-	}
-	l.publish = func(Output) error {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.seen.published++
-		return c.failing
-	}
-	l.apply = func(Output) error {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.seen.applied++
-		return c.unable
-	}
-	return l
+func (c *turner) loop(log *slog.Logger) *Loop[[]string] {
+	return New(Config[[]string]{
+		Compile: func() []string {
+			defer time.Sleep(c.took)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.seen.compiled++
+			return c.problems
+		},
+		Problems: func(problems []string) []string { return problems },
+		Publish: func([]string) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.seen.published++
+			return c.failing
+		},
+		Apply: func([]string) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.seen.applied++
+			return c.unable
+		},
+		Log: log,
+	})
 }
 
 func (c *turner) turns() turns {
@@ -63,7 +65,7 @@ func (c *turner) set(fn func()) {
 }
 
 // run runs the loop in the test's bubble until stop is called.
-func run(t *testing.T, l *loop) (stop func()) {
+func run(t *testing.T, l *Loop[[]string]) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -141,7 +143,7 @@ func TestLoopPublishEnds(t *testing.T) {
 			defer cancel()
 			return l.Publish(ctx)
 		}},
-		{"when the loop has ended", errStopped, func(t *testing.T) error {
+		{"when the loop has ended", ErrStopped, func(t *testing.T) error {
 			l := (&turner{}).loop(quiet())
 			run(t, l)()
 			return l.Publish(t.Context())
