@@ -95,7 +95,7 @@ func (c *Cache) Build(ctx context.Context, withE2E bool) error {
 }
 
 func (c *Cache) parts() []part {
-	return []part{c.kubernetes(), c.node(), c.pause(), c.rootfs(), c.images(), c.containerd()}
+	return []part{c.kubernetes(), c.node(), c.coreDNS(), c.pause(), c.rootfs(), c.images(), c.containerd()}
 }
 
 func (c *Cache) say(format string, args ...any) {

@@ -31,6 +31,7 @@ type picture struct {
 	debian  bool     // with the userland
 	program string   // of the cache's bin, or none
 	at      string   // where the program is in the image
+	coreDNS bool     // with /coredns, as upstream's agnhost
 	run     []string // entrypoint
 	args    []string // cmd
 }
@@ -39,9 +40,10 @@ func pictures() []picture {
 	out := []picture{
 		{names: []string{PauseImage}, program: "pause", at: "pause", run: []string{"/pause"}},
 		{names: []string{"registry.k8s.io/etcd:3.7.0-0"}, program: "etcd", at: "usr/local/bin/etcd"},
+		{names: []string{"registry.k8s.io/coredns/coredns:v1.14.6"}, program: "coredns", at: "coredns", run: []string{"/coredns"}},
 		{names: []string{"registry.k8s.io/kube-proxy:" + KubernetesVersion}, debian: true, program: "kube-proxy", at: "usr/local/bin/kube-proxy"},
 		{names: []string{e2e + "regression-issue-74839:1.5"}, program: "regression-issue-74839", at: "regression-issue-74839", run: []string{"/regression-issue-74839"}},
-		{names: []string{e2e + "agnhost:2.66.1"}, debian: true, program: "agnhost", at: "agnhost", run: []string{agnhost}, args: []string{"pause"}},
+		{names: []string{e2e + "agnhost:2.66.1"}, debian: true, coreDNS: true, program: "agnhost", at: "agnhost", run: []string{agnhost}, args: []string{"pause"}},
 		{
 			names:  []string{e2e + "busybox:1.37.0-2", e2e + "glibc-dns-testing:2.1.1", "docker.io/library/busybox:latest", "docker.io/library/debian:latest"},
 			debian: true, program: "agnhost", at: "agnhost", args: []string{"/bin/sh"},
@@ -70,7 +72,7 @@ func (c *Cache) images() part {
 	return part{
 		name: "images", says: "seconds",
 		key: func() (string, error) {
-			return key([]string{fmt.Sprint(pictures()), "1"}, c.stampsOf("kubernetes", "node", "pause", "rootfs")...)
+			return key([]string{fmt.Sprint(pictures()), "1"}, c.stampsOf("kubernetes", "node", "coredns", "pause", "rootfs")...)
 		},
 		make: func(ctx context.Context) error {
 			return c.replace("images", func(dir string) error { return c.paint(ctx, dir) })
@@ -107,6 +109,9 @@ func (c *Cache) paint(ctx context.Context, dir string) error {
 			for _, f := range []string{"localhost.crt", "localhost.key"} { // what its porter serves with
 				files = append(files, oci.Entry{Path: f, From: filepath.Join(module, "test/images/agnhost/porter", f), Mode: 0o644})
 			}
+		}
+		if p.coreDNS {
+			files = append(files, oci.Entry{Path: "coredns", From: filepath.Join(c.Bin(), "coredns")})
 		}
 		layer, err := l.Layer(oci.Files(files...))
 		if err != nil {
