@@ -84,5 +84,10 @@ kube-smoke: ## a dozen conformance specs on the real cluster
 e2e: ## Kubernetes' own end-to-end specs: FOCUS='\[sig-network\].*\[Conformance\]' [SKIP= ARGS=]
 	@$(KUBE) e2e $(if $(FOCUS),--focus='$(FOCUS)') $(if $(SKIP),--skip='$(SKIP)') $(ARGS)
 
+DAY ?= .*
+kube-days: ## bad days on real clusters [DAY=ci|REGEXP NAME= KEEP=1]: what dies, restarts, is replaced
+	@$(MAKE) --no-print-directory image IMAGE_ARCH=$$($(GO) env GOARCH)
+	@NETCTL_DAYS='$(DAY)' NETCTL_DAYS_NAME='$(NAME)' NETCTL_DAYS_KEEP='$(KEEP)' $(GO) test -count=1 -v -timeout 90m ./test/kube/days
+
 clean: ## remove what the build made
 	@rm -rf bin dist cni/bin/netctl-cni

@@ -42,7 +42,7 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
+			"cni", "dns", "internal/agent/claim", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
 			"internal/datapath", "internal/flow", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
 		},
@@ -60,7 +60,7 @@ var rows = map[string]row{
 		reason:  "takes away what an agent made, without being one",
 	},
 	"internal/agent/record": {
-		imports: []string{"cni", "internal/datapath"},
+		imports: []string{"cni", "internal/datapath", "internal/model"},
 		reason:  "a file per pod interface, in the words of those who make and number it",
 	},
 	"internal/agent/status": {
@@ -76,6 +76,10 @@ var rows = map[string]row{
 	"internal/agent/install": {
 		imports: []string{"cni"},
 		reason:  "calls the installation again and again",
+	},
+	"internal/agent/claim": {
+		imports: []string{"internal/agent/settings", "internal/cluster", "internal/model", "ipam"},
+		reason:  "what a node tells the cluster, whoever carries it there",
 	},
 	"internal/agent/probe": {
 		reason: "a socket and two questions",
@@ -183,6 +187,10 @@ var rows = map[string]row{
 	"test/kube/cache": {
 		imports: []string{"test/kube/oci"},
 		reason:  "runs compilers and writes images",
+	},
+	"test/kube/days": {
+		tests:  []string{"internal/agent/record", "internal/agent/status", "test/kube/machine"},
+		reason: "tests only: it breaks real clusters and reads the agents' books; the clusters are test/kube's, by its command",
 	},
 	"test/kube/machine": {
 		reason: "namespaces only; what runs in them is the cluster's affair",
