@@ -5,8 +5,8 @@
 //	cni.Server ──attach.go──▶ │ loop │ ───────▶│ Output │
 //	kernel addresses ───────▶ └──────┘         └────────┘ Apply ────▶ engine, netctl0
 //
-// compile.go is pure; package loop turns it, apply.go is what a turn does, claim.go
-// tells the cluster. attach.go and check.go are what a CNI call does, package hold
+// compile.go is pure; package loop turns it, apply.go is what a turn does, package
+// claim tells the cluster. attach.go and check.go are what a CNI call does, package hold
 // keeps such calls apart, package record is what is remembered of them, and
 // restore.go takes it over after a restart. sockets.go is what the node listens on.
 // run.go is whose turn it is (package handover), package settings what follows from
@@ -35,11 +35,13 @@ import (
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/hold"
 	"github.com/netctl/netctl/internal/agent/install"
 	"github.com/netctl/netctl/internal/agent/loop"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/agent/settings"
+	"github.com/netctl/netctl/internal/agent/status"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/flow"
@@ -53,18 +55,11 @@ import (
 	"github.com/netctl/netctl/proxy"
 )
 
-// Claims is where the agent says what the others need to know of its node.
-type Claims interface {
-	PublishNode(ctx context.Context, c cluster.NodeClaim) error
-}
-
 // Cluster is what a cluster with an API server knows besides the State.
 type Cluster interface {
 	// Facts returns what the cluster was set up with.
 	Facts(ctx context.Context) (settings.Cluster, error)
-	// EnsureDNSService makes the Service of the cluster's name server at these
-	// addresses where there is none.
-	EnsureDNSService(ctx context.Context, addrs []netip.Addr) error
+	claim.NameServer
 	// Servers returns where API servers are reached.
 	Servers() []netip.AddrPort
 }
@@ -86,7 +81,7 @@ type Config struct {
 	Proxy        settings.Proxy // "": full
 	DNS          settings.DNS   // "": on
 	Source       cluster.Source
-	Claims       Claims
+	Claims       claim.Publisher
 	Blocks       ipam.BlockStore   // nil: pod ranges come on Node objects only
 	Cluster      Cluster           // nil: there is nothing but the State
 	Install      *cni.Installation // nil: somebody else tells the container runtime
@@ -154,8 +149,8 @@ type Agent struct {
 	cni       *cni.Server
 	holds     hold.Holds
 	guard     netstack.HostGuard
-	claims    chan struct{} // asks keepClaims for a turn
-	lost      chan error    // what the agent cannot go on without
+	claims    *claim.Keeper
+	lost      chan error // what the agent cannot go on without
 	ports     portIDs
 	loop      *loop.Loop[Output]
 	installer *install.Keeper // nil: somebody else tells the container runtime
@@ -180,17 +175,12 @@ type Agent struct {
 	// The loop's own.
 	last Output      // what was compiled last
 	self *model.Node // this node's object as it was last seen
-
-	// The claims' own.
-	claimer   *ipam.Claimer
-	pools     []model.BlockPool // that the claimer claims from
-	reclaimed time.Time         // when blocks of lost nodes were looked for last
 }
 
 // newAgent returns an agent that has touched nothing yet.
 func newAgent(p *process) *Agent {
 	a := &Agent{
-		cfg: p.cfg, log: p.log, pods: make(map[cni.ID]*pod), claims: make(chan struct{}, 1), lost: make(chan error, 1),
+		cfg: p.cfg, log: p.log, pods: make(map[cni.ID]*pod), lost: make(chan error, 1),
 		state: p.state, facts: p.facts, ranges: p.ranges,
 	}
 	a.loop = loop.New(loop.Config[Output]{
@@ -212,11 +202,14 @@ func (a *Agent) open() error {
 	}
 	a.mtu = a.cfg.MTU
 	if a.mtu == 0 {
-		link, mtu := underlay()
-		a.mtu = mtu - tunnelOverhead
+		link, err := kernel.DefaultLink()
+		if err != nil {
+			link = kernel.Link{Name: "(no default route)", MTU: defaultUnderlay}
+		}
+		a.mtu = link.MTU - tunnelOverhead
 		if a.mtu < minMTU {
 			return fmt.Errorf("link %s has an MTU of %d, which leaves pods %d; IPv6 needs %d: raise it to %d, or set --mtu if larger packets get through",
-				link, mtu, a.mtu, minMTU, minMTU+tunnelOverhead)
+				link.Name, link.MTU, a.mtu, minMTU, minMTU+tunnelOverhead)
 		}
 	}
 	var err error
@@ -267,6 +260,7 @@ func (a *Agent) openPorts() error {
 	if err != nil {
 		return fmt.Errorf("start the overlay: %w", err)
 	}
+	a.claims = claim.New(a.claimConfig())
 	a.upstreams = dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
 	a.resolver = dns.New(dns.Config{Upstreams: a.upstreams.Upstreams, Logger: a.log})
 	files, err := kernel.FileLimit()
@@ -378,7 +372,7 @@ func (a *Agent) serve(ctx context.Context) error {
 		a.cni.Restored()
 		return nil
 	})
-	run("claims", a.keepClaims)
+	run("claims", a.claims.Run)
 	if a.installer != nil {
 		run("installation", func(ctx context.Context) error { return a.installer.Run(ctx, a.cni.Serving()) })
 	}
@@ -469,26 +463,6 @@ func (a *Agent) close() error {
 		errs = append(errs, a.pool.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// underlay returns the link that the default route leads to, and its MTU.
-func underlay() (name string, mtu int) {
-	for _, far := range []string{"192.88.99.1", "2001:db8:ffff::1"} {
-		rt, err := kernel.RouteGet(netip.MustParseAddr(far))
-		if err != nil {
-			continue
-		}
-		links, err := kernel.Interfaces(nil)
-		if err != nil {
-			continue
-		}
-		for _, l := range links {
-			if l.Index == rt.Link {
-				return l.Name, l.MTU
-			}
-		}
-	}
-	return "(none: no default route)", defaultUnderlay
 }
 
 // gsoMaxSize bounds super-packets so that one of them becomes one UDP send of

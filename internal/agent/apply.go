@@ -6,8 +6,10 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
+	"time"
 
+	"github.com/netctl/netctl/internal/agent/claim"
+	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
@@ -57,18 +59,7 @@ func (a *Agent) known() *model.State {
 	if self := state.Node(a.cfg.Node); self != nil {
 		a.self = self
 	}
-	return withNode(state, a.self)
-}
-
-// withNode returns the State with a node in it that it may lack; nil is no node.
-func withNode(s *model.State, n *model.Node) *model.State {
-	if n == nil || s.Node(n.Name) != nil {
-		return s
-	}
-	out := *s
-	i, _ := slices.BinarySearchFunc(s.Nodes, n.Name, func(o *model.Node, name string) int { return strings.Compare(o.Name, name) })
-	out.Nodes = slices.Insert(slices.Clone(s.Nodes), i, n)
-	return &out
+	return settings.WithNode(state, a.self)
 }
 
 // protected are the addresses that the node's own network depends on.
@@ -82,7 +73,7 @@ func (a *Agent) protected(s *model.State) []netip.Addr {
 		a.log.Warn("the node's gateways are not known", "error", err)
 	}
 	if a.cfg.Cluster != nil {
-		out = append(out, apiServers(a.cfg.Cluster.Servers(), s)...)
+		out = append(out, settings.OutsideServers(a.cfg.Cluster.Servers(), s)...)
 	}
 	return append(out, gateways...)
 }
@@ -105,7 +96,7 @@ func (a *Agent) publish(out Output) error {
 	if err := a.pool.SetBlocks(out.Blocks); err != nil {
 		return fmt.Errorf("use the node's pod ranges: %w", err)
 	}
-	a.pool.Hold(unrecorded(a.state.Load(), out.Blocks, a.owners()))
+	a.pool.Hold(record.Missing(a.state.Load(), out.Blocks, a.owners()))
 	a.affinity.Sweep(out.Tables.Services, a.router.Now())
 	a.resolver.Publish(out.Zone)
 	unread := a.workers.Publish(out.Tables)
@@ -125,25 +116,6 @@ func (a *Agent) owners() map[string]bool {
 		out[p.rec.UID], out[p.rec.Name()] = true, true
 	}
 	delete(out, "") // of runtimes that know no pods
-	return out
-}
-
-// unrecorded returns the addresses of this node's blocks that pods have although
-// they have no port here. Their record is lost (the state directory was emptied
-// under them), they were another's under this node's name, or they are about to
-// go: until the cluster says that they are gone, nobody else gets their addresses.
-func unrecorded(s *model.State, blocks []netip.Prefix, owners map[string]bool) []netip.Addr {
-	var out []netip.Addr
-	for _, p := range s.Pods {
-		if p.Finished || p.HostNetwork || owners[p.UID] || owners[p.Name.String()] {
-			continue
-		}
-		for _, addr := range p.Addresses {
-			if slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return b.Contains(addr) }) {
-				out = append(out, addr)
-			}
-		}
-	}
 	return out
 }
 
@@ -193,9 +165,18 @@ func (a *Agent) apply(out Output) error {
 	if _, err := a.applySockets(); err != nil {
 		errs = append(errs, fmt.Errorf("listen on the node's ports: %w", err))
 	}
-	select {
-	case a.claims <- struct{}{}:
-	default: // due already
-	}
+	a.claims.Kick()
 	return errors.Join(errs...)
+}
+
+// claimConfig is what this node tells the cluster.
+func (a *Agent) claimConfig() claim.Config {
+	cfg := claim.Config{
+		Node: a.cfg.Node, PublicKey: a.key.String(), ListenPort: a.cfg.ListenPort, State: a.state.Load, Publisher: a.cfg.Claims,
+		DNS: a.cfg.DNS, NameServers: a.facts.NameServers, Blocks: a.cfg.Blocks, Ranges: a.ranges, Usage: a.pool.Usage, Log: a.log,
+	}
+	if a.cfg.Cluster != nil {
+		cfg.NameServer = a.cfg.Cluster
+	}
+	return cfg
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
@@ -193,7 +194,7 @@ func (a *Agent) families() (ipam.Families, error) {
 	want = ready
 	state := a.state.Load()
 	if self := state.Node(a.cfg.Node); a.cfg.Blocks != nil && self != nil && len(self.PodCIDRs) == 0 {
-		for _, p := range blockPools(state, a.ranges) {
+		for _, p := range claim.Pools(state, a.ranges) {
 			if p.CIDR.Addr().Is4() {
 				want |= ipam.IPv4
 			} else {

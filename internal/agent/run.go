@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -82,6 +81,7 @@ func (p *process) learn(s *model.State) {
 	default:
 	}
 	if a := p.serving.Load(); a != nil {
+		a.delays.Heard(s.Revision, s.Heard)
 		a.loop.Kick()
 	}
 }
@@ -220,7 +220,7 @@ func (p *process) ready() error {
 // hostRanges lists what this host uses addresses for: its own ones and its routes,
 // ours aside.
 func hostRanges() ([]settings.HostRange, error) {
-	links, err := kernel.Interfaces(nil)
+	links, err := kernel.DescribeAll()
 	if err != nil {
 		return nil, err
 	}
@@ -228,13 +228,6 @@ func hostRanges() ([]settings.HostRange, error) {
 	for _, l := range links {
 		if l.Name == HostInterface {
 			continue
-		}
-		l, err := kernel.Describe(nil, l.Name)
-		if errors.Is(err, kernel.ErrNotFound) {
-			continue // gone meanwhile
-		}
-		if err != nil {
-			return nil, err
 		}
 		for _, a := range l.Addresses {
 			out = append(out, settings.HostRange{Prefix: a.Masked(), What: "address of this node's " + l.Name})
@@ -246,19 +239,6 @@ func hostRanges() ([]settings.HostRange, error) {
 		}
 	}
 	return out, nil
-}
-
-// apiServers are the addresses of API servers that are no node's own: nobody may
-// claim those. One on a node is reached like that node, through the tunnel.
-func apiServers(servers []netip.AddrPort, s *model.State) []netip.Addr {
-	var out []netip.Addr
-	for _, server := range servers {
-		a := server.Addr().Unmap()
-		if !slices.ContainsFunc(s.Nodes, func(n *model.Node) bool { return slices.Contains(n.Addresses, a) }) {
-			out = append(out, a)
-		}
-	}
-	return out
 }
 
 // alive reports what of the agent does not go on.

@@ -129,7 +129,7 @@ func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
 	slices.SortFunc(settled, byPort)
 	slices.SortFunc(added, byPort)
 	err := a.sockets.Apply(slices.Concat(podListeners(settled), services, podListeners(added)))
-	conflicts := conflictsOf(err)
+	conflicts := nodeport.Conflicts(err)
 	texts := make([]string, 0, len(conflicts))
 	for _, c := range conflicts {
 		texts = append(texts, c.Error())
@@ -144,23 +144,6 @@ func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
 		err = nil
 	}
 	return conflicts, err
-}
-
-// conflictsOf takes the conflicts out of what Apply returned.
-func conflictsOf(err error) []*nodeport.ConflictError {
-	if c, ok := err.(*nodeport.ConflictError); ok { //nolint:errorlint // the tree is walked by hand: all of them are wanted
-		return []*nodeport.ConflictError{c}
-	}
-	var out []*nodeport.ConflictError
-	switch e := err.(type) { //nolint:errorlint // as above
-	case interface{ Unwrap() []error }:
-		for _, inner := range e.Unwrap() {
-			out = append(out, conflictsOf(inner)...)
-		}
-	case interface{ Unwrap() error }:
-		out = conflictsOf(e.Unwrap())
-	}
-	return out
 }
 
 // listen opens the host ports of a pod that is being added. All of them or the

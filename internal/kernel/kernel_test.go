@@ -133,3 +133,42 @@ func TestProbesSayYesOrWhy(t *testing.T) {
 		}
 	}
 }
+
+func TestDefaultLink(t *testing.T) {
+	t.Parallel()
+	needTUN(t)
+	ns := newNS(t)
+	err := ns.Do(func() error {
+		if l, err := kernel.DefaultLink(); !errors.Is(err, kernel.ErrNoRoute) {
+			t.Errorf("without a route: %+v, %v", l, err)
+		}
+		tun, err := kernel.CreateTUN(kernel.TUNConfig{Name: "up0", MTU: 1400})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tun.Destroy() }()
+		addrs := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}
+		if err := tun.Configure(kernel.Interface{Name: "up0", Addresses: addrs, Routes: kernel.DefaultRoutes(addrs)}); err != nil {
+			return err
+		}
+		if l, err := kernel.DefaultLink(); err != nil || l.Name != "up0" || l.MTU != 1400 {
+			t.Errorf("got %+v, %v", l, err)
+		}
+		all, err := kernel.DescribeAll()
+		if err != nil || len(all) != 2 || len(all[1].Routes) != 1 || !all[1].Routes[0].Own {
+			t.Errorf("all: %+v, %v", all, err)
+		}
+		removed, err := kernel.RemoveOwnRoutes()
+		if err != nil || len(removed) != 1 || removed[0].Dst.Bits() != 0 {
+			t.Errorf("removed %+v, %v", removed, err)
+		}
+		removed, err = kernel.RemoveOwnRoutes()
+		if err != nil || len(removed) != 0 {
+			t.Errorf("removed again %+v, %v", removed, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

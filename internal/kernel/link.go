@@ -65,6 +65,48 @@ func Interfaces(ns *Namespace) ([]Link, error) {
 	return out, nil
 }
 
+// DescribeAll returns what is known of every interface of the caller's namespace.
+func DescribeAll() ([]Link, error) {
+	links, err := Interfaces(nil)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Link, 0, len(links))
+	for _, l := range links {
+		l, err := Describe(nil, l.Name)
+		if errors.Is(err, ErrNotFound) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// DefaultLink returns the interface by which the caller's namespace reaches the
+// rest of the world, without its addresses and routes. The error wraps ErrNoRoute
+// when there is none.
+func DefaultLink() (Link, error) {
+	links, err := Interfaces(nil)
+	if err != nil {
+		return Link{}, err
+	}
+	for _, far := range []string{"192.88.99.1", "2001:db8:ffff::1"} {
+		rt, err := RouteGet(netip.MustParseAddr(far))
+		if err != nil {
+			continue
+		}
+		for _, l := range links {
+			if l.Index == rt.Link {
+				return l, nil
+			}
+		}
+	}
+	return Link{}, fmt.Errorf("look for the default route: %w", ErrNoRoute)
+}
+
 // DeleteInterface removes an interface, and succeeds when there is none.
 func DeleteInterface(ns *Namespace, name string) error {
 	return ns.Do(func() error {

@@ -15,6 +15,10 @@ var (
 	apiService = model.Name{Namespace: "default", Name: "kubernetes"}
 )
 
+// DNSService is the Service whose virtual addresses kubelets send their pods'
+// questions to.
+func DNSService() model.Name { return dnsService }
+
 // The label of kube-proxy's pods, as kubeadm sets it.
 const (
 	appLabel       = "k8s-app"
