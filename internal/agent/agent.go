@@ -41,7 +41,6 @@ import (
 	"github.com/netctl/netctl/internal/agent/loop"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/agent/settings"
-	"github.com/netctl/netctl/internal/agent/status"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/flow"
