@@ -114,15 +114,20 @@ func TestRoutesAndListeners(t *testing.T) {
 		},
 		{
 			"no ranges", func(in *proxynode.Input) { in.State.ServiceCIDRs = nil },
-			nil, []string{"192.0.2.11:30080/TCP"}, []string{"SCTP", "--service-cidrs"},
+			nil,
+			[]string{"192.0.2.11:30080/TCP"},
+			[]string{"SCTP", "--service-cidrs"},
 		},
 		{
 			"a node that nobody knows", func(in *proxynode.Input) { in.Node = "nowhere" },
-			nil, nil, []string{"SCTP", `node "nowhere"`, "10.96.0.0/16: node nowhere has no address", "fd00:10:96::/112: node nowhere has no address"},
+			nil, nil,
+			[]string{"SCTP", `node "nowhere"`, "10.96.0.0/16: node nowhere has no address", "fd00:10:96::/112: node nowhere has no address"},
 		},
 		{
 			"nobody behind the node port", func(in *proxynode.Input) { in.State.EndpointSlices = nil },
-			[]string{"10.96.0.0/16 src 192.0.2.11", "fd00:10:96::/112 src 2001:db8::11"}, nil, []string{"SCTP"},
+			[]string{"10.96.0.0/16 src 192.0.2.11", "fd00:10:96::/112 src 2001:db8::11"},
+			nil,
+			[]string{"SCTP"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
