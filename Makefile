@@ -12,7 +12,7 @@ export CGO_ENABLED ?= 0
 .PHONY: help setup build image chart demo test ci ci-rest lint bench fuzz vuln clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what the demo and the tests need besides Go (Debian's apt)
 	@./.ci/setup
@@ -64,29 +64,39 @@ KUBE = $(GO) run ./test/kube $(if $(NAME),--name=$(NAME))
 NODES ?= 3
 CNI ?= netctl
 UPFLAGS ?= $(if $(POD_SUBNET),--pod-subnet=$(POD_SUBNET)) $(if $(KUBE_PROXY),--kube-proxy) $(if $(COREDNS),--coredns) \
-	$(if $(RP_FILTER),--rp-filter=$(RP_FILTER)) $(if $(IP_FORWARD),--ip-forward=$(IP_FORWARD))
+	$(if $(KUBELET_IPTABLES),--kubelet-iptables) $(if $(RP_FILTER),--rp-filter=$(RP_FILTER)) $(if $(IP_FORWARD),--ip-forward=$(IP_FORWARD))
 
 kube-build: ## build Kubernetes, containerd and images into the cache
 	@$(KUBE) build --e2e
 
+# The image of netctl for this machine, where a cluster will run it.
+NETCTL_IMAGE = $(if $(filter netctl,$(CNI)),$(MAKE) --no-print-directory image IMAGE_ARCH=$$($(GO) env GOARCH))
+
 kube-up: ## a real cluster: NODES=3 CNI=netctl|ptp|none [POD_SUBNET= KUBE_PROXY=1 COREDNS=1 NAME=]
+	@$(NETCTL_IMAGE)
 	@$(KUBE) up --nodes=$(NODES) --cni=$(CNI) $(UPFLAGS)
 
 kube-down: ## remove the real cluster [NAME=]
 	@$(KUBE) down
 
 kube-demo: ## the demo on a real cluster: the one that is up, or one for the purpose
+	@$(NETCTL_IMAGE)
 	@$(KUBE) demo --nodes=$(NODES) --cni=$(CNI) $(UPFLAGS)
 
 kube-smoke: ## a dozen conformance specs on the real cluster
 	@$(KUBE) e2e --smoke $(ARGS)
+
+kube-ci: ## a cluster made for it: kube-demo and kube-smoke
+	@$(MAKE) --no-print-directory kube-up NAME=ci && $(MAKE) --no-print-directory kube-demo NAME=ci && \
+		$(MAKE) --no-print-directory kube-smoke NAME=ci; status=$$?; \
+		$(MAKE) --no-print-directory kube-down NAME=ci && exit $$status
 
 e2e: ## Kubernetes' own end-to-end specs: FOCUS='\[sig-network\].*\[Conformance\]' [SKIP= ARGS=]
 	@$(KUBE) e2e $(if $(FOCUS),--focus='$(FOCUS)') $(if $(SKIP),--skip='$(SKIP)') $(ARGS)
 
 DAY ?= .*
 kube-days: ## bad days on real clusters [DAY=ci|REGEXP NAME= KEEP=1]: what dies, restarts, is replaced
-	@$(MAKE) --no-print-directory image IMAGE_ARCH=$$($(GO) env GOARCH)
+	@$(MAKE) --no-print-directory build image IMAGE_ARCH=$$($(GO) env GOARCH)
 	@NETCTL_DAYS='$(DAY)' NETCTL_DAYS_NAME='$(NAME)' NETCTL_DAYS_KEEP='$(KEEP)' $(GO) test -count=1 -v -timeout 90m ./test/kube/days
 
 clean: ## remove what the build made

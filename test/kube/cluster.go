@@ -32,6 +32,8 @@ type options struct {
 	CoreDNS   bool   `json:"coreDNS,omitempty"`
 	RPFilter  string `json:"rpFilter,omitempty"`
 	IPForward string `json:"ipForward,omitempty"`
+
+	KubeletIPTables bool `json:"kubeletIPTables,omitempty"`
 }
 
 // controlPlane is the node that has it.

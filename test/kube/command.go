@@ -112,6 +112,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.PodSubnet, "pod-subnet", "", "kubeadm's podSubnet; ptp needs one and takes "+ptpSubnet)
 	f.BoolVar(&o.KubeProxy, "kube-proxy", false, "keep kubeadm's kube-proxy")
 	f.BoolVar(&o.CoreDNS, "coredns", false, "keep kubeadm's CoreDNS")
+	f.BoolVar(&o.KubeletIPTables, "kubelet-iptables", false, "let the kubelet make its iptables rules (they drop foreign packets to 127.0.0.1, also to host ports)")
 	f.StringVar(&o.RPFilter, "rp-filter", "", "the nodes' net.ipv4.conf.*.rp_filter: 0, 1 or 2 (default: the kernel's)")
 	f.StringVar(&o.IPForward, "ip-forward", "1", "the nodes' net.ipv4.ip_forward: 0 or 1")
 }

@@ -25,6 +25,10 @@ const joinToken = "abcdef.0123456789abcdef"
 //   - etcd without fsync: the disks of all nodes are one disk.
 //   - no leader election: there is one of each, and its restart should not wait.
 //   - kubelet: cgroup v1 is allowed, and cgroups have no limits.
+//   - kubelet: no iptables rules. Where it finds iptables it drops packets from
+//     other addresses to 127.0.0.0/8, unless netfilter translated them there. A
+//     conformance spec wants a host port on 127.0.0.1 to answer them, and netctl
+//     answers on a socket, not by netfilter. --kubelet-iptables keeps the default.
 //   - kubelet: this machine's disk, swap and memory are no reason to evict.
 const kubeadmConfig = `apiVersion: kubeadm.k8s.io/v1beta4
 kind: {{if .Init}}Init{{else}}Join{{end}}Configuration
@@ -64,6 +68,7 @@ failCgroupV1: false
 cgroupsPerQOS: false
 enforceNodeAllocatable: [none]
 failSwapOn: false
+makeIPTablesUtilChains: {{.IPTables}}
 resolvConf: /etc/resolv.conf
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1%}
 imageGCHighThresholdPercent: 100
@@ -79,7 +84,8 @@ func (c *Cluster) kubeadmConfig(node string, init bool) (string, error) {
 	var out strings.Builder
 	err := template.Must(template.New("kubeadm").Parse(kubeadmConfig)).Execute(&out, map[string]any{
 		"Init": init, "Node": node, "Token": joinToken, "Address": nodeAddress(node), "Server": nodeAddress(controlPlane),
-		"Version": cache.KubernetesVersion, "PodSubnet": c.options.PodSubnet,
+		"IPTables": c.options.KubeletIPTables,
+		"Version":  cache.KubernetesVersion, "PodSubnet": c.options.PodSubnet,
 	})
 	return out.String(), err
 }

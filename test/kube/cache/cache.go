@@ -181,7 +181,7 @@ func (c *Cache) replace(name string, fill func(fresh string) error) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(os.Chmod(fresh, 0o755), fill(fresh)); err != nil { //nolint:gosec // becomes the root of nodes
+	if err := errors.Join(os.Chmod(fresh, 0o755), fill(fresh)); err != nil {
 		return err
 	}
 	link := c.path(name)
