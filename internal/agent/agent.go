@@ -41,6 +41,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/loop"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/agent/settings"
+	"github.com/netctl/netctl/internal/agent/status"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/flow"
@@ -168,8 +169,9 @@ type Agent struct {
 	services  []nodeport.Listener // guarded by mu
 	conflicts []string            // guarded by mu
 
-	endings hold.Endings // devices of deleted pods
-	turned  atomic.Int64 // when housekeeping did something last, in Unix nanoseconds
+	endings hold.Endings  // devices of deleted pods
+	delays  status.Delays // of changes
+	turned  atomic.Int64  // when housekeeping did something last, in Unix nanoseconds
 
 	// The loop's own.
 	last Output      // what was compiled last

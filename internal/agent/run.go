@@ -81,6 +81,7 @@ func (p *process) learn(s *model.State) {
 	default:
 	}
 	if a := p.serving.Load(); a != nil {
+		a.delays.Heard(s.Revision, s.Heard)
 		a.loop.Kick()
 	}
 }

@@ -23,6 +23,7 @@ func (a *Agent) describe() (status.Status, error) {
 		Node: a.cfg.Node, Revision: a.router.Tables().Revision, MTU: a.mtu, Flows: a.flows.Len(),
 		Packets: counters.Packets, Bytes: counters.Bytes, Drops: counters.ByReason(), PortsGone: counters.PortsGone, Problems: a.loop.Problems(),
 	}
+	s.Delay = a.delays.Delay()
 	a.describeServices(&s)
 	for _, p := range a.localPorts() {
 		s.Ports = append(s.Ports, status.Port{Name: p.Name, Kind: p.Kind.String(), Addresses: p.Addrs})

@@ -56,6 +56,7 @@ type Kubernetes struct {
 
 	mu       sync.Mutex
 	snapshot *snapshot            // guarded by mu
+	heard    time.Time            // of the first change that is in no State yet; guarded by mu
 	listed   [kindCount]bool      // guarded by mu
 	refused  map[objectKey]string // what is wrong with objects, so that it is said once; guarded by mu
 	settings *Settings            // the last ones known; guarded by mu
@@ -144,7 +145,12 @@ func (k *Kubernetes) build() *model.State {
 		return nil
 	}
 	k.cached = nil
-	return k.snapshot.build()
+	s := k.snapshot.build()
+	if s != nil {
+		s.Heard = k.heard
+	}
+	k.heard = time.Time{}
+	return s
 }
 
 // fallback returns the cached State when the live one is not complete yet.
@@ -165,6 +171,13 @@ func (k *Kubernetes) missing() string {
 		}
 	}
 	return ""
+}
+
+// hear notes when something changed, once everything was read; mu is held.
+func (k *Kubernetes) hear(at time.Time) {
+	if k.heard.IsZero() && k.missing() == "" {
+		k.heard = at
+	}
 }
 
 // changed wakes Run.

@@ -240,12 +240,14 @@ func (f *feed) change(o any) change {
 
 // Add implements cache.ReflectorStore.
 func (f *feed) Add(o any) error {
+	heard := time.Now()
 	c := f.change(o)
 	if c.keep {
 		return nil
 	}
 	f.k.mu.Lock()
 	f.k.snapshot.set(f.kind, c.name, c.value)
+	f.k.hear(heard)
 	f.k.mu.Unlock()
 	f.k.changed()
 	return nil
@@ -264,6 +266,7 @@ func (f *feed) Delete(o any) error {
 	f.k.refuse(f.kind, name, nil)
 	f.k.mu.Lock()
 	f.k.snapshot.set(f.kind, name, nil)
+	f.k.hear(time.Now())
 	f.k.mu.Unlock()
 	f.k.changed()
 	return nil

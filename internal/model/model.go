@@ -68,6 +68,9 @@ type State struct {
 	// Synced reports that every kind was listed completely at least once.
 	// Before that, absence means nothing (a missing name is not NXDOMAIN).
 	Synced bool
+	// Heard is when the source heard of the first of the changes since the State
+	// before; zero where that is not measured.
+	Heard time.Time
 
 	Nodes           []*Node
 	Namespaces      []*Namespace
