@@ -79,6 +79,7 @@ func dayAPIServerDown(t *testing.T, c *cluster) string {
 	})
 	time.Sleep(time.Until(begin.Add(outage)))
 	seen := traffic.recovered(t)
+	without := time.Since(begin).Round(time.Second)
 	c.control(t, "apiserver", "start")
 	started = true
 	c.readyPods(t, 2*pods, "-n", "days", "-l", "app=many")
@@ -86,5 +87,5 @@ func dayAPIServerDown(t *testing.T, c *cluster) string {
 	took := c.fresh(t, node2, node3)
 	c.dismiss(t, "many")
 	return fmt.Sprintf("%s without it, with a sandbox replaced and an agent killed: %s; then %d pods, a new one took %s",
-		time.Since(begin).Round(time.Second), seen, 2*pods, took)
+		without, seen, 2*pods, took)
 }

@@ -3,8 +3,6 @@ package days_test
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -234,12 +232,4 @@ func dayKernelSettings(t *testing.T, c *cluster) string {
 		}
 	}
 	return "pods, nodes, services, node ports, names and the outside are reached with rp_filter/ip_forward " + strings.Join(tried, ", ")
-}
-
-// dayUninstalled: nothing is left, and it can be installed again.
-func dayUninstalled(t *testing.T, c *cluster) string {
-	t.Skip("not yet")
-	_ = filepath.Join
-	_ = os.Getenv
-	return ""
 }
