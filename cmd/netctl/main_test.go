@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -303,6 +305,33 @@ func TestDNSDrains(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("it does not end")
+	}
+}
+
+// The manifests in docs/parts.md call commands and flags that there are.
+func TestPartsManifestsCallWhatExists(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/parts.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	flag := regexp.MustCompile(`--[a-z][a-z-]*`)
+	for _, name := range []string{"proxy", "dns"} {
+		cmd, _, err := newRoot(streams{in: strings.NewReader(""), out: io.Discard, err: io.Discard}).Find([]string{name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, manifest, found := strings.Cut(string(text), "metadata: {name: netctl-"+name+", namespace: kube-system}\n---")
+		manifest, _, ends := strings.Cut(manifest, "```")
+		flags := flag.FindAllString(manifest, -1)
+		if !found || !ends || len(flags) < 3 {
+			t.Fatalf("no manifest of %s with flags in it: %v", name, flags)
+		}
+		for _, f := range flags {
+			if f != "--socket" && cmd.Flags().Lookup(f[2:]) == nil { // the probe's
+				t.Errorf("netctl %s has no flag %s", name, f)
+			}
+		}
 	}
 }
 
