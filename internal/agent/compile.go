@@ -231,7 +231,7 @@ func (c *compiler) routes() {
 		// Without them a pod of a node that is not known yet would be "outside", and
 		// what is sent to it would leave in plaintext.
 		outside = datapath.Route{Reason: datapath.DropNoClusterRange}
-		c.problem("the cluster's pod ranges are not known, so nothing is known to be outside: set --cluster-cidr or apply a BlockPool")
+		c.problem("the cluster's pod ranges are not known, so nothing is known to be outside: set clusterCIDRs or apply a BlockPool")
 	}
 	c.route(netip.MustParsePrefix("0.0.0.0/0"), outside)
 	c.route(netip.MustParsePrefix("::/0"), outside)

@@ -80,8 +80,10 @@ func TestReadOnlyProcSys(t *testing.T) {
 					t.Skip("needs " + program + " of util-linux")
 				}
 			}
-			cmd := exec.Command("unshare", slices.Concat(c.unshare, []string{"sh", "-c",
-				`mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec ` + c.run + ` "$0" -test.run='^TestReadOnlyProcSys$' -test.v`, os.Args[0]})...)
+			cmd := exec.Command("unshare", slices.Concat(c.unshare, []string{
+				"sh", "-c",
+				`mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec ` + c.run + ` "$0" -test.run='^TestReadOnlyProcSys$' -test.v`, os.Args[0],
+			})...)
 			cmd.Env = append(os.Environ(), mode+"="+c.name)
 			out, err := cmd.CombinedOutput()
 			if err != nil {

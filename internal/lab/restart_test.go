@@ -260,7 +260,7 @@ func TestSecondAgentTakesOver(t *testing.T) {
 			return nil
 		})
 	}
-	start := func() (first, second int) {
+	start := func() (first, second int) { // the one that serves, and its successor
 		t.Helper()
 		before, n := l.agents("node1"), l.said(t, "node1", serves)
 		if len(before) != 1 {
@@ -278,13 +278,13 @@ func TestSecondAgentTakesOver(t *testing.T) {
 		return before[0], second
 	}
 
-	first, second := start()
+	first, _ := start()
 	waitFor(gaveWay, 1)
 	talk("beside a retired one")
 	end(first, syscall.SIGTERM)
 	talk("after an upgrade")
 
-	first, second = start()
+	first, second := start()
 	waitFor(gaveWay, 2)
 	n := l.said(t, "node1", serves)
 	end(second, syscall.SIGKILL)

@@ -94,27 +94,22 @@ func (k *Keeper) Run(ctx context.Context) error {
 	var retry <-chan time.Time
 	wait, said := firstRetry, ""
 	for {
-		due := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-k.due:
-			due = retry == nil
+			if retry != nil {
+				continue // what failed waits its time, whatever else turns the loop
+			}
 		case <-retry:
-			due = true
-		}
-		if !due {
-			continue // what failed waits its time, whatever else turns the loop
 		}
 		retry = nil
 		err := k.claim(ctx)
 		switch {
-		case ctx.Err() != nil:
-			return nil
 		case err == nil:
 			wait, said = firstRetry, ""
 			continue
-		case err.Error() != said:
+		case ctx.Err() == nil && err.Error() != said:
 			k.log.Warn("the cluster does not know this node's claims yet, trying again", "error", err)
 			said = err.Error()
 		}

@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// holdSeat makes the test binary an agent that takes the seat in a directory and
-// never gives way.
-const holdSeat = "HANDOVER_TEST_DIR"
+// holdSeat makes the test binary an agent that takes the seat in its working
+// directory and never gives way.
+const holdSeat = "HANDOVER_TEST_HOLD"
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(holdSeat); dir != "" {
-		if _, err := Take(context.Background(), dir); err != nil {
+	if os.Getenv(holdSeat) != "" {
+		if _, err := Take(context.Background(), "."); err != nil {
 			panic(err)
 		}
 		_, _ = os.Stdout.WriteString("seated\n")
@@ -136,7 +136,7 @@ func TestHolderIsKilled(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), holdSeat+"="+dir)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), holdSeat+"=1")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
