@@ -104,7 +104,7 @@ func (c *Cache) node() part {
 	}
 	return part{
 		name: "node", says: "containerd, runc, etcd and CNI plugins: about 4 minutes",
-		key: c.toolsKey("node", fmt.Sprint(programs)),
+		key: c.toolsKey("node", strings.ReplaceAll(fmt.Sprint(programs), c.Bin(), "bin")),
 		make: func(ctx context.Context) error {
 			for _, p := range programs {
 				if err := c.goBuild(ctx, "node", p.cgo, []string{"build"}, p.args...); err != nil {
