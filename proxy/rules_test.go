@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -510,6 +511,29 @@ func TestHas(t *testing.T) {
 	} {
 		if got := f.Has(packet.AddrFrom(netip.MustParseAddr(tt.addr)), tt.port); got != tt.want {
 			t.Errorf("Has(%s:%d) = %v, want %v", tt.addr, tt.port, got, tt.want)
+		}
+	}
+}
+
+// A backend that leads back to a service, or into a host, is never dialled.
+func TestDialable(t *testing.T) {
+	t.Parallel()
+	tab, _ := proxy.Compile(newWorld(slice("s1", ep("10.1.1.2 @n1")), service(nodePorts)).in)
+	for _, c := range []struct {
+		backend string
+		want    error
+	}{
+		{"10.1.1.1:8080", nil},
+		{node1 + ":8080", nil},
+		{node1 + ":30080", proxy.ErrCircle},
+		{vip4 + ":80", proxy.ErrCircle},
+		{"127.0.0.1:80", proxy.ErrHidden},
+		{"169.254.169.254:80", proxy.ErrHidden},
+		{"[::ffff:10.1.1.1]:80", proxy.ErrHidden},
+		{"[fe80::1%eth0]:80", proxy.ErrHidden},
+	} {
+		if got := tab.Dialable(netip.MustParseAddrPort(c.backend), 6); !errors.Is(got, c.want) {
+			t.Errorf("Dialable(%s) = %v, want %v", c.backend, got, c.want)
 		}
 	}
 }

@@ -44,7 +44,15 @@ func (a *Agent) pick(dst netip.AddrPort, proto model.Protocol, client netip.Addr
 		return netip.AddrPort{}, false
 	}
 	b, kind := t.Services.Pick(f, packet.AddrFrom(client), rand.Uint32(), a.affinity, a.router.Now())
-	return netip.AddrPortFrom(b.Addr.Netip(), b.Port), kind == proxy.KindBackends
+	if kind != proxy.KindBackends {
+		return netip.AddrPort{}, false
+	}
+	backend := netip.AddrPortFrom(b.Addr.Netip(), b.Port)
+	if err := t.Services.Dialable(backend, uint8(proto)); err != nil {
+		a.log.Debug("service has a backend that is never dialled", "service", f.Service.String(), "backend", backend, "error", err)
+		return netip.AddrPort{}, false
+	}
+	return backend, true
 }
 
 // stays reports whether a UDP flow may stay with its backend.

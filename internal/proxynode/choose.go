@@ -18,8 +18,6 @@ var (
 	errReject  = fmt.Errorf("nobody stands behind the service's port: %w", syscall.ECONNREFUSED)
 	errDrop    = fmt.Errorf("no backend may serve this client: %w", syscall.ETIMEDOUT)
 	errNotOurs = fmt.Errorf("no service's address: %w", syscall.EHOSTUNREACH)
-	errCircle  = fmt.Errorf("backend is a service's address itself: %w", syscall.ECONNREFUSED)
-	errHidden  = fmt.Errorf("backend is no address of the network: %w", syscall.EHOSTUNREACH)
 )
 
 // choose picks the backend of a new connection of client to a frontend.
@@ -32,7 +30,7 @@ func (n *node) choose(o *Output, proto model.Protocol, dst netip.AddrPort, clien
 	switch kind {
 	case proxy.KindBackends:
 		to := netip.AddrPortFrom(b.Addr.Netip(), b.Port)
-		err := o.admissible(to, proto)
+		err := o.Services.Dialable(to, uint8(proto))
 		if err != nil {
 			n.log.Debug("service has a backend that is never dialled", "service", f.Service.String(), "backend", to, "error", err)
 		}
@@ -44,18 +42,6 @@ func (n *node) choose(o *Output, proto model.Protocol, dst netip.AddrPort, clien
 	case proxy.KindNone:
 	}
 	return netip.AddrPort{}, errNotOurs
-}
-
-// admissible says why a socket of the host must not be connected to a backend, nil
-// when it may. EndpointSlices are written by users.
-func (o *Output) admissible(to netip.AddrPort, proto model.Protocol) error {
-	if a := to.Addr(); !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
-		return errHidden
-	}
-	if _, kind := o.frontend(to, proto); kind != proxy.KindNone {
-		return errCircle
-	}
-	return nil
 }
 
 // frontend returns what an address and port stands for.
