@@ -248,11 +248,19 @@ func (d *demo) udp() {
 		d.check("kubectl expose --protocol=UDP", "", err)
 		return
 	}
-	for _, p := range d.pods {
-		out, err := d.sh(p, "echo hostname | nc -u -w1 udp 7")
+	ask := func(from demoPod) (string, error) {
+		out, err := d.sh(from, "echo hostname | nc -u -w1 udp 7")
 		if err == nil && !strings.HasPrefix(out, "nginx-") {
 			err = fmt.Errorf("answer %q", out)
 		}
+		return out, err
+	}
+	d.settled("first datagram to udp:7", func() error {
+		_, err := ask(d.pods[0])
+		return err
+	})
+	for _, p := range d.pods {
+		out, err := ask(p)
 		d.check("exec "+p.node+" -> UDP service udp:7", out+" answered", err)
 	}
 }
@@ -261,6 +269,10 @@ func (d *demo) affinity() {
 	_, err := d.do("expose", "deploy", "nginx", "--name=sticky", "--port=80", "--session-affinity=ClientIP")
 	out := ""
 	if err == nil {
+		d.settled("first request to http://sticky", func() error {
+			_, err := d.sh(d.pods[0], fetch("http://sticky/hostname"))
+			return err
+		})
 		out, err = d.sh(d.pods[0], asks("http://sticky/hostname"))
 	}
 	if err == nil && len(strings.Fields(out)) != 2 {
