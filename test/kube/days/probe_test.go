@@ -35,8 +35,18 @@ type report struct {
 	Sent, Failed int
 	Gap          time.Duration // the longest without an answer
 	LastGood     time.Time
-	Errors       map[string]int
+	Errors       map[string]occurrence
 	Broken       string // why the one connection ended, when it may not
+}
+
+// occurrence says how often an error was seen, and when first.
+type occurrence struct {
+	Count int
+	First time.Time
+}
+
+func (o occurrence) String() string {
+	return fmt.Sprintf("%d from %s on", o.Count, o.First.UTC().Format(time.StampMilli))
 }
 
 func (r *report) String() string {
@@ -68,7 +78,7 @@ func probe(stop io.Reader, out io.Writer, args []string) error {
 		_, _ = io.Copy(io.Discard, stop)
 		close(ended)
 	}()
-	r := report{LastGood: time.Now(), Errors: map[string]int{}}
+	r := report{LastGood: time.Now(), Errors: map[string]occurrence{}}
 	ticker := time.NewTicker(probeInterval)
 	defer ticker.Stop()
 	for {
@@ -86,7 +96,11 @@ func probe(stop io.Reader, out io.Writer, args []string) error {
 			continue
 		}
 		r.Failed++
-		r.Errors[err.Error()]++
+		seen := r.Errors[err.Error()]
+		if seen.Count++; seen.Count == 1 {
+			seen.First = time.Now()
+		}
+		r.Errors[err.Error()] = seen
 		if args[0] == "one" {
 			r.Broken = err.Error()
 			<-ended
