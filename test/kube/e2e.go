@@ -154,7 +154,7 @@ func (c *Cluster) readyForE2E(ctx context.Context) error {
 var specEnd = regexp.MustCompile(`^• (\[[A-Z ]+\] )?\[([0-9.]+ seconds)\]`)
 
 // labels follow a spec's name.
-var labels = regexp.MustCompile(` \[[^\]]*, [^\]]*\]$`)
+var labels = regexp.MustCompile(` \[sig-[a-z-]+(, [^\]]*)?\]$`)
 
 // tell prints a line for every spec that ended: ginkgo's verbose output has its
 // time first and its name on the next line.

@@ -142,7 +142,7 @@ func TestTell(t *testing.T) {
 		"• [FAILED] [132.996 seconds]", "[sig-network] C [It] fails [sig-network]", "",
 	}, "\n")))
 	want := "kube: ok        7.900 seconds  [sig-network] A does [Conformance]\n" +
-		"kube: FAILED    132.996 seconds [sig-network] C [It] fails [sig-network]\n"
+		"kube: FAILED    132.996 seconds [sig-network] C [It] fails\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("told (-want +got):\n%s", diff)
 	}
