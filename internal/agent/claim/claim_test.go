@@ -214,7 +214,9 @@ func TestQuietWhileTheServerIsDown(t *testing.T) {
 		state := satisfied()
 		state.Nodes[0].PublicKey = ""
 		s := run(t, state, nil)
+		s.api.mu.Lock()
 		s.api.down = errors.New("connection refused")
+		s.api.mu.Unlock()
 		for range 600 {
 			s.see(state)
 			time.Sleep(time.Second)
@@ -227,6 +229,7 @@ func TestQuietWhileTheServerIsDown(t *testing.T) {
 			t.Errorf("%d calls in ten minutes", calls)
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if len(s.api.nodes) != 1 {
 			t.Errorf("published %d times when it was back", len(s.api.nodes))
 		}
