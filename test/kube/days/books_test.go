@@ -50,7 +50,7 @@ func (c *cluster) balanced(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		errs := []error{unique(all), c.blocks(nodes)}
+		errs := []error{unique(all), c.blocks()}
 		for _, n := range nodes {
 			if err := c.audit(n, all, nodes); err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", n, err))
@@ -77,8 +77,9 @@ func unique(all []object) error {
 	return nil
 }
 
-// blocks: every block has one owner, which exists, and none overlaps another.
-func (c *cluster) blocks(nodes []string) error {
+// blocks: none overlaps another. One of a node that is gone stays for the grace of
+// ipam.Claimer, and nobody may route to it: see audit of peers.
+func (c *cluster) blocks() error {
 	out, err := c.try("get", "blocks", "-o", `jsonpath={range .items[*]}{.spec.cidr} {.spec.node}{"\n"}{end}`)
 	if err != nil {
 		return err
@@ -92,9 +93,6 @@ func (c *cluster) blocks(nodes []string) error {
 		cidr, err := netip.ParsePrefix(f[0])
 		if err != nil {
 			return err
-		}
-		if !slices.Contains(nodes, f[1]) {
-			return fmt.Errorf("block %s is claimed for %s, which is gone", cidr, f[1])
 		}
 		if slices.ContainsFunc(seen, cidr.Overlaps) {
 			return fmt.Errorf("block %s overlaps another one", cidr)

@@ -31,7 +31,7 @@ func dayUninstalled(t *testing.T, c *cluster) string {
 			"rules":      `ip rule | grep -v 'lookup \(local\|main\|default\)'`,
 			"files":      "find /run/netctl* /var/lib/netctl /etc/cni/net.d/*netctl* /opt/cni/bin/* 2>/dev/null",
 			"namespaces": "ls /run/netns | grep cni-",
-			"sockets":    "ss -Hlnpu | grep :51820; ss -Hlnp | grep netctl",
+			"sockets":    `ss -Hltunp | grep ':51820 \|netctl'`,
 		} {
 			if out, err := c.on(n, "sh", "-c", "("+command+") || true"); err != nil || out != "" {
 				t.Errorf("%s: %s are left: %v\n%s", n, what, err, out)

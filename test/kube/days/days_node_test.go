@@ -14,6 +14,7 @@ import (
 func dayContainerdRestarted(t *testing.T, c *cluster) string {
 	return c.serviceRestarted(t, "containerd")
 }
+
 func dayKubeletRestarted(t *testing.T, c *cluster) string { return c.serviceRestarted(t, "kubelet") }
 
 // serviceRestarted: what runs on a node does not notice, and pods that were being

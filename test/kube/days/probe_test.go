@@ -111,8 +111,8 @@ func probe(stop io.Reader, out io.Writer, args []string) error {
 func ask(client *http.Client, url string) error {
 	res, err := client.Get(url)
 	if err != nil {
-		var op *net.OpError // without the ports, so that equal errors are counted
-		if errors.As(err, &op) {
+		// Without the ports, so that equal errors are counted.
+		if op, ok := errors.AsType[*net.OpError](err); ok {
 			return fmt.Errorf("%s: %w", op.Op, op.Err)
 		}
 		return err
