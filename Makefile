@@ -86,6 +86,9 @@ kube-demo: ## the demo on a real cluster: the one that is up, or one for the pur
 kube-smoke: ## a dozen conformance specs on the real cluster
 	@$(KUBE) e2e --smoke $(ARGS)
 
+kube-bench: image ## pod starts against the reference plugins, memory and changes at 5000 services: figure and ratio lines [ARGS='-run pods']
+	@$(GO) run ./test/kube/speed $(ARGS)
+
 kube-ci: ## a cluster made for it: kube-demo and kube-smoke
 	@$(MAKE) --no-print-directory kube-up NAME=ci && $(MAKE) --no-print-directory kube-demo NAME=ci && \
 		$(MAKE) --no-print-directory kube-smoke NAME=ci; status=$$?; \

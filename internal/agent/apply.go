@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/record"
@@ -100,7 +99,7 @@ func (a *Agent) publish(out Output) error {
 	a.affinity.Sweep(out.Tables.Services, a.router.Now())
 	a.resolver.Publish(out.Zone)
 	unread := a.workers.Publish(out.Tables)
-	a.delays.InForce(out.Tables.Revision, time.Now())
+	a.delays.InForce(out.Tables.Revision)
 	a.mu.Lock()
 	a.unread, a.services = unread, out.Listeners
 	a.mu.Unlock()

@@ -21,9 +21,8 @@ func (a *Agent) describe() (status.Status, error) {
 	counters := a.router.Counters()
 	s := status.Status{
 		Node: a.cfg.Node, Revision: a.router.Tables().Revision, MTU: a.mtu, Flows: a.flows.Len(),
-		Packets: counters.Packets, Bytes: counters.Bytes, Drops: counters.ByReason(), PortsGone: counters.PortsGone, Problems: a.loop.Problems(),
+		Packets: counters.Packets, Bytes: counters.Bytes, Drops: counters.ByReason(), PortsGone: counters.PortsGone, Problems: a.loop.Problems(), Delay: a.delays.Delay(),
 	}
-	s.Delay = a.delays.Delay()
 	a.describeServices(&s)
 	for _, p := range a.localPorts() {
 		s.Ports = append(s.Ports, status.Port{Name: p.Name, Kind: p.Kind.String(), Addresses: p.Addrs})

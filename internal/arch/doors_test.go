@@ -87,7 +87,7 @@ var doors = map[string]door{
 		reason:   "files that are written whole or not at all",
 	},
 	"golang.org/x/sync/errgroup": {
-		packages: []string{"internal/agent", "internal/dnsnode", "internal/lab", "internal/proxynode", "test/bench", "test/kube"},
+		packages: []string{"internal/agent", "internal/dnsnode", "internal/lab", "internal/proxynode", "test/bench", "test/kube", "test/kube/speed"},
 		reason:   "only what composes runs several things at once",
 	},
 	"github.com/spf13/cobra": {

@@ -202,6 +202,11 @@ var rows = map[string]row{
 		reason: "the program in every pod's sandbox: the standard library only",
 	},
 
+	"test/kube/speed": {
+		imports: []string{"internal/agent/status", "internal/kernel"},
+		reason:  "measures from outside; it reads what an agent says of itself and enters a pod's network",
+	},
+
 	"internal/flow": {
 		imports: []string{"internal/packet"},
 		reason:  "a table of tuples; verdicts are numbers to it",

@@ -47,7 +47,9 @@ func (d *Delays) Heard(revision uint64, at time.Time) {
 }
 
 // InForce says that a revision and all before it are in force since now.
-func (d *Delays) InForce(revision uint64, now time.Time) {
+func (d *Delays) InForce(revision uint64) { d.inForce(revision, time.Now()) }
+
+func (d *Delays) inForce(revision uint64, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for len(d.heard) > 0 && d.heard[0].revision <= revision {
