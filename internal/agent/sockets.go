@@ -67,8 +67,12 @@ func (a *Agent) place(addr netip.Addr) nodeport.Place {
 	switch {
 	case !ok || rt.Port == NetstackPort:
 		return nodeport.PlaceOutside
+	case rt.HostAddress && rt.Peer != 0:
+		return nodeport.PlacePeer
 	case rt.HostAddress:
 		return nodeport.PlaceNode
+	case rt.Port >= FirstPodPort:
+		return nodeport.PlaceOwnPod
 	default:
 		return nodeport.PlacePod
 	}

@@ -113,7 +113,7 @@ func (e *PortEntry) admits(src packet.Addr) bool {
 // guarded is the full guard, for packets of flows that are not known: what comes
 // from peers must come from where peers' packets go, or have passed
 // guardUnwrapped; what comes from sockets from the outside; what listeners of this
-// node carry on also from the node itself and its router.
+// node carry on also from nodes, this one or others, and its router.
 func (in *Input) guarded(from *PortEntry, src packet.Addr) bool {
 	t := in.tables
 	switch from.Kind {
@@ -122,7 +122,7 @@ func (in *Input) guarded(from *PortEntry, src packet.Addr) bool {
 	case KindNetstack:
 		return t.route(src).Port == in.id
 	case KindInbound:
-		return t.outside(src) || src == t.routerAddr(src) || t.port(t.route(src).Port).Kind == KindHost
+		return t.outside(src) || src == t.routerAddr(src) || t.route(src).HostAddress
 	case KindDNS:
 		return t.isDNS(src)
 	case KindHost:
@@ -309,7 +309,8 @@ func (t *Tables) carries(c *conn, rt *Route) bool {
 	out := t.port(rt.Port).Kind
 	switch t.port(c.client).Kind {
 	case KindInbound:
-		return out == KindPod || out == KindOverlay && !rt.HostAddress
+		// Another node's address does not leave this node: peers speak for themselves.
+		return out == KindPod || out == KindOverlay && !rt.HostAddress && t.route(c.wire.Src).Peer == 0
 	case KindOverlay:
 		return c.flags&flow.FlagWrapped == 0 || out == KindPod
 	case KindHost:

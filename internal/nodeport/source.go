@@ -12,7 +12,9 @@ type Place uint8
 const (
 	PlaceOutside Place = iota // no address of the cluster
 	PlacePod                  // inside the ranges of pods and services
-	PlaceNode                 // an address of a node, this one or another
+	PlaceOwnPod               // a pod of this node
+	PlaceNode                 // an address of this node
+	PlacePeer                 // an address of another node
 )
 
 // Path is the way to a backend.
@@ -37,21 +39,23 @@ var errBackend = errors.New("backend is a loopback, link-local or multicast addr
 //
 //	client                         backend      way      backend sees
 //	outside                        in a pod     cluster  the client itself
+//	another node                   in a pod here cluster the client itself
 //	loopback, a node, a pod        in a pod     cluster  router (.2)
 //	any                            elsewhere    host     the node, as its kernel chooses
 //
-// A loopback address means something else to the pod. A node's address may be
-// in use by that node's own connection to the same pod, from the same port; a
-// pod's by the pod, and its answers would be led to it and not to us. With port
-// 0 any free source port will do.
+// A loopback address means something else to the pod. This node's address may be
+// in use by its own connection to the same pod, from the same port; a pod's by
+// the pod, and its answers would be led to it and not to us. Another node may
+// speak for itself only, so a third one does not take its address from us. With
+// port 0 any free source port will do.
 func Source(client netip.AddrPort, at func(netip.Addr) Place, backend netip.AddrPort, router netip.Addr) (netip.AddrPort, Path, error) {
 	b, c := backend.Addr(), client.Addr()
 	switch {
 	case !backend.IsValid() || b.Zone() != "" || !b.IsGlobalUnicast() || b.Is4In6():
 		return netip.AddrPort{}, PathNone, errBackend
-	case at(b) != PlacePod:
+	case at(b) != PlacePod && at(b) != PlaceOwnPod:
 		return netip.AddrPort{}, PathHost, nil
-	case keeps(c, at) && c.Is4() == b.Is4():
+	case keeps(at(c), at(b)) && plain(c) && c.Is4() == b.Is4():
 		return client, PathCluster, nil
 	case !router.IsValid():
 		return netip.AddrPort{}, PathNone, errNoRouter
@@ -59,7 +63,10 @@ func Source(client netip.AddrPort, at func(netip.Addr) Place, backend netip.Addr
 	return netip.AddrPortFrom(router, 0), PathCluster, nil
 }
 
-// keeps reports whether a client's own address can go on into the cluster.
-func keeps(c netip.Addr, at func(netip.Addr) Place) bool {
-	return c.IsGlobalUnicast() && c.Zone() == "" && !c.Is4In6() && at(c) == PlaceOutside
+// keeps reports whether a client's own address can go on to a backend.
+func keeps(client, backend Place) bool {
+	return client == PlaceOutside || client == PlacePeer && backend == PlaceOwnPod
 }
+
+// plain reports whether an address means the same everywhere.
+func plain(c netip.Addr) bool { return c.IsGlobalUnicast() && c.Zone() == "" && !c.Is4In6() }

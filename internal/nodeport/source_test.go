@@ -7,15 +7,25 @@ import (
 	"github.com/netctl/netctl/internal/nodeport"
 )
 
-// place knows a cluster with pods in 10.1.0.0/16 and fd00:1::/48 and nodes in
-// 172.16.0.0/24 and fd00:2::/64.
+// place knows a cluster with pods in 10.1.0.0/16 and fd00:1::/48, of this node in
+// 10.1.1.0/24 and fd00:1:0:1::/64, and nodes in 172.16.0.0/24 and fd00:2::/64, of
+// which this one is the first.
 func place(a netip.Addr) nodeport.Place {
-	for p, at := range map[string]nodeport.Place{
-		"10.1.0.0/16": nodeport.PlacePod, "fd00:1::/48": nodeport.PlacePod,
-		"172.16.0.0/24": nodeport.PlaceNode, "fd00:2::/64": nodeport.PlaceNode,
+	for _, known := range []struct {
+		prefix string
+		at     nodeport.Place
+	}{
+		{"10.1.1.0/24", nodeport.PlaceOwnPod},
+		{"fd00:1:0:1::/64", nodeport.PlaceOwnPod},
+		{"10.1.0.0/16", nodeport.PlacePod},
+		{"fd00:1::/48", nodeport.PlacePod},
+		{"172.16.0.1/32", nodeport.PlaceNode},
+		{"fd00:2::1/128", nodeport.PlaceNode},
+		{"172.16.0.0/24", nodeport.PlacePeer},
+		{"fd00:2::/64", nodeport.PlacePeer},
 	} {
-		if netip.MustParsePrefix(p).Contains(a) {
-			return at
+		if netip.MustParsePrefix(known.prefix).Contains(a) {
+			return known.at
 		}
 	}
 	return nodeport.PlaceOutside
@@ -38,7 +48,10 @@ func TestSource(t *testing.T) {
 		{"loopback, another", "127.9.9.9:4000", "10.1.1.5:80", router4, "10.1.1.2:0", nodeport.PathCluster, false},
 		{"loopback, IPv6", "[::1]:4000", "[fd00:1:0:1::5]:80", router6, "[fd00:1:0:1::2]:0", nodeport.PathCluster, false},
 		{"this node's own address", "172.16.0.1:4000", "10.1.1.5:80", router4, "10.1.1.2:0", nodeport.PathCluster, false},
-		{"another node", "[fd00:2::2]:4000", "[fd00:1:0:1::5]:80", router6, "[fd00:1:0:1::2]:0", nodeport.PathCluster, false},
+		{"another node to a pod here", "172.16.0.2:4000", "10.1.1.5:80", router4, "172.16.0.2:4000", nodeport.PathCluster, false},
+		{"another node to a pod here, IPv6", "[fd00:2::2]:4000", "[fd00:1:0:1::5]:80", router6, "[fd00:2::2]:4000", nodeport.PathCluster, false},
+		{"another node to a pod elsewhere", "172.16.0.2:4000", "10.1.9.5:80", router4, "10.1.1.2:0", nodeport.PathCluster, false},
+		{"this node's own address to a pod elsewhere", "172.16.0.1:4000", "10.1.9.5:80", router4, "10.1.1.2:0", nodeport.PathCluster, false},
 		{"a pod", "10.1.1.6:4000", "10.1.1.5:80", router4, "10.1.1.2:0", nodeport.PathCluster, false},
 		{"a pod that asks itself", "10.1.1.5:4000", "10.1.1.5:80", router4, "10.1.1.2:0", nodeport.PathCluster, false},
 		{"link-local", "[fe80::7%2]:4000", "[fd00:1:0:1::5]:80", router6, "[fd00:1:0:1::2]:0", nodeport.PathCluster, false},

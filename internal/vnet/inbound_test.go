@@ -42,6 +42,20 @@ func TestInbound(t *testing.T) {
 			b <- tcp n1:1000 > b:8080 flags=S
 			b -> tcp b:8080 > n1:1000 flags=SA
 			inbound.n1 <- tcp b:8080 > n1:1000 flags=SA`},
+		{"another node is the client of a pod here", `
+			inbound.n1 -> tcp n2:1000 > a:8080 flags=S
+			a <- tcp n2:1000 > a:8080 flags=S
+			a -> tcp a:8080 > n2:1000 flags=SA
+			inbound.n1 <- tcp a:8080 > n2:1000 flags=SA
+			inbound.n1 -> tcp n2:1000 > b:8080 flags=S
+			n1 drops transit`},
+		{"another node's own connection is not the listener's", `
+			inbound.n1 -> udp n2:1000 > a:8080
+			a <- udp n2:1000 > a:8080
+			n2 -> udp n2:1000 > a:8080
+			a -> udp a:8080 > n2:1000
+			inbound.n1 <- udp a:8080 > n2:1000
+			n1 drops spoofed_source`},
 		{"the router speaks for clients inside the cluster", `
 			inbound.n1 -> tcp router.n1:1000 > a:8080 flags=S
 			a <- tcp router.n1:1000 > a:8080 flags=S
@@ -55,10 +69,9 @@ func TestInbound(t *testing.T) {
 			inbound.n1 -> tcp b:1000 > a:8080 flags=S
 			inbound.n1 -> tcp a2:1000 > a:8080 flags=S
 			inbound.n1 -> tcp web:1000 > a:8080 flags=S
-			inbound.n1 -> tcp n2:1000 > a:8080 flags=S
 			inbound.n1 -> tcp router.n2:1000 > a:8080 flags=S
 			inbound.n1 -> tcp unowned:1000 > a:8080 flags=S
-			n1 drops spoofed_source 6`},
+			n1 drops spoofed_source 5`},
 		{"and to pods alone", `
 			inbound.n1 -> tcp outside:1000 > n1:8080 flags=S
 			inbound.n1 -> tcp outside:1000 > n2:8080 flags=S
@@ -259,7 +272,8 @@ func TestInboundOutlivesChanges(t *testing.T) {
 	})
 }
 
-// An address that was outside and is now a node's is no client's any more.
+// An address that was outside and is now a node's is a client of this node's pods
+// only: the other node must not hear of it from us.
 func TestInboundClientBecomesANode(t *testing.T) {
 	t.Parallel()
 	each(t, vnet.Config{}, func(_ *testing.T, c *vnet.Cluster, f vnet.Family) {
@@ -273,10 +287,12 @@ func TestInboundClientBecomesANode(t *testing.T) {
 		})
 		c.Play(f, `
 			a -> udp a:8080 > outside:1000
+			inbound.n1 <- udp a:8080 > outside:1000
 			b -> udp b:8080 > outside:1000
 			inbound.n1 -> udp outside:1000 > a:8080
+			a <- udp outside:1000 > a:8080
 			inbound.n1 -> udp outside:1000 > b:8080
-			n1 drops spoofed_source 3
+			n1 drops transit
 			n2 drops spoofed_source`)
 	})
 }
