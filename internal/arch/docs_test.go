@@ -84,7 +84,7 @@ func TestDocumentsLinkToWhatExists(t *testing.T) {
 	}
 }
 
-var makeTargets = regexp.MustCompile("`make ([a-z][a-z-]*)")
+var makeTargets = regexp.MustCompile("`make ([a-z][a-z0-9-]*)")
 
 // TestDocumentsNameRealTargets: every `make TARGET` in the documents exists.
 func TestDocumentsNameRealTargets(t *testing.T) {
