@@ -132,6 +132,9 @@ func (c *Cluster) Up(ctx context.Context, o options) error {
 	if err := c.Down(ctx); err != nil {
 		return err
 	}
+	if err := watches(); err != nil {
+		return err
+	}
 	c.options = o
 	if err := c.build(ctx); err != nil {
 		return fmt.Errorf("%w\n(the ruin is in %s; the next up or down removes it)", err, c.dir)

@@ -89,7 +89,7 @@ func (c *Cluster) e2e(ctx context.Context, e suite) error {
 		return err
 	}
 	defer log.Close()
-	args := e.command(dir, c.cache.Bin(), c.path("kubeconfig"))
+	args := e.command(dir, c.cache.Bin(), c.path("kubeconfig"), c.options.Nodes)
 	cmd := c.outsideCommand(ctx, args...)
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = io.MultiWriter(log, w), log
@@ -122,8 +122,10 @@ func (c *Cluster) e2e(ctx context.Context, e suite) error {
 	return runErr
 }
 
-// command is the command line, with paths of this machine.
-func (e suite) command(dir, bin, kubeconfig string) []string {
+// command is the command line, with paths of this machine. The number of nodes is
+// told because only the first of several processes finds it out by itself, and
+// in the others the specs that need two would skip themselves.
+func (e suite) command(dir, bin, kubeconfig string, nodes int) []string {
 	args := []string{
 		"ginkgo", "--no-color", "-v", fmt.Sprintf("--procs=%d", e.procs), "--timeout=" + e.limit.String(),
 		"--focus=" + e.focus,
@@ -135,7 +137,7 @@ func (e suite) command(dir, bin, kubeconfig string) []string {
 		"--output-dir="+dir, "--json-report=report.json", "--junit-report=junit.xml",
 		filepath.Join(bin, "e2e.test"), "--",
 		"--kubeconfig="+kubeconfig, "--kubectl-path="+filepath.Join(bin, "kubectl"),
-		"--provider=skeleton", "--disable-log-dump")
+		"--provider=skeleton", "--disable-log-dump", fmt.Sprintf("--num-nodes=%d", nodes))
 }
 
 // readyForE2E waits for what the suite waits for too, but says what is missing.

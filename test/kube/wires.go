@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -147,4 +148,25 @@ func (c *Cluster) unwire(node string) error {
 		cable = nil
 	}
 	return errors.Join(cable, ip("netns", "delete", netns))
+}
+
+// inotifyInstances is room for several clusters: every kubelet, containerd and
+// API server watches files, and a kernel's default is 128 for all of a user's
+// processes together.
+const inotifyInstances = 8192
+
+// watches raises this machine's bound on inotify instances where it is lower.
+func watches() error {
+	const file = "/proc/sys/fs/inotify/max_user_instances"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && n >= inotifyInstances {
+		return nil
+	}
+	if err := os.WriteFile(file, []byte(strconv.Itoa(inotifyInstances)), 0); err != nil {
+		return fmt.Errorf("raise the bound on inotify instances, which kubelets run out of: %w", err)
+	}
+	return nil
 }
