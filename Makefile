@@ -34,7 +34,7 @@ demo: setup build ## bring up three nodes on this machine, prove that it works, 
 test: setup build ## every test, with the race detector
 	@CGO_ENABLED=1 $(GO) test -race -timeout 10m ./...
 
-ci: test ci-rest ## all that .ci/run runs: test, lint, fuzz smoke, both builds, tidy check, demos
+ci: test ci-rest ## all that .ci/run runs: test, lint, fuzz smoke, both builds, tidy check, demos, a real cluster
 
 # The part of ci beside the tests.
 ci-rest: lint
@@ -45,6 +45,7 @@ ci-rest: lint
 	@./test/fuzz.sh 3s
 	@$(MAKE) --no-print-directory demo
 	@$(MAKE) --no-print-directory demo ARGS=--dual-stack
+	@$(MAKE) --no-print-directory kube-ci
 
 lint: ## formatting, vet and golangci-lint
 	@$(GOLANGCI) run ./...
@@ -64,7 +65,7 @@ KUBE = $(GO) run ./test/kube $(if $(NAME),--name=$(NAME))
 NODES ?= 3
 CNI ?= netctl
 UPFLAGS ?= $(if $(POD_SUBNET),--pod-subnet=$(POD_SUBNET)) $(if $(KUBE_PROXY),--kube-proxy) $(if $(COREDNS),--coredns) \
-	$(if $(KUBELET_IPTABLES),--kubelet-iptables) $(if $(RP_FILTER),--rp-filter=$(RP_FILTER)) $(if $(IP_FORWARD),--ip-forward=$(IP_FORWARD))
+	$(if $(ZONES),--zones=$(ZONES)) $(if $(KUBELET_IPTABLES),--kubelet-iptables) $(if $(RP_FILTER),--rp-filter=$(RP_FILTER)) $(if $(IP_FORWARD),--ip-forward=$(IP_FORWARD))
 
 kube-build: ## build Kubernetes, containerd and images into the cache
 	@$(KUBE) build --e2e
