@@ -20,6 +20,9 @@ type Input struct {
 	// Pools are the ranges that all pods live in: a node's pods cannot be
 	// anywhere else. None: anywhere.
 	Pools []netip.Prefix
+	// BlockPools say how large the blocks of a range are; of pools that overlap
+	// the first one counts. None: a block may have any size.
+	BlockPools []model.BlockPool
 	// Protected are addresses that this node depends on and that belong to no
 	// node: its gateways and resolvers, the API server's.
 	Protected []netip.Addr
@@ -113,6 +116,11 @@ func (p Problem) String() string {
 // blocks, then addresses. A claim that overlaps a better one is refused; of
 // equal claims that overlap, all are. Keys stand for themselves: two nodes
 // with one key are both refused.
+//
+// Blocks of their pool's size go before others: two of those overlap only if they
+// are the same, and then they have one name, which only one node can get. So
+// nobody takes a block from another by a wider or narrower one. Blocks of another
+// size count where nothing better is, for a pool's size may have been changed.
 func Compile(in Input) Mesh {
 	c := &compiler{self: in.Self, accepted: new(bart.Table[string]), prefixes: make(map[string][]netip.Prefix)}
 	byRank := c.claims(in)
@@ -190,10 +198,11 @@ func (c *compiler) contested(byRank [numRanks][]claim) []netip.Prefix {
 type rank uint8
 
 const (
-	rankSelf    rank = iota // this node's own, and the reserved ranges
-	rankPodCIDR             // assigned by the cluster's controllers
-	rankBlock               // claimed under a unique name
-	rankAddress             // reported by the node's kubelet
+	rankSelf     rank = iota // this node's own, and the reserved ranges
+	rankPodCIDR              // assigned by the cluster's controllers
+	rankBlock                // claimed under a unique name, and of the pool's block size
+	rankOddBlock             // claimed under a unique name, of another size
+	rankAddress              // reported by the node's kubelet
 	numRanks
 )
 
@@ -246,7 +255,11 @@ func (c *compiler) claims(in Input) (out [numRanks][]claim) {
 		add(rankSelf, p, "")
 	}
 	for _, b := range in.Blocks {
-		add(rankBlock, b.CIDR, b.Node)
+		r := rankBlock
+		if !in.fits(b.CIDR) {
+			r = rankOddBlock
+		}
+		add(r, b.CIDR, b.Node)
 	}
 	for _, n := range in.Nodes {
 		for _, p := range n.PodCIDRs {
@@ -287,6 +300,16 @@ func (in *Input) refuses(p netip.Prefix, r rank) Reason {
 	default:
 		return 0
 	}
+}
+
+// fits reports whether a block has the size of its pool's blocks.
+func (in *Input) fits(block netip.Prefix) bool {
+	for _, pool := range in.BlockPools {
+		if pool.CIDR.Overlaps(block) {
+			return block.Bits() == pool.Bits
+		}
+	}
+	return len(in.BlockPools) == 0
 }
 
 // usable reports whether a can be the address of a node for other nodes.

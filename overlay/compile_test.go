@@ -192,6 +192,42 @@ func TestCompile(t *testing.T) {
 				"node n3: holds an address that belongs to no node: 203.0.113.53/32\n",
 		},
 		{
+			"blocks of their pool's size go before wider and narrower ones",
+			overlay.Input{
+				Nodes: []*model.Node{self(), n(2), n(3), n(4)},
+				Blocks: []model.Block{
+					{CIDR: prefix("10.244.0.0/25"), Node: "n1"},
+					{CIDR: prefix("10.244.1.0/25"), Node: "n2"}, {CIDR: prefix("fd00:10:244::80/121"), Node: "n2"}, {CIDR: prefix("10.9.2.0/24"), Node: "n2"},
+					{CIDR: prefix("10.244.1.128/25"), Node: "n3"},
+					{CIDR: prefix("10.244.0.0/16"), Node: "n4"}, {CIDR: prefix("10.244.1.130/32"), Node: "n4"},
+					{CIDR: prefix("fd00:10:244::/64"), Node: "n4"}, {CIDR: prefix("10.9.2.0/25"), Node: "n4"}, {CIDR: prefix("10.9.0.0/16"), Node: "n4"},
+				},
+				BlockPools: []model.BlockPool{
+					{CIDR: prefix("10.9.0.0/16"), Bits: 24}, {CIDR: prefix("10.9.0.0/16"), Bits: 25}, // a pool of its own size before the usual one
+					{CIDR: prefix("10.244.0.0/16"), Bits: 25}, {CIDR: prefix("fd00:10:244::/56"), Bits: 121},
+				},
+			},
+			"n2 2 192.0.2.2:51820 10.9.2.0/24 10.244.1.0/25 192.0.2.2/32 2001:db8::2/128 fd00:10:244::80/121\n" +
+				"n3 3 192.0.2.3:51820 10.244.1.128/25 192.0.2.3/32 2001:db8::3/128\n" +
+				"n4 4 192.0.2.4:51820 192.0.2.4/32 2001:db8::4/128\n" +
+				"node n4: overlaps another's: 10.244.0.0/16, which is in conflict with 10.244.0.0/25 of node n1\n" +
+				"node n4: overlaps another's: 10.244.1.130/32, which is in conflict with 10.244.1.128/25 of node n3\n" +
+				"node n4: overlaps another's: 10.9.0.0/16, which is in conflict with 10.9.2.0/24 of node n2\n" +
+				"node n4: overlaps another's: 10.9.2.0/25, which is in conflict with 10.9.2.0/24 of node n2\n" +
+				"node n4: overlaps another's: fd00:10:244::/64, which is in conflict with fd00:10:244::80/121 of node n2\n",
+		},
+		{
+			"blocks of a size that the pool had before",
+			overlay.Input{
+				Nodes: []*model.Node{self(), n(2), n(3)},
+				Blocks: []model.Block{
+					{CIDR: prefix("10.9.2.0/24"), Node: "n2"}, {CIDR: prefix("10.9.3.0/26"), Node: "n2"}, {CIDR: prefix("10.9.4.0/25"), Node: "n3"},
+				},
+				BlockPools: []model.BlockPool{{CIDR: prefix("10.9.0.0/16"), Bits: 25}},
+			},
+			"n2 2 192.0.2.2:51820 10.9.2.0/24 10.9.3.0/26 192.0.2.2/32 2001:db8::2/128\nn3 3 192.0.2.3:51820 10.9.4.0/25 192.0.2.3/32 2001:db8::3/128\n",
+		},
+		{
 			"block of a node that is gone",
 			overlay.Input{
 				Nodes: []*model.Node{self(), n(2, "10.0.2.0/24")}, Blocks: []model.Block{{CIDR: prefix("10.9.0.0/26"), Node: "gone"}},
@@ -271,6 +307,9 @@ func randomInput(rng *rand.Rand) overlay.Input {
 		for range rng.IntN(2) {
 			in.Blocks = append(in.Blocks, model.Block{CIDR: random(), Node: m.Name})
 		}
+	}
+	if rng.IntN(2) == 0 {
+		in.BlockPools = []model.BlockPool{{CIDR: prefix("10.0.0.0/16"), Bits: 26}, {CIDR: prefix("fd00::/32"), Bits: 64}}
 	}
 	if rng.IntN(2) == 0 {
 		in.Reserved = append(in.Reserved, random())

@@ -9,6 +9,7 @@ import (
 	"github.com/gaissmai/bart"
 
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
@@ -148,6 +149,7 @@ func (c *compiler) features() {
 	s := c.in.State
 	c.mesh = overlay.Compile(overlay.Input{
 		Self: c.in.Node, Nodes: s.Nodes, Blocks: s.Blocks, Reserved: s.ServiceCIDRs, Pools: c.podRanges(), Protected: c.in.Protected,
+		BlockPools: slices.Concat(s.BlockPools, claim.Pools(&model.State{}, c.in.ClusterCIDRs)),
 	})
 	for _, p := range c.mesh.Problems {
 		c.problem(p.String())
