@@ -160,6 +160,8 @@ type Agent struct {
 	facts  settings.Cluster
 	ranges []netip.Prefix
 
+	applying sync.Mutex // of the node's sockets; locked before mu
+
 	mu     sync.Mutex
 	fixed  []LocalPort               // immutable after open
 	pods   map[cni.ID]*pod           // guarded by mu

@@ -91,41 +91,13 @@ func (a *Agent) routerAddr(is4 bool) netip.Addr {
 	return addrs[f].Netip()
 }
 
-func podListeners(recs []*record.Record) []nodeport.Listener {
-	var out []nodeport.Listener
-	for _, r := range recs {
-		out = append(out, hostPorts(r)...)
-	}
-	return out
-}
-
-// hostPorts returns the sockets of a pod's host ports: one for each family that
-// the pod has, unless an address of the host says which.
-func hostPorts(r *record.Record) []nodeport.Listener {
-	var out []nodeport.Listener
-	for _, m := range r.HostPorts {
-		for _, target := range r.Addresses {
-			at := m.HostIP
-			switch {
-			case !at.IsValid() && target.Is4():
-				at = netip.IPv4Unspecified()
-			case !at.IsValid():
-				at = netip.IPv6Unspecified()
-			case at.Is4() != target.Is4():
-				continue
-			}
-			out = append(out, nodeport.Listener{
-				Addr: netip.AddrPortFrom(at, m.HostPort), Proto: m.Protocol, Owner: "pod " + r.Name(),
-				Target: netip.AddrPortFrom(target, m.ContainerPort),
-			})
-		}
-	}
-	return out
-}
-
 // applySockets opens and closes the node's sockets. It returns those that cannot
 // be had, which are problems of the cluster's and are tried again with every turn.
 func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
+	// From the list to the sockets it is one step: of two lists the older one would
+	// close the host ports of a newer pod, or open those of a deleted one again.
+	a.applying.Lock()
+	defer a.applying.Unlock()
 	a.mu.Lock()
 	var settled, added []*record.Record
 	for _, p := range a.pods {
@@ -140,7 +112,15 @@ func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
 	byPort := func(x, y *record.Record) int { return int(x.Port) - int(y.Port) }
 	slices.SortFunc(settled, byPort)
 	slices.SortFunc(added, byPort)
-	err := a.sockets.Apply(slices.Concat(podListeners(settled), services, podListeners(added)))
+	var want []nodeport.Listener
+	for _, r := range settled {
+		want = append(want, r.Listeners()...)
+	}
+	want = append(want, services...)
+	for _, r := range added {
+		want = append(want, r.Listeners()...)
+	}
+	err := a.sockets.Apply(want)
 	conflicts := nodeport.Conflicts(err)
 	texts := make([]string, 0, len(conflicts))
 	for _, c := range conflicts {
@@ -162,7 +142,7 @@ func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
 // pod cannot be: a port that somebody else has may be free when the runtime tries
 // again.
 func (a *Agent) listen(id cni.ID, rec *record.Record) error {
-	if wanted := hostPorts(rec); len(wanted) > 0 {
+	if wanted := rec.Listeners(); len(wanted) > 0 {
 		conflicts, err := a.applySockets()
 		if err != nil {
 			return fmt.Errorf("open the pod's host ports: %w", err)

@@ -1,49 +1,60 @@
 package agent
 
 import (
-	"fmt"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
 	"net/netip"
-	"slices"
+	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/loop"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/nodeport"
 )
 
-func TestHostPorts(t *testing.T) {
+// Pods that are added at the same time, beside turns of the loop, all keep their
+// host ports.
+func TestHostPortsOfConcurrentAdds(t *testing.T) {
 	t.Parallel()
-	v4, v6 := netip.MustParseAddr("10.1.1.5"), netip.MustParseAddr("fd00:1::5")
-	for _, c := range []struct {
-		name  string
-		addrs []netip.Addr
-		ports []cni.PortMapping
-		want  []string
-	}{
-		{"none", []netip.Addr{v4, v6}, nil, nil},
-		{"every address, both families", []netip.Addr{v4, v6}, []cni.PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: model.TCP}}, []string{
-			"0.0.0.0:8080/TCP to 10.1.1.5:80", "[::]:8080/TCP to [fd00:1::5]:80",
-		}},
-		{"every address, one family", []netip.Addr{v4}, []cni.PortMapping{{HostPort: 53, ContainerPort: 5353, Protocol: model.UDP}}, []string{
-			"0.0.0.0:53/UDP to 10.1.1.5:5353",
-		}},
-		{"one address", []netip.Addr{v4, v6}, []cni.PortMapping{{HostIP: netip.MustParseAddr("2001:db8::1"), HostPort: 53, ContainerPort: 53, Protocol: model.TCP}}, []string{
-			"[2001:db8::1]:53/TCP to [fd00:1::5]:53",
-		}},
-		{"one address of a family that the pod has not", []netip.Addr{v4}, []cni.PortMapping{{HostIP: netip.MustParseAddr("2001:db8::1"), HostPort: 53, ContainerPort: 53, Protocol: model.TCP}}, nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			var got []string
-			for _, l := range hostPorts(&record.Record{Namespace: "default", Pod: "web", Addresses: c.addrs, HostPorts: c.ports}) {
-				got = append(got, fmt.Sprintf("%s/%s to %s", l.Addr, l.Proto, l.Target))
-				if l.Owner != "pod default/web" {
-					t.Errorf("owner %q", l.Owner)
-				}
-			}
-			if !slices.Equal(got, c.want) {
-				t.Errorf("got %q, want %q", got, c.want)
+	const pods = 50
+	a := &Agent{pods: make(map[cni.ID]*pod), log: slog.New(slog.DiscardHandler), loop: loop.New(loop.Config[Output]{})}
+	a.sockets = nodeport.New(nodeport.Config{
+		Pick: func(netip.AddrPort, model.Protocol, netip.Addr) (netip.AddrPort, bool) {
+			return netip.AddrPort{}, false
+		},
+		Place: func(netip.Addr) nodeport.Place { return nodeport.PlaceNode },
+		Dial: func(context.Context, netip.AddrPort, netip.AddrPort) (net.Conn, error) {
+			return nil, errors.New("nobody dials")
+		},
+		Logger: a.log,
+	})
+	t.Cleanup(func() {
+		if err := a.sockets.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	var adds sync.WaitGroup
+	for i := range pods {
+		rec := &record.Record{
+			ContainerID: strconv.Itoa(i), IfName: "eth0", Addresses: []netip.Addr{netip.MustParseAddr("10.1.1.5")},
+			HostPorts: []cni.PortMapping{{HostIP: netip.MustParseAddr("127.77.3.1"), HostPort: uint16(20000 + i), ContainerPort: 80, Protocol: model.UDP}},
+		}
+		adds.Go(func() {
+			a.mu.Lock()
+			a.pods[rec.ID()] = &pod{rec: rec}
+			a.mu.Unlock()
+			if err := a.listen(rec.ID(), rec); err != nil {
+				t.Error(err)
 			}
 		})
+	}
+	adds.Wait()
+	if n := a.sockets.Stats().Listeners; n != pods {
+		t.Errorf("%d sockets listen for %d pods", n, pods)
 	}
 }

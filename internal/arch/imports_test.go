@@ -60,7 +60,7 @@ var rows = map[string]row{
 		reason:  "takes away what an agent made, without being one",
 	},
 	"internal/agent/record": {
-		imports: []string{"cni", "internal/datapath", "internal/model"},
+		imports: []string{"cni", "internal/datapath", "internal/model", "internal/nodeport"},
 		reason:  "a file per pod interface, in the words of those who make and number it",
 	},
 	"internal/agent/status": {
