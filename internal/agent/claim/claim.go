@@ -197,11 +197,20 @@ func (k *Keeper) blocks(ctx context.Context, state *model.State) error {
 		taken = append(taken, n.PodCIDRs...)
 		nodes = append(nodes, n.Name)
 	}
+	// Blocks are taken back first, and whatever becomes of that or of claiming, the
+	// other goes on: in a full pool, those of nodes that are gone are all there is.
+	reclaimErr := k.reclaim(ctx, state, nodes)
+	var claimErr error
 	if !k.claimer.Enough(own, k.cfg.Usage) {
 		if _, err := k.claimer.Apply(ctx, k.cfg.Usage, taken); err != nil {
-			return fmt.Errorf("claim pod addresses: %w", err)
+			claimErr = fmt.Errorf("claim pod addresses: %w", err)
 		}
 	}
+	return errors.Join(reclaimErr, claimErr)
+}
+
+// reclaim takes the blocks of nodes that are gone back, if it is time to look.
+func (k *Keeper) reclaim(ctx context.Context, state *model.State, nodes []string) error {
 	if time.Since(k.reclaimed) < reclaimInterval {
 		return nil
 	}

@@ -238,3 +238,25 @@ func TestQuietWhileTheServerIsDown(t *testing.T) {
 		}
 	})
 }
+
+// A pool that is full of the blocks of nodes that are gone is not full for ever.
+func TestFullPoolIsReclaimed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		state := satisfied()
+		state.Blocks = []model.Block{{CIDR: netip.MustParsePrefix("10.244.0.0/25"), Node: "gone"}}
+		s := run(t, state, func(c *claim.Config) { c.Ranges = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/25")} })
+		s.api.mu.Lock()
+		s.api.blocks = slices.Clone(state.Blocks)
+		s.api.mu.Unlock()
+		s.see(state)
+		time.Sleep(time.Hour) // the bubble's: more than the grace of a node that is gone
+		synctest.Wait()
+		s.api.mu.Lock()
+		defer s.api.mu.Unlock()
+		want := []model.Block{{CIDR: netip.MustParsePrefix("10.244.0.0/25"), Node: "n"}}
+		if !slices.Equal(s.api.blocks, want) {
+			t.Errorf("blocks %v, want %v\n%s", s.api.blocks, want, s.log)
+		}
+	})
+}
