@@ -49,9 +49,9 @@ func (e *ConflictError) Error() string {
 //
 // What somebody chose is used as it is, and what does not fit is left to the
 // compiler to report: routes of a former network may well lie in it. A default
-// that collides is refused, unless this node has pods in it already, which no new
-// route of the host may take down. The result is empty while the services'
-// ranges are unknown or the pools say it all.
+// that collides is refused, unless this node has pods in it already, which neither
+// a new route of the host nor another node's range may take down. The result is
+// empty while the services' ranges are unknown or the pools say it all.
 func PodRanges(configured []netip.Prefix, in Surroundings) ([]netip.Prefix, error) {
 	switch {
 	case len(configured) > 0:
@@ -77,6 +77,9 @@ func PodRanges(configured []netip.Prefix, in Surroundings) ([]netip.Prefix, erro
 
 // collides reports why a default range cannot be used.
 func (in *Surroundings) collides(p netip.Prefix) error {
+	if slices.ContainsFunc(in.State.NodePrefixes(in.Node), func(own netip.Prefix) bool { return within(own, p) }) {
+		return nil // whatever is wrong, pods run in it
+	}
 	for _, n := range in.State.Nodes {
 		for _, assigned := range n.PodCIDRs {
 			if assigned.Addr().Is4() == p.Addr().Is4() && !within(assigned, p) {
@@ -84,9 +87,6 @@ func (in *Surroundings) collides(p netip.Prefix) error {
 					n.Name, assigned, p)
 			}
 		}
-	}
-	if slices.ContainsFunc(in.State.NodePrefixes(in.Node), p.Overlaps) {
-		return nil
 	}
 	for _, s := range in.State.ServiceCIDRs {
 		if s.Overlaps(p) {

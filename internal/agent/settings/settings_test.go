@@ -191,6 +191,19 @@ func TestPodRanges(t *testing.T) {
 			says: []string{"there", "10.42.0.0/24", "10.244.0.0/16", "clusterCIDRs"},
 		},
 		{
+			name: "another node's range is elsewhere, but this one has pods",
+			state: model.State{ServiceCIDRs: v4, Nodes: []*model.Node{
+				node("here", func(n *model.Node) { n.PodCIDRs = prefixes("10.244.1.0/24") }),
+				node("there", func(n *model.Node) { n.PodCIDRs = prefixes("10.42.0.0/24") }),
+			}},
+			want: prefixes("10.244.0.0/16"),
+		},
+		{
+			name:  "this node's own range is elsewhere",
+			state: model.State{ServiceCIDRs: v4, Nodes: []*model.Node{node("here", func(n *model.Node) { n.PodCIDRs = prefixes("10.42.0.0/24") })}},
+			says:  []string{"here", "10.42.0.0/24", "10.244.0.0/16", "clusterCIDRs"},
+		},
+		{
 			name: "controllers assign from the default", state: model.State{ServiceCIDRs: v4, Nodes: []*model.Node{
 				node("there", func(n *model.Node) { n.PodCIDRs = prefixes("10.244.7.0/24") }),
 			}},
