@@ -25,6 +25,9 @@ const (
 	claimTries = 64
 	// crowded is after how many lost races a claimer looks elsewhere in the pool.
 	crowded = 3
+	// widest4 and widest6 are the widest blocks that nodes may claim; the cluster's
+	// admission policy has the same bounds.
+	widest4, widest6 = 20, 64
 )
 
 // BlockStore is where the cluster keeps its blocks. Creating is the only lock:
@@ -184,7 +187,9 @@ func (c *Claimer) claim(ctx context.Context, pools []BlockPool, taken []netip.Pr
 		}
 		used := slices.Clone(skip)
 		for _, b := range all {
-			used = append(used, b.CIDR)
+			if !slices.ContainsFunc(pools, func(p BlockPool) bool { return p.swallowedBy(b.CIDR) }) {
+				used = append(used, b.CIDR)
+			}
 		}
 		start := uint64(0)
 		if try >= crowded {
@@ -209,6 +214,18 @@ func (c *Claimer) claim(ctx context.Context, pools []BlockPool, taken []netip.Pr
 		skip = append(skip, p) // also when the list does not show it: its object may be damaged
 	}
 	return netip.Prefix{}, fmt.Errorf("claim a block for node %s: lost %d races", c.cfg.Node, claimTries)
+}
+
+// swallowedBy reports whether a block, which is not of the pool's size, is so wide
+// that no node had any right to claim it: it must not keep others from claiming.
+// Blocks that are a little wider than the pool's are left alone, for the size may
+// have been another when they were claimed.
+func (p BlockPool) swallowedBy(b netip.Prefix) bool {
+	widest := widest6
+	if b.Addr().Is4() {
+		widest = widest4
+	}
+	return b.Overlaps(p.CIDR) && b.Bits() < p.Block && (b.Bits() <= p.CIDR.Bits() || b.Bits() < widest)
 }
 
 // next returns the first block of the pool, beginning at the start-th and
