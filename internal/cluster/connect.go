@@ -49,6 +49,9 @@ type clients struct {
 	servers *apiserver.Transport
 	host    string
 	close   func()
+
+	// identity tells one cluster from another, whichever server answers.
+	identity string
 }
 
 // connect prepares the way to the API servers. Nothing is dialled.
@@ -61,10 +64,13 @@ func connect(cfg KubernetesConfig) (*clients, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := rest.LoadTLSFiles(base); err != nil {
+		return nil, fmt.Errorf("the API server's certificate authority: %w", err)
+	}
 	base.QPS = -1 // no brake: we read by watches and hardly write
 	base.WarningHandler = rest.NoWarnings{}
 	base.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	out := &clients{servers: servers, host: base.Host, close: client.CloseIdleConnections}
+	out := &clients{servers: servers, host: base.Host, close: client.CloseIdleConnections, identity: apiserver.Identity(base.CAData)}
 	for _, group := range []struct {
 		to       *rest.Interface
 		gv       schema.GroupVersion
@@ -136,7 +142,7 @@ func httpClient(cfg KubernetesConfig) (*rest.Config, *http.Client, *apiserver.Tr
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("the ServiceAccount's token: %w", err)
 	}
-	c := &rest.Config{Host: server.URL.String()}
+	c := &rest.Config{Host: server.URL.String(), TLSClientConfig: rest.TLSClientConfig{CAData: server.CA}}
 	return c, &http.Client{Transport: transport.NewUserAgentRoundTripper(userAgent, rt)}, servers, nil
 }
 

@@ -1,8 +1,10 @@
 package cluster_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
@@ -205,6 +207,51 @@ func TestKubernetesBeginsWithTheLastState(t *testing.T) {
 	if cached.Namespace("b") != live.Namespace("b") {
 		t.Error("what is the same in the cached and the live State has two pointers")
 	}
+}
+
+// TestKubernetesIgnoresAnotherClustersCache: a node that was given to another
+// cluster begins with nothing of the former one.
+func TestKubernetesIgnoresAnotherClustersCache(t *testing.T) {
+	t.Parallel()
+	former, api := newFakeAPI(t), newFakeAPI(t)
+	former.objects["namespaces"] = []string{namespace("former", 1)}
+	cfg := former.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	f := follow(t, newKubernetes(t, cfg))
+	f.until("the former cluster's State", hasNamespace("former"))
+	f.stop()
+
+	var log bytes.Buffer
+	file := cfg.CacheFile
+	cfg = api.config()
+	cfg.CacheFile, cfg.Logger = file, slog.New(slog.NewTextHandler(&log, nil))
+	k := newKubernetes(t, cfg)
+	if !strings.Contains(log.String(), "of another cluster") {
+		t.Errorf("log says %q, want that the file is of another cluster", log.String())
+	}
+	if s := follow(t, k).until("a State", func(*model.State) bool { return true }); hasNamespace("former")(s) {
+		t.Error("the former cluster's State counts")
+	}
+}
+
+// TestKubernetesKnowsItsClustersCache: the same authority from other places, as
+// with a kubelet.conf that has it too, is the same cluster.
+func TestKubernetesKnowsItsClustersCache(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	api.objects["namespaces"] = []string{namespace("a", 1)}
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	f := follow(t, newKubernetes(t, cfg))
+	f.until("the State", hasNamespace("a"))
+	f.stop()
+	twice := append(append([]byte{}, api.ca.pem...), api.ca.pem...)
+	if err := os.WriteFile(filepath.Join(api.dir, "ca.crt"), twice, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	api.http.Listener.Close()
+	api.http.CloseClientConnections()
+	follow(t, newKubernetes(t, cfg)).until("the State of the last run", hasNamespace("a"))
 }
 
 func TestKubernetesIgnoresADamagedCache(t *testing.T) {

@@ -29,6 +29,10 @@ func (k *Kubernetes) load() {
 		}
 		return
 	}
+	if c.Cluster != k.api.identity {
+		k.log.Warn("state of the last run ignored: it is of another cluster, whose certificate authority is not this one's", "file", k.cfg.CacheFile)
+		return
+	}
 	kinds := make([]kind, 0, len(k.resources))
 	for _, r := range k.resources {
 		kinds = append(kinds, r.kind)
@@ -88,7 +92,7 @@ func (k *Kubernetes) save(s *model.State) {
 		return
 	}
 	k.mu.Lock()
-	c := statefile.Content{State: s, Settings: k.settings}
+	c := statefile.Content{Cluster: k.api.identity, State: s, Settings: k.settings}
 	k.mu.Unlock()
 	if err := statefile.Write(k.cfg.CacheFile, &c); err != nil {
 		k.log.Warn("state not kept for the next start", "error", err)

@@ -42,6 +42,9 @@ const (
 
 // Content is what the file holds.
 type Content struct {
+	// Cluster is the identity of the cluster that the rest is of: a node may be
+	// given to another one while the file stays.
+	Cluster  string
 	State    *model.State
 	Settings *Settings // nil: never read
 }

@@ -23,6 +23,7 @@ import (
 // and empty selectors, invalid addresses, false and true.
 func sample() *Content {
 	return &Content{
+		Cluster:  "c0ffee",
 		Settings: &Settings{PodSubnets: []netip.Prefix{netip.MustParsePrefix("fd00::/56")}, DNSDomain: "cluster.local", ClusterDNS: []netip.Addr{netip.MustParseAddr("10.96.0.10")}},
 		State: &model.State{
 			Revision: 7, Synced: true,
