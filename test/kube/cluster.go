@@ -34,6 +34,7 @@ type options struct {
 	IPForward string `json:"ipForward,omitempty"`
 
 	KubeletIPTables bool `json:"kubeletIPTables,omitempty"`
+	Zones           int  `json:"zones,omitempty"`
 }
 
 // controlPlane is the node that has it.
@@ -59,6 +60,9 @@ func (o *options) validate() error {
 		if _, err := netip.ParsePrefix(subnet); err != nil && o.PodSubnet != "" {
 			errs = append(errs, fmt.Errorf("--pod-subnet: %w", err))
 		}
+	}
+	if o.Zones < 0 {
+		errs = append(errs, fmt.Errorf("--zones=%d: 0 or more", o.Zones))
 	}
 	if !slices.Contains([]string{"", "0", "1", "2"}, o.RPFilter) {
 		errs = append(errs, fmt.Errorf("--rp-filter=%s: 0, 1 or 2", o.RPFilter))

@@ -113,6 +113,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.BoolVar(&o.KubeProxy, "kube-proxy", false, "keep kubeadm's kube-proxy")
 	f.BoolVar(&o.CoreDNS, "coredns", false, "keep kubeadm's CoreDNS")
 	f.BoolVar(&o.KubeletIPTables, "kubelet-iptables", false, "let the kubelet make its iptables rules (they drop foreign packets to 127.0.0.1, also to host ports)")
+	f.IntVar(&o.Zones, "zones", 0, "label the nodes with that many zones in turn; some end-to-end specs need 3")
 	f.StringVar(&o.RPFilter, "rp-filter", "", "the nodes' net.ipv4.conf.*.rp_filter: 0, 1 or 2 (default: the kernel's)")
 	f.StringVar(&o.IPForward, "ip-forward", "1", "the nodes' net.ipv4.ip_forward: 0 or 1")
 }

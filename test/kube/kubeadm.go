@@ -45,6 +45,9 @@ nodeRegistration:
   taints: []
   kubeletExtraArgs:
   - {name: node-ip, value: "{{.Address}}"}
+{{- if .Zone}}
+  - {name: node-labels, value: "topology.kubernetes.io/zone={{.Zone}}"}
+{{- end}}
 {{- if .Init}}
 ---
 apiVersion: kubeadm.k8s.io/v1beta4
@@ -81,11 +84,15 @@ mode: nftables
 `
 
 func (c *Cluster) kubeadmConfig(node string, init bool) (string, error) {
+	zone := ""
+	if n, err := number(node); err == nil && c.options.Zones > 0 {
+		zone = fmt.Sprintf("zone%d", (n-1)%c.options.Zones+1)
+	}
 	var out strings.Builder
 	err := template.Must(template.New("kubeadm").Parse(kubeadmConfig)).Execute(&out, map[string]any{
 		"Init": init, "Node": node, "Token": joinToken, "Address": nodeAddress(node), "Server": nodeAddress(controlPlane),
-		"IPTables": c.options.KubeletIPTables,
-		"Version":  cache.KubernetesVersion, "PodSubnet": c.options.PodSubnet,
+		"Zone": zone, "IPTables": c.options.KubeletIPTables,
+		"Version": cache.KubernetesVersion, "PodSubnet": c.options.PodSubnet,
 	})
 	return out.String(), err
 }
