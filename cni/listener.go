@@ -30,7 +30,7 @@ type listener struct {
 }
 
 func listen(path string) (*listener, error) {
-	if err := ownDirectory(filepath.Dir(path)); err != nil {
+	if err := OwnDirectory(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	temp := path + tempSuffix
@@ -63,10 +63,10 @@ func place(temp, path string) (os.FileInfo, error) {
 	return self, os.Rename(temp, path)
 }
 
-// ownDirectory makes the socket's directory ours: absent, it is created;
+// OwnDirectory makes the socket's directory ours: absent, it is created;
 // present, it must belong to our user and becomes 0700. A directory that is
 // obviously shared is refused rather than closed to others.
-func ownDirectory(dir string) error {
+func OwnDirectory(dir string) error {
 	shared := []string{"/", "/var/run", "/var/tmp", "/var/lib", "/usr/lib"}
 	if filepath.Dir(dir) == "/" || slices.Contains(shared, dir) {
 		return fmt.Errorf("cni socket directory %s is shared with others: use one of its own, such as %s", dir, filepath.Dir(wire.DefaultSocket))

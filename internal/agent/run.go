@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/agent/handover"
 	"github.com/netctl/netctl/internal/agent/probe"
 	"github.com/netctl/netctl/internal/agent/settings"
@@ -26,7 +27,8 @@ import (
 //	starting ──────────────────────────▶ waiting ───────▶ serving
 //	                                        ▲               │ a successor asks
 //	                                        └── retired ◀───┘
-//	                                     nobody serves any more
+//	                                     nobody serves any more: at once if the
+//	                                     successor failed or ended in order
 type process struct {
 	cfg   Config
 	log   *slog.Logger
@@ -46,6 +48,11 @@ type process struct {
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
+	}
+	// Before the seat is taken: an agent that cannot have its directory must not end
+	// one that serves.
+	if err := cni.OwnDirectory(cfg.StateDir); err != nil {
+		return fmt.Errorf("state directory: %w", err)
 	}
 	p := newProcess(cfg)
 	g, ctx := errgroup.WithContext(ctx)
@@ -91,25 +98,24 @@ func (p *process) terms(ctx context.Context) error {
 	if err := p.settle(ctx); err != nil {
 		return err
 	}
-	for ctx.Err() == nil {
-		// The one that serves is asked to give way only now, when nothing is left
-		// to find out that could keep us from serving.
-		seat, err := handover.Take(ctx, p.cfg.StateDir)
-		if err != nil {
-			return err
-		}
+	// The one that serves is asked to give way only now, when nothing is left to
+	// find out that could keep us from serving, as far as it can be known.
+	seat, err := handover.Take(ctx, p.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	for {
 		if err := errors.Join(p.term(ctx, seat), seat.Leave()); err != nil || ctx.Err() != nil {
 			return err
 		}
 		p.retired.Store(true)
 		p.log.Info("gave way to another agent of this node; waiting to be ended, or needed again")
-		if err := handover.AwaitVacancy(ctx, p.cfg.StateDir); err != nil {
+		if seat, err = seat.Retake(ctx); err != nil {
 			return err
 		}
 		p.retired.Store(false)
 		p.log.Warn("no other agent serves this node any more, so this one does again")
 	}
-	return nil
 }
 
 // term serves until the context ends or a successor asks.
@@ -130,6 +136,9 @@ func (p *process) term(ctx context.Context, seat *handover.Seat) (err error) {
 		return err
 	}
 	if err := a.restore(); err != nil {
+		return err
+	}
+	if err := seat.Serving(); err != nil {
 		return err
 	}
 	p.serving.Store(a)

@@ -33,21 +33,25 @@ type Config struct {
 // ErrServed is returned when an agent runs, which would make everything anew.
 var ErrServed = errors.New("an agent runs on this node and would undo this")
 
-// Run removes everything and goes on after errors, which are joined.
-func Run(cfg Config) error {
-	served, err := handover.Taken(cfg.StateDir)
-	if err != nil {
-		return err
-	}
-	if served && !cfg.Force {
+// Run removes everything and goes on after errors, which are joined. No agent can
+// begin to serve meanwhile.
+func Run(cfg Config) (err error) {
+	release, err := handover.Hold(cfg.StateDir)
+	switch {
+	case errors.Is(err, handover.ErrTaken) && cfg.Force:
+	case errors.Is(err, handover.ErrTaken):
 		return ErrServed
+	case err != nil:
+		return err
+	default:
+		defer func() { err = errors.Join(err, release()) }()
 	}
 	files, err := cni.Uninstall(cfg.Install)
 	for _, f := range files {
 		cfg.Removed(f)
 	}
 	errs := []error{err, cfg.pods(), cfg.node()}
-	for _, dir := range []string{cfg.StateDir, cfg.DataDir} {
+	for _, dir := range []string{cfg.DataDir, cfg.StateDir} { // the seat is in the last one
 		errs = append(errs, cfg.directory(dir))
 	}
 	return errors.Join(errs...)
@@ -114,7 +118,10 @@ func (cfg *Config) directory(dir string) error {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	err := os.RemoveAll(dir)
+	err := emptyDirectory(dir)
+	if err == nil {
+		err = os.RemoveAll(dir) // the lock's file with it
+	}
 	if errors.Is(err, syscall.EBUSY) {
 		if left, lerr := os.ReadDir(dir); lerr == nil && len(left) == 0 {
 			err = nil
@@ -125,4 +132,17 @@ func (cfg *Config) directory(dir string) error {
 	}
 	cfg.Removed("directory " + dir)
 	return nil
+}
+
+// emptyDirectory removes what is in a directory but the agent's lock, which holds
+// only while its file has a name.
+func emptyDirectory(dir string) error {
+	entries, err := os.ReadDir(dir)
+	errs := []error{err}
+	for _, e := range entries {
+		if !handover.IsLock(e.Name()) {
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -10,9 +10,12 @@
 //	 | locks the seat, serves                |
 //
 // The seat is a file lock, so it is free the moment that its holder dies,
-// whatever it was doing. A retired agent watches it: when nobody has had it for
-// Patience, its successor is not coming back by itself, and the retired one
-// serves again. What the agents hand on lies on disk and in the kernel
+// whatever it was doing. A retired agent watches it, and serves again at once when
+// its successor failed before it served, or ended in order without being asked;
+// when it just went, after Patience, for it is likely to be started anew. An agent
+// whose successor failed gives way to no other for a while, so that one that can
+// never start does not take the node's network down with every attempt. What the
+// holder has come to is written in the lock's file. What the agents hand on lies on disk and in the kernel
 // (persistent TUNs, records, the flow table); this package only says whose turn
 // it is.
 //
@@ -24,11 +27,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -42,11 +47,23 @@ const (
 	leaveTime = 30 * time.Second
 	// pollTime is how often a seat is looked at that nobody answers for.
 	pollTime = 100 * time.Millisecond
+	// An agent whose successor failed stays for firstStay; each further failure in
+	// a row doubles that, up to lastStay.
+	firstStay = time.Minute
+	lastStay  = 10 * time.Minute
 
 	lockName   = "agent.lock"
 	socketName = "handover.sock"
 	request    = "give way\n"
 	answer     = "left\n"
+)
+
+// What the holder of the seat has come to, as the lock's file has it.
+const (
+	marksTaken   = "taken"    // it starts; once the seat is free, it has failed
+	marksServing = "serving"  // once the seat is free, it has died
+	marksEnded   = "ended"    // it left, and nobody had asked
+	marksGaveWay = "gave way" // it left for a successor
 )
 
 // ErrStays is returned when the holder of the seat was asked and does not leave.
@@ -55,6 +72,10 @@ var ErrStays = errors.New("the agent that runs on this node does not give way")
 // Seat is the right to be the node's agent. It is given back by Leave, or by the
 // end of the process.
 type Seat struct {
+	dir      string
+	stay     time.Duration // since began, nobody is listened to
+	began    time.Time
+	serving  atomic.Bool
 	lock     *os.File
 	listener *net.UnixListener
 	asked    chan struct{} // closed at the first request
@@ -74,7 +95,7 @@ func Take(ctx context.Context, dir string) (*Seat, error) {
 	for {
 		lock, err := tryLock(dir)
 		if err == nil {
-			return occupy(dir, lock)
+			return occupy(dir, lock, 0)
 		}
 		if !errors.Is(err, errTaken) {
 			return nil, err
@@ -91,22 +112,32 @@ func Take(ctx context.Context, dir string) (*Seat, error) {
 }
 
 // occupy listens for successors. It owns the lock.
-func occupy(dir string, lock *os.File) (*Seat, error) {
+func occupy(dir string, lock *os.File, stay time.Duration) (*Seat, error) {
+	if err := mark(lock, marksTaken); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	path := filepath.Join(dir, socketName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("take the agent's seat: %w", err), lock.Close())
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}) // the directory keeps others out
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}) // the agent's directory is its own
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("take the agent's seat: %w", err), lock.Close())
 	}
-	s := &Seat{lock: lock, listener: l, asked: make(chan struct{}), left: make(chan struct{})}
+	s := &Seat{dir: dir, stay: stay, began: time.Now(), lock: lock, listener: l, asked: make(chan struct{}), left: make(chan struct{})}
 	s.work.Go(s.listen)
 	return s, nil
 }
 
 // Asked is closed when a successor wants the seat.
 func (s *Seat) Asked() <-chan struct{} { return s.asked }
+
+// Serving is to be called once nothing is left that could keep the holder from
+// serving.
+func (s *Seat) Serving() error {
+	s.serving.Store(true)
+	return mark(s.lock, marksServing)
+}
 
 // Leave gives the seat back, and then tells those who asked for it. Everything
 // that only one agent may hold must be let go of before. It returns when nothing
@@ -116,11 +147,24 @@ func (s *Seat) Leave() error {
 	s.once.Do(func() {
 		// The socket's file goes first: once the seat is free the next holder's
 		// socket may have that name.
-		err = errors.Join(s.listener.Close(), s.lock.Close())
+		err = errors.Join(s.listener.Close(), s.markEnd(), s.lock.Close())
 		close(s.left)
 	})
 	s.work.Wait()
 	return err
+}
+
+// markEnd writes why the seat becomes free.
+func (s *Seat) markEnd() error {
+	select {
+	case <-s.asked:
+		return mark(s.lock, marksGaveWay)
+	default:
+	}
+	if !s.serving.Load() {
+		return nil // as it is: failed
+	}
+	return mark(s.lock, marksEnded)
 }
 
 // listen answers those who ask, until Leave.
@@ -137,6 +181,10 @@ func (s *Seat) listen() {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
+			continue
+		}
+		if time.Since(s.began) < s.stay {
+			_ = conn.Close() // it will ask again
 			continue
 		}
 		s.work.Go(func() {
@@ -176,51 +224,89 @@ func ask(ctx context.Context, dir string) error {
 	return nil
 }
 
-// AwaitVacancy returns when nobody has had the seat in dir for Patience, or with
-// an error when the context ends.
-func AwaitVacancy(ctx context.Context, dir string) error {
-	const every = time.Second
-	ticker := time.NewTicker(every)
+// Retake returns when the seat, which was left, is ours again because nobody else
+// serves, or with an error when the context ends.
+func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
+	ticker := time.NewTicker(pollTime)
 	defer ticker.Stop()
 	since := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		case now := <-ticker.C:
-			lock, err := tryLock(dir)
-			switch {
-			case errors.Is(err, errTaken):
+			lock, err := tryLock(s.dir)
+			if errors.Is(err, errTaken) {
 				since = now
-			case err != nil: // the directory may be gone: then so is the seat
-				return err
-			default:
-				// Whoever takes the seat in this very moment tries again.
-				if err := lock.Close(); err != nil {
-					return err
-				}
-				if now.Sub(since) >= Patience {
-					return nil
-				}
+				continue
+			}
+			if err != nil { // such as that the directory is gone, and with it what there was to serve
+				return nil, err
+			}
+			what, err := read(lock)
+			if err != nil {
+				return nil, errors.Join(err, lock.Close())
+			}
+			switch {
+			case what == marksTaken:
+				return occupy(s.dir, lock, min(max(2*s.stay, firstStay), lastStay))
+			case what == marksEnded || now.Sub(since) >= Patience:
+				return occupy(s.dir, lock, 0)
+			}
+			// Whoever takes the seat in this very moment tries again.
+			if err := lock.Close(); err != nil {
+				return nil, err
 			}
 		}
 	}
 }
 
-// Taken reports whether an agent has the seat in dir.
-func Taken(dir string) (bool, error) {
-	if _, err := os.Stat(filepath.Join(dir, lockName)); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	lock, err := tryLock(dir)
-	if errors.Is(err, errTaken) {
-		return true, nil
+// mark writes what the holder of the lock has come to.
+func mark(lock *os.File, what string) error {
+	err := lock.Truncate(0)
+	if err == nil {
+		_, err = lock.WriteAt([]byte(what), 0)
 	}
 	if err != nil {
-		return false, err
+		return fmt.Errorf("write the state of the agent's seat: %w", err)
 	}
-	return false, lock.Close()
+	return nil
 }
+
+// read returns what the last holder of the lock has come to.
+func read(lock *os.File) (string, error) {
+	buf := make([]byte, len(marksGaveWay)+1)
+	n, err := lock.ReadAt(buf, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read the state of the agent's seat: %w", err)
+	}
+	return string(buf[:n]), nil
+}
+
+// ErrTaken is returned when an agent has the seat.
+var ErrTaken = errors.New("an agent has the seat")
+
+// Hold keeps the seat in dir from agents without being one, until release, which
+// leaves the lock's file behind, empty. It fails with ErrTaken when an agent has it.
+// Where there is no directory there is nothing to hold.
+func Hold(dir string) (release func() error, err error) {
+	lock, err := tryLock(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return func() error { return nil }, nil
+	case errors.Is(err, errTaken):
+		return nil, ErrTaken
+	case err != nil:
+		return nil, err
+	}
+	if err := mark(lock, ""); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock.Close, nil
+}
+
+// IsLock reports whether a file of the directory is the lock that Hold has.
+func IsLock(name string) bool { return name == lockName }
 
 // errTaken: somebody has the seat.
 var errTaken = errors.New("taken")

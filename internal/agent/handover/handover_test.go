@@ -213,31 +213,36 @@ func TestStrangersAreIgnored(t *testing.T) {
 }
 
 // A retired agent serves again when nobody has for Patience, not when there was
-// only a moment between two.
-func TestAwaitVacancy(t *testing.T) {
+// only a moment between two that were killed.
+func TestRetakeAfterDeaths(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		began := time.Now()
-		lock, err := tryLock(dir)
-		if err != nil {
-			t.Fatal(err)
+		holder := func() *os.File {
+			lock, err := tryLock(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := mark(lock, marksServing); err != nil {
+				t.Fatal(err)
+			}
+			return lock
 		}
+		lock := holder()
 		go func() {
 			time.Sleep(30*time.Second + time.Millisecond)
 			_ = lock.Close()
 			time.Sleep(Patience / 2) // its container is started anew
-			lock, err := tryLock(dir)
-			if err != nil {
-				t.Error(err)
-				return
-			}
+			lock := holder()
 			time.Sleep(time.Minute)
 			_ = lock.Close()
 		}()
-		if err := AwaitVacancy(t.Context(), dir); err != nil {
+		s, err := (&Seat{dir: dir}).Retake(t.Context())
+		if err != nil {
 			t.Fatal(err)
 		}
+		leave(t, s)
 		free := began.Add(30*time.Second + Patience/2 + time.Minute)
 		if waited := time.Since(free); waited < Patience-2*time.Second || waited > Patience+2*time.Second {
 			t.Errorf("waited %v for a seat that was free, want %v", waited, Patience)
@@ -245,11 +250,100 @@ func TestAwaitVacancy(t *testing.T) {
 	})
 }
 
-func TestAwaitVacancyEnds(t *testing.T) {
+// Whose successor fails before it serves has the seat back at once, and keeps it
+// for a time that grows until one succeeds.
+func TestRetakeAfterFailures(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := take(t, dir)
+	succeed := func() *Seat {
+		next := make(chan *Seat)
+		go func() {
+			n, err := Take(t.Context(), dir)
+			if err != nil {
+				t.Error(err)
+			}
+			next <- n
+		}()
+		<-s.Asked()
+		leave(t, s)
+		return <-next
+	}
+	retake := func(stay time.Duration) {
+		t.Helper()
+		began := time.Now()
+		again, err := s.Retake(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { leave(t, again) })
+		if again.stay != stay {
+			t.Errorf("stays for %v, want %v", again.stay, stay)
+		}
+		if waited := time.Since(began); waited >= Patience {
+			t.Errorf("waited %v", waited)
+		}
+		s = again
+	}
+	n := succeed()
+	if n == nil {
+		return
+	}
+	leave(t, n) // without Serving
+	s.stay = 4 * time.Minute
+	retake(8 * time.Minute)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 3*pollTime)
+	defer cancel()
+	if _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("gave way during its stay: %v", err)
+	}
+	select {
+	case <-s.Asked():
+		t.Error("heard a successor during its stay")
+	default:
+	}
+	leave(t, s) // ends while nobody has asked, and has not served: failed
+	retake(lastStay)
+	if err := s.Serving(); err != nil {
+		t.Fatal(err)
+	}
+	leave(t, s) // in order
+	retake(0)
+}
+
+func TestRetakeEnds(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := AwaitVacancy(ctx, t.TempDir()); !errors.Is(err, context.Canceled) {
+	if _, err := (&Seat{dir: t.TempDir()}).Retake(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// While the seat is held nobody serves; a seat that is served is not held.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := take(t, dir)
+	if _, err := Hold(dir); !errors.Is(err, ErrTaken) {
+		t.Errorf("held beside an agent: %v", err)
+	}
+	leave(t, s)
+	release, err := Hold(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*pollTime)
+	defer cancel()
+	if _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("taken while it is held: %v", err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	take(t, dir)
+	if _, err := Hold(filepath.Join(dir, "none")); err != nil {
+		t.Errorf("of no directory: %v", err)
 	}
 }
