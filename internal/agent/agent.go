@@ -270,15 +270,16 @@ func (a *Agent) openPorts() error {
 	if err != nil {
 		return err
 	}
+	limits := nodeport.LimitsFor(files)
 	outside, inbound := a.router.NewInputs(NetstackPort), a.router.NewInputs(InboundPort)
 	a.stack, err = netstack.New(netstack.Config{
 		Out: func(buf []byte) { outside.Deliver(buf) }, Inbound: func(buf []byte) { inbound.Deliver(buf) }, MTU: a.mtu, Logger: a.log,
-		Serve: a.serveTCP, Refuse: a.refuseEgress, Files: files,
+		Serve: a.serveTCP, Refuse: a.refuseEgress, Files: files - limits.Files(),
 	})
 	if err != nil {
 		return fmt.Errorf("start the network stack for sockets: %w", err)
 	}
-	a.sockets = a.nodeSockets()
+	a.sockets = a.nodeSockets(limits)
 	answers := NewResolverPort(a.resolver, a.router.NewInputs(DNSPort))
 	a.fixed = []LocalPort{
 		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: HostInterface, MTU: a.mtu},

@@ -16,7 +16,7 @@ import (
 )
 
 // nodeSockets are the sockets that this node listens on for Services and pods.
-func (a *Agent) nodeSockets() *nodeport.Server {
+func (a *Agent) nodeSockets(limits nodeport.Limits) *nodeport.Server {
 	return nodeport.New(nodeport.Config{
 		Pick: a.pick, Has: a.stays, Place: a.place, Router: a.routerAddr, Dial: a.stack.Dial,
 		Datagrams: func(src, dst netip.AddrPort, receive func([]byte)) (nodeport.Flow, error) {
@@ -26,7 +26,7 @@ func (a *Agent) nodeSockets() *nodeport.Server {
 			}
 			return f, nil
 		},
-		Logger: a.log,
+		Limits: limits, Logger: a.log,
 	})
 }
 
@@ -63,9 +63,10 @@ func (a *Agent) stays(dst netip.AddrPort, proto model.Protocol, backend netip.Ad
 
 // place is what an address is to this node.
 func (a *Agent) place(addr netip.Addr) nodeport.Place {
-	rt, ok := a.router.Tables().Routes.Lookup(addr)
+	t := a.router.Tables()
+	rt, ok := t.Routes.Lookup(addr)
 	switch {
-	case !ok || rt.Port == NetstackPort:
+	case !ok || t.Outside(packet.AddrFrom(addr)): // unlike the name server, whose route is that of the outside
 		return nodeport.PlaceOutside
 	case rt.HostAddress && rt.Peer != 0:
 		return nodeport.PlacePeer

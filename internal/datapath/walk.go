@@ -122,11 +122,11 @@ func (in *Input) guarded(from *PortEntry, src packet.Addr) bool {
 	case KindNetstack:
 		return t.route(src).Port == in.id
 	case KindInbound:
-		return t.outside(src) || src == t.routerAddr(src) || t.route(src).HostAddress
+		return t.Outside(src) || src == t.routerAddr(src) || t.route(src).HostAddress
 	case KindDNS:
 		return t.isDNS(src)
 	case KindHost:
-		return !from.Foreign || slices.Contains(from.Addrs, src) || t.outside(src)
+		return !from.Foreign || slices.Contains(from.Addrs, src) || t.Outside(src)
 	default:
 		return true
 	}
@@ -186,7 +186,7 @@ func (in *Input) unjudged(from *PortEntry, ref flow.Ref, known bool) Drop {
 // question hands a DNS question to the node's own name server. It needs no
 // flow: the answer finds its way by its destination.
 func (in *Input) question(from *PortEntry) Drop {
-	if from.Kind == KindOverlay || from.Kind == KindInbound || from.Foreign && in.tables.outside(in.pkt.Tuple.Src) {
+	if from.Kind == KindOverlay || from.Kind == KindInbound || from.Foreign && in.tables.Outside(in.pkt.Tuple.Src) {
 		return DropTransit // every node answers its own, and nobody outside
 	}
 	if from.Kind == KindPod && in.tables.Policy.Egress(&in.pkt.Tuple) != policy.Allow {
@@ -222,7 +222,7 @@ func (in *Input) open(from *PortEntry) Drop {
 
 // service is step 4: it replaces a virtual address by a backend.
 func (in *Input) service(from *PortEntry, c *conn) Drop {
-	if from.Kind == KindOverlay || from.Kind == KindInbound || from.Foreign && in.tables.outside(c.orig.Src) {
+	if from.Kind == KindOverlay || from.Kind == KindInbound || from.Foreign && in.tables.Outside(c.orig.Src) {
 		return DropNone // translated on the node that it came from, by the listener or by the kernel
 	}
 	t := in.tables
@@ -296,7 +296,7 @@ func (in *Input) judge(c *conn) (PortID, Drop) {
 	if out.Kind == KindPod && t.Policy.Ingress(&c.wire) != policy.Allow { // 7
 		return NoPort, DropIngressPolicy
 	}
-	if client.Kind == KindInbound && out.Kind == KindOverlay && t.outside(c.wire.Src) {
+	if client.Kind == KindInbound && out.Kind == KindOverlay && t.Outside(c.wire.Src) {
 		c.flags |= flow.FlagWrapped // no peer may send from that address
 	}
 	return rt.Port, DropNone
@@ -314,7 +314,7 @@ func (t *Tables) carries(c *conn, rt *Route) bool {
 	case KindOverlay:
 		return c.flags&flow.FlagWrapped == 0 || out == KindPod
 	case KindHost:
-		return out == KindPod || !t.outside(c.orig.Src)
+		return out == KindPod || !t.Outside(c.orig.Src)
 	default:
 		return true
 	}
@@ -433,7 +433,7 @@ func (in *Input) disowned(c *conn) Drop {
 	case client.Kind == KindInbound, client.Kind == KindHost:
 		ok = client.admits(c.orig.Src) && in.guarded(client, c.orig.Src)
 	case client.Kind == KindOverlay && c.flags&flow.FlagWrapped != 0:
-		if ok = t.outside(c.orig.Src); ok && t.PeerNumbers[viaOf(c.frontSlot, c.frontGen)] == 0 {
+		if ok = t.Outside(c.orig.Src); ok && t.PeerNumbers[viaOf(c.frontSlot, c.frontGen)] == 0 {
 			return DropNoPeer
 		}
 	}

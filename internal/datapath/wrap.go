@@ -60,8 +60,8 @@ func (t *Tables) peer(n uint32) Peer {
 	return t.Peers[n]
 }
 
-// outside reports whether a is outside the cluster, for sure.
-func (t *Tables) outside(a packet.Addr) bool {
+// Outside reports whether a is outside the cluster, for sure.
+func (t *Tables) Outside(a packet.Addr) bool {
 	return t.Netstack != NoPort && t.route(a).Port == t.Netstack && !t.isDNS(a)
 }
 
@@ -91,7 +91,7 @@ func (in *Input) guardUnwrapped() Drop {
 	if t.route(p.Tuple.Src).Peer == in.via {
 		return DropNone // it must belong to a flow: see unjudged
 	}
-	if !t.outside(p.Tuple.Src) {
+	if !t.Outside(p.Tuple.Src) {
 		return DropSpoofedSource
 	}
 	switch to := t.route(p.Tuple.Dst); {
@@ -127,7 +127,7 @@ func (in *Input) belongs(from *PortEntry) bool {
 // are, if they may still: see disowned.
 func (in *Input) clientPort(c *conn, e *flow.Entry, reverse bool) PortID {
 	t := in.tables
-	if c.flags&(flow.FlagInbound|flow.FlagWrapped) == 0 && !t.outside(c.orig.Src) {
+	if c.flags&(flow.FlagInbound|flow.FlagWrapped) == 0 && !t.Outside(c.orig.Src) {
 		return t.route(c.orig.Src).Port
 	}
 	if reverse {

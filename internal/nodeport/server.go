@@ -39,6 +39,25 @@ type Limits struct {
 	Flows, FlowsPerClient int // UDP flows; default 16384, 4096
 }
 
+// LimitsFor returns limits for a process that may have so many files open: the
+// defaults, or less, so that clients cannot take more than half of them. Every
+// connection and every flow may have two.
+func LimitsFor(files int) Limits {
+	var l Limits
+	l.setDefaults()
+	whole := max(1, files/8)
+	if whole < l.Conns {
+		l.Conns, l.ConnsPerClient = whole, max(1, whole*3/4)
+	}
+	if whole < l.Flows {
+		l.Flows, l.FlowsPerClient = whole, max(1, whole/4)
+	}
+	return l
+}
+
+// Files is how many descriptors the limits allow clients to take.
+func (l Limits) Files() int { return 2 * (l.Conns + l.Flows) }
+
 func (l *Limits) setDefaults() {
 	l.Conns = cmp.Or(l.Conns, 16384)
 	l.ConnsPerClient = cmp.Or(l.ConnsPerClient, 12288)

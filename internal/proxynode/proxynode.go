@@ -139,9 +139,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	limits := nodeport.LimitsFor(files)
 	n.stack, err = netstack.New(netstack.Config{
 		Out: n.send, Translate: n.translate, Holds: n.holds, Refuse: func(netip.Addr) error { return nil }, // translate has seen to it
-		MTU: cfg.MTU, Files: files, Logger: cfg.Log,
+		MTU: cfg.MTU, Files: files - limits.Files(), Logger: cfg.Log,
 		Limits: netstack.Limits{DialsPerPod: dialsPerClient, ConnsPerPod: connsPerClient, FlowsPerPod: flowsPerClient},
 	})
 	if err != nil {
@@ -149,7 +150,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer n.stack.Close()
 	n.sockets = nodeport.New(nodeport.Config{
-		Pick: n.pick, Has: n.has, Logger: cfg.Log,
+		Pick: n.pick, Has: n.has, Limits: limits, Logger: cfg.Log,
 		Place: func(netip.Addr) nodeport.Place { return nodeport.PlaceOutside }, // everything is reached from the host's own sockets
 	})
 	defer n.sockets.Close()
