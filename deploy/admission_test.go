@@ -135,7 +135,7 @@ func TestAgentsWriteTheirOwnOnly(t *testing.T) {
 		{name: "block without a node in the token", as: unbound, args: create, stdin: fmt.Sprintf(block, "198-18-9-0-24", "198.18.9.0/24", node), denied: "Blocks of its own node only"},
 		{name: "the largest block", args: create, stdin: fmt.Sprintf(block, "198-18-0-0-20", "198.18.0.0/20", node)},
 		{name: "a block of many nodes' size", args: create, stdin: fmt.Sprintf(block, "198-18-0-0-19", "198.18.0.0/19", node), denied: "Blocks of /20 or smaller"},
-		{name: "an IPv6 block of many nodes' size", args: create, stdin: fmt.Sprintf(block, "2001-db8----63", "2001:db8::/63", node), denied: "of IPv6 of /64 or smaller"},
+		{name: "an IPv6 block of many nodes' size", args: create, stdin: fmt.Sprintf(block, "2001-db8---63", "2001:db8::/63", node), denied: "of IPv6 of /64 or smaller"},
 		{name: "change a block", args: []string{"patch", "block", "198-18-3-0-24", "--type=merge", "-p", `{"spec":{"node":"x"}}`}, denied: "forbidden"},
 		{name: "delete an own block", args: []string{"delete", "block", "198-18-3-0-24"}},
 		{name: "delete a block of a node that is gone", args: []string{"delete", "block", "198-18-1-0-24"}},
