@@ -154,13 +154,11 @@ func (a *Agent) apply(out Output) error {
 		return errors.Join(errs...)
 	}
 	if err := a.host.Configure(kernel.Interface{
-		Name: HostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu), Addresses: out.HostAddrs,
+		Name: HostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu),
+		Addresses: out.HostAddrs, Routes: out.HostRoutes, // pods and services
 		OnOptional: func(err error) { a.log.Debug("optional setting of netctl0 not made", "error", err) },
 	}); err != nil {
 		errs = append(errs, fmt.Errorf("configure %s: %w", HostInterface, err))
-	}
-	if err := kernel.ApplyRoutes(a.host.Index(), out.HostRoutes); err != nil {
-		errs = append(errs, fmt.Errorf("route pods and services to %s: %w", HostInterface, err))
 	}
 	if _, err := a.applySockets(); err != nil {
 		errs = append(errs, fmt.Errorf("listen on the node's ports: %w", err))

@@ -22,7 +22,8 @@ type Interface struct {
 	// Addresses are added without duplicate address detection. IPv6 is
 	// touched only when one of them is IPv6.
 	Addresses []netip.Prefix
-	// Routes are the interface's; see DefaultRoutes.
+	// Routes are all that the interface has of ours: Configure takes others away,
+	// also when there are none here. See DefaultRoutes.
 	Routes []Route
 	// Persist makes the TUN persistent as the very last step.
 	Persist bool

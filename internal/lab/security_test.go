@@ -79,6 +79,27 @@ func TestWireCarriesWireGuardOnly(t *testing.T) {
 	}
 }
 
+// The node's routes to pods stand through every change: in a moment without them
+// its packets to pods would leave by its default route, in plain text.
+func TestRoutesStandThroughChanges(t *testing.T) {
+	t.Parallel()
+	l := up(t, Config{}, podYAML("first", "node1"))
+	var seen string
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		seen, _ = l.withOutput("node1", "timeout", "4", "ip", "monitor", "route") // it is ended by force
+	}()
+	time.Sleep(captureTail)
+	for _, name := range []string{"second", "third"} {
+		apply(t, l, podYAML(name, "node1"), podYAML(name+"-far", "node2"))
+	}
+	<-watched
+	if strings.Contains(seen, "Deleted") {
+		t.Errorf("pods came, and routes went meanwhile:\n%s", seen)
+	}
+}
+
 // A node without a key gets nothing, not even in plain text, and who speaks to
 // it is not left to time out in silence.
 func TestPeerWithoutKeyFailsClosed(t *testing.T) {

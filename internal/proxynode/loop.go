@@ -84,10 +84,7 @@ func (n *node) turn(state *model.State) error {
 // somebody else has are no failure of ours; they are tried again with every turn.
 func (n *node) apply(out *Output) (taken []string, err error) {
 	var errs []error
-	if err := n.device.Configure(kernel.Interface{Name: deviceName, MTU: n.cfg.MTU, TxQueueLen: txQueueLen}); err != nil {
-		errs = append(errs, err)
-	}
-	if err := kernel.ApplyRoutes(n.device.Index(), out.Routes); err != nil {
+	if err := n.device.Configure(kernel.Interface{Name: deviceName, MTU: n.cfg.MTU, TxQueueLen: txQueueLen, Routes: out.Routes}); err != nil {
 		errs = append(errs, fmt.Errorf("route services to %s: %w", deviceName, err))
 	}
 	err = n.sockets.Apply(out.Listeners)
