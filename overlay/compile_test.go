@@ -197,10 +197,15 @@ func TestCompile(t *testing.T) {
 				Nodes: []*model.Node{self(), n(2), n(3), n(4)},
 				Blocks: []model.Block{
 					{CIDR: prefix("10.244.0.0/25"), Node: "n1"},
-					{CIDR: prefix("10.244.1.0/25"), Node: "n2"}, {CIDR: prefix("fd00:10:244::80/121"), Node: "n2"}, {CIDR: prefix("10.9.2.0/24"), Node: "n2"},
+					{CIDR: prefix("10.244.1.0/25"), Node: "n2"},
+					{CIDR: prefix("fd00:10:244::80/121"), Node: "n2"},
+					{CIDR: prefix("10.9.2.0/24"), Node: "n2"},
 					{CIDR: prefix("10.244.1.128/25"), Node: "n3"},
-					{CIDR: prefix("10.244.0.0/16"), Node: "n4"}, {CIDR: prefix("10.244.1.130/32"), Node: "n4"},
-					{CIDR: prefix("fd00:10:244::/64"), Node: "n4"}, {CIDR: prefix("10.9.2.0/25"), Node: "n4"}, {CIDR: prefix("10.9.0.0/16"), Node: "n4"},
+					{CIDR: prefix("10.244.0.0/16"), Node: "n4"},
+					{CIDR: prefix("10.244.1.130/32"), Node: "n4"},
+					{CIDR: prefix("fd00:10:244::/64"), Node: "n4"},
+					{CIDR: prefix("10.9.2.0/25"), Node: "n4"},
+					{CIDR: prefix("10.9.0.0/16"), Node: "n4"},
 				},
 				BlockPools: []model.BlockPool{
 					{CIDR: prefix("10.9.0.0/16"), Bits: 24}, {CIDR: prefix("10.9.0.0/16"), Bits: 25}, // a pool of its own size before the usual one

@@ -5,8 +5,7 @@ import "testing"
 // Whatever clients do, half of the files are left.
 func TestLimitsFor(t *testing.T) {
 	t.Parallel()
-	var defaults Limits
-	defaults.setDefaults()
+	defaults := Limits{}.withDefaults()
 	if got := LimitsFor(1 << 20); got != defaults {
 		t.Errorf("of many files: %+v, want the defaults", got)
 	}

@@ -43,8 +43,7 @@ type Limits struct {
 // defaults, or less, so that clients cannot take more than half of them. Every
 // connection and every flow may have two.
 func LimitsFor(files int) Limits {
-	var l Limits
-	l.setDefaults()
+	l := Limits{}.withDefaults()
 	whole := max(1, files/8)
 	if whole < l.Conns {
 		l.Conns, l.ConnsPerClient = whole, max(1, whole*3/4)
@@ -58,11 +57,12 @@ func LimitsFor(files int) Limits {
 // Files is how many descriptors the limits allow clients to take.
 func (l Limits) Files() int { return 2 * (l.Conns + l.Flows) }
 
-func (l *Limits) setDefaults() {
+func (l Limits) withDefaults() Limits {
 	l.Conns = cmp.Or(l.Conns, 16384)
 	l.ConnsPerClient = cmp.Or(l.ConnsPerClient, 12288)
 	l.Flows = cmp.Or(l.Flows, 16384)
 	l.FlowsPerClient = cmp.Or(l.FlowsPerClient, 4096)
+	return l
 }
 
 // Stats is a copy of the counters and gauges.
@@ -121,7 +121,7 @@ type socket interface {
 
 // New makes a Server without listeners. The caller owes it Run or Close.
 func New(cfg Config) *Server {
-	cfg.Limits.setDefaults()
+	cfg.Limits = cfg.Limits.withDefaults()
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
