@@ -135,7 +135,7 @@ func TestInterruptLeavesNothing(t *testing.T) {
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) // as a terminal does
 			start := time.Now()
 			err := cmd.Wait()
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > 30*time.Second {
 				t.Errorf("%v ended %s after it was told to", args, took)
 			}
 			if err == nil && args[0] == "up" { // it was done before

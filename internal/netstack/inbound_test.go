@@ -76,14 +76,32 @@ func (n *network) mustDialInto(t testing.TB, src, dst netip.AddrPort) net.Conn {
 	return c
 }
 
+// sizes remembers the largest of the packets that it is shown, from any goroutine.
+type sizes struct {
+	mu      sync.Mutex
+	largest int // guarded by mu
+}
+
+func (s *sizes) see(buf []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.largest = max(s.largest, len(buf))
+}
+
+func (s *sizes) max() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.largest
+}
+
 func TestDialKeepsTheClient(t *testing.T) {
 	t.Parallel()
 	for _, f := range families(t) {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			n := inbound(t, nil)
-			largest := 0
-			n.pod.watch(func(buf []byte) { largest = max(largest, len(buf)) }) // one connection: one goroutine at a time sends data
+			var largest sizes
+			n.pod.watch(largest.see)
 			up, down := pattern(bulk), pattern(bulk + 1)[1:]
 			seen, got := make(chan string, 1), make(chan [32]byte, 1)
 			n.serveTCP(t, f, 80, func(c *gonet.TCPConn) {
@@ -118,8 +136,8 @@ func TestDialKeepsTheClient(t *testing.T) {
 				t.Error("what was sent is not what the pod got")
 			}
 			n.pod.watch(nil)
-			if largest < 32<<10 || largest > packet.MaxSize {
-				t.Errorf("largest packet towards the pod has %d bytes, want a super-packet", largest)
+			if got := largest.max(); got < 32<<10 || got > packet.MaxSize {
+				t.Errorf("largest packet towards the pod has %d bytes, want a super-packet", got)
 			}
 			c.Close()
 			eventually(t, "connection is given back", func() bool { return n.stack.Stats().InboundConns == 0 })

@@ -73,15 +73,15 @@ func TestTCPSuperPackets(t *testing.T) {
 	f := families(t)[0]
 	port := listen(t, f, func(c *net.TCPConn) { _, _ = c.Write(pattern(bulk)) })
 	n := start(t, nil)
-	largest := 0
-	n.pod.watch(func(buf []byte) { largest = max(largest, len(buf)) }) // one connection: one goroutine at a time sends data
+	var largest sizes
+	n.pod.watch(largest.see)
 	c := n.mustDial(t, f, port)
 	if _, err := io.Copy(io.Discard, c); err != nil {
 		t.Fatal(err)
 	}
 	n.pod.watch(nil)
-	if largest < 32<<10 || largest > packet.MaxSize {
-		t.Errorf("largest packet towards the pod has %d bytes, want a super-packet", largest)
+	if got := largest.max(); got < 32<<10 || got > packet.MaxSize {
+		t.Errorf("largest packet towards the pod has %d bytes, want a super-packet", got)
 	}
 }
 
