@@ -129,8 +129,13 @@ func quantile[T float64 | time.Duration](all []T, q float64) T {
 	return sorted[min(max(i, 1), len(sorted))-1]
 }
 
-// ratio prints ours against theirs by their medians.
+// ratio prints ours against theirs, which took turns: the median over the pairs,
+// so that a machine whose speed drifts does not decide it.
 func (s *speed) ratio(name string, ours, theirs []time.Duration) {
-	a, b := ms(quantile(ours, 0.5)), ms(quantile(theirs, 0.5))
-	fmt.Fprintf(s.out, "ratio %s %.3f ours=%.4g theirs=%.4g unit=ms\n", name, a/b, a, b)
+	ratios := make([]float64, 0, len(ours))
+	for i := range min(len(ours), len(theirs)) {
+		ratios = append(ratios, ours[i].Seconds()/theirs[i].Seconds())
+	}
+	fmt.Fprintf(s.out, "ratio %s %.3f ours=%.4g theirs=%.4g unit=ms\n",
+		name, quantile(ratios, 0.5), ms(quantile(ours, 0.5)), ms(quantile(theirs, 0.5)))
 }

@@ -47,11 +47,16 @@ func newPod(name, node string, args ...string) object {
 	return object{"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": name, "labels": object{"app": "speed"}}, "spec": spec}
 }
 
-// starts are the durations of pod starts in one cluster.
+// rounds are the durations of all rounds in one cluster: the medians over their
+// pods, all of them, the mean of their sandboxes, and the node's processor time
+// for starts and ends.
+type rounds struct{ each, process, all, sandbox, processor []time.Duration }
+
+// starts are the durations of the pods of one round.
 type starts struct {
 	each    []time.Duration // of every pod, scheduled to Running
 	process []time.Duration // of every pod, scheduled to the start of its process
-	all     []time.Duration // of every round, the first scheduled to the last Running
+	all     []time.Duration // one: the first scheduled to the last Running
 }
 
 // pods compares how long pods take from the event that says that they are
@@ -72,7 +77,7 @@ func (s *speed) pods(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, theirs.down()) }()
 	for _, part := range []struct{ size, rounds int }{
 		{1, pick(s, 3, 20)},
-		{pick(s, 10, 50), pick(s, 1, 3)},
+		{pick(s, 10, 50), pick(s, 1, 5)},
 	} {
 		if err := comparePods(ctx, ours, theirs, part.size, part.rounds); err != nil {
 			return err
@@ -81,13 +86,16 @@ func (s *speed) pods(ctx context.Context) (err error) {
 	return nil
 }
 
-func comparePods(ctx context.Context, ours, theirs *cluster, size, rounds int) error {
-	var took [2]starts
-	var sandboxes [2]sandboxes
+func comparePods(ctx context.Context, ours, theirs *cluster, size, n int) error {
+	var took [2]rounds
 	clusters := []*cluster{ours, theirs}
-	for round := -1; round < rounds; round++ { // the first one warms up
+	for round := -1; round < n; round++ { // the first one warms up
 		for i, c := range clusters {
 			before, err := c.sandboxes(ctx)
+			if err != nil {
+				return err
+			}
+			busy, err := c.processor(ctx)
 			if err != nil {
 				return err
 			}
@@ -99,13 +107,18 @@ func comparePods(ctx context.Context, ours, theirs *cluster, size, rounds int) e
 			if err != nil {
 				return err
 			}
+			used, err := c.processor(ctx)
+			if err != nil {
+				return err
+			}
 			if round < 0 {
 				continue
 			}
-			took[i].each, took[i].all = append(took[i].each, st.each...), append(took[i].all, st.all...)
-			took[i].process = append(took[i].process, st.process...)
-			sandboxes[i].seconds += after.seconds - before.seconds
-			sandboxes[i].count += after.count - before.count
+			took[i].processor = append(took[i].processor, used-busy)
+			took[i].all = append(took[i].all, st.all...)
+			took[i].each = append(took[i].each, quantile(st.each, 0.5))
+			took[i].process = append(took[i].process, quantile(st.process, 0.5))
+			took[i].sandbox = append(took[i].sandbox, after.since(before))
 			fmt.Fprintf(c.log, "speed: %s %d pods in %s, each %s\n", c.name, size, st.all[0], quantile(st.each, 0.5))
 		}
 	}
@@ -115,9 +128,21 @@ func comparePods(ctx context.Context, ours, theirs *cluster, size, rounds int) e
 	if size > 1 {
 		ours.ratio(name+"-all", took[0].all, took[1].all)
 	}
-	a, b := sandboxes[0].mean(), sandboxes[1].mean()
-	fmt.Fprintf(ours.out, "ratio kube-sandbox-%d %.3f ours=%.4g theirs=%.4g unit=ms\n", size, a/b, a, b)
+	ours.ratio("kube-sandbox-"+strconv.Itoa(size), took[0].sandbox, took[1].sandbox)
+	ours.ratio(name+"-processor", took[0].processor, took[1].processor)
 	return nil
+}
+
+// processor is the processor time of everything on the node so far: with the
+// control plane, the kubelet, the runtime, the pods, and what connects them.
+func (c *cluster) processor(ctx context.Context) (time.Duration, error) {
+	out, err := c.onNode(ctx, "node1", `cd /sys/fs/cgroup; if [ -f cpu.stat ]
+then awk '$1 == "usage_usec" { print $2 * 1000 }' cpu.stat; else cat cpuacct/cpuacct.usage; fi`)
+	if err != nil {
+		return 0, err
+	}
+	ns, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	return time.Duration(ns), err
 }
 
 // startPods starts so many pods at once, waits until they run, and deletes them.
@@ -265,7 +290,10 @@ func (c *cluster) settle(ctx context.Context) error {
 // in which the CNI plugin runs), and the time that they took.
 type sandboxes struct{ count, seconds float64 }
 
-func (s *sandboxes) mean() float64 { return s.seconds / s.count * 1e3 }
+// since returns how long each took since an earlier count.
+func (s *sandboxes) since(before sandboxes) time.Duration {
+	return time.Duration((s.seconds - before.seconds) / max(1, s.count-before.count) * float64(time.Second))
+}
 
 func (c *cluster) sandboxes(ctx context.Context) (sandboxes, error) {
 	var out sandboxes
