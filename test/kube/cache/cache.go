@@ -46,6 +46,7 @@ func (c *Cache) path(parts ...string) string {
 type part struct {
 	name string
 	says string // what making it takes, for whoever waits
+	last string // of what it makes, what is made last: a stamp without it is worth nothing
 	key  func() (string, error)
 	make func(ctx context.Context) error
 }
@@ -73,7 +74,9 @@ func (c *Cache) Build(ctx context.Context, withE2E bool) error {
 		}
 		stamp := c.path("stamps", p.name)
 		if have, err := os.ReadFile(stamp); err == nil && string(have) == key {
-			continue
+			if _, err := os.Stat(c.path(p.last)); err == nil {
+				continue
+			}
 		}
 		if !prepared {
 			if err := c.run(ctx, "setup", c.repo, nil, filepath.Join(c.repo, ".ci", "setup-kube")); err != nil {

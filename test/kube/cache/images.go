@@ -70,7 +70,7 @@ func (c *Cache) stampsOf(parts ...string) []string {
 
 func (c *Cache) images() part {
 	return part{
-		name: "images", says: "seconds",
+		name: "images", says: "seconds", last: "images",
 		key: func() (string, error) {
 			return key([]string{fmt.Sprint(pictures()), "1"}, c.stampsOf("kubernetes", "node", "coredns", "pause", "rootfs")...)
 		},
@@ -147,7 +147,7 @@ func (c *Cache) kubernetesSource(ctx context.Context) (string, error) {
 // and committed snapshots.
 func (c *Cache) containerd() part {
 	return part{
-		name: "containerd", says: "images unpacked, about half a minute",
+		name: "containerd", says: "images unpacked, about half a minute", last: "containerd",
 		key: func() (string, error) { return key([]string{"1"}, c.stampsOf("images", "node")...) },
 		make: func(ctx context.Context) error {
 			return c.replace("containerd", func(dir string) error { return c.unpack(ctx, dir) })

@@ -55,7 +55,7 @@ func (c *Cache) kubernetes() part {
 	packages = append(packages, "k8s.io/kubernetes/test/images/agnhost",
 		"k8s.io/kubernetes/test/images/regression-issue-74839", "github.com/onsi/ginkgo/v2/ginkgo")
 	return part{
-		name: "kubernetes", says: "about 12 minutes on two cores when Go has nothing cached",
+		name: "kubernetes", says: "about 12 minutes on two cores when Go has nothing cached", last: "bin/kubelet",
 		key: c.toolsKey("kubernetes", kubernetesFlags, strings.Join(packages, " ")),
 		make: func(ctx context.Context) error {
 			return c.goBuild(ctx, "kubernetes", false, []string{"build"},
@@ -67,7 +67,7 @@ func (c *Cache) kubernetes() part {
 // e2e is Kubernetes' own end-to-end test. vet would take twenty minutes of its own.
 func (c *Cache) e2e() part {
 	return part{
-		name: "e2e.test", says: "about 10 minutes on two cores when Go has nothing cached",
+		name: "e2e.test", says: "about 10 minutes on two cores when Go has nothing cached", last: "bin/e2e.test",
 		key: c.toolsKey("kubernetes", kubernetesFlags, "e2e"),
 		make: func(ctx context.Context) error {
 			return c.goBuild(ctx, "kubernetes", false, []string{"test", "-c", "-vet=off"},
@@ -103,7 +103,7 @@ func (c *Cache) node() part {
 		}},
 	}
 	return part{
-		name: "node", says: "containerd, runc, etcd and CNI plugins: about 4 minutes",
+		name: "node", says: "containerd, runc, etcd and CNI plugins: about 4 minutes", last: "bin/runc",
 		key: c.toolsKey("node", strings.ReplaceAll(fmt.Sprint(programs), c.Bin(), "bin")),
 		make: func(ctx context.Context) error {
 			for _, p := range programs {
@@ -119,7 +119,7 @@ func (c *Cache) node() part {
 // coreDNS is kubeadm's own cluster DNS, for clusters that keep it.
 func (c *Cache) coreDNS() part {
 	return part{
-		name: "coredns", says: "about 5 minutes on two cores when Go has nothing cached",
+		name: "coredns", says: "about 5 minutes on two cores when Go has nothing cached", last: "bin/coredns",
 		key: c.toolsKey("coredns", "-s -w"),
 		make: func(ctx context.Context) error {
 			return c.goBuild(ctx, "coredns", false, []string{"build"},
@@ -131,7 +131,7 @@ func (c *Cache) coreDNS() part {
 func (c *Cache) pause() part {
 	source := filepath.Join(c.repo, "test", "kube", "pause")
 	return part{
-		name: "pause", says: "seconds",
+		name: "pause", says: "seconds", last: "bin/pause",
 		key: func() (string, error) { return key(nil, filepath.Join(source, "main.go")) },
 		make: func(ctx context.Context) error {
 			return c.run(ctx, "go-pause", c.repo, []string{"CGO_ENABLED=0"},

@@ -24,7 +24,7 @@ const needless = "var/cache/apt var/lib/apt/lists var/log usr/share/doc usr/shar
 
 func (c *Cache) rootfs() part {
 	return part{
-		name: "rootfs", says: "a small Debian, about a minute",
+		name: "rootfs", says: "a small Debian, about a minute", last: "rootfs",
 		key: func() (string, error) {
 			return key([]string{debianSuite, debianPackages, needless, "2"})
 		},
