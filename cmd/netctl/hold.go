@@ -36,7 +36,9 @@ back.`,
 			if err != nil {
 				return err
 			}
-			return hold(cmd.Context(), holder.NewSupervisor(args, now, log.With("part", "holder")), socket)
+			s := holder.NewSupervisor(args, now, log.With("part", "holder"))
+			s.Socket = socket
+			return hold(cmd.Context(), s)
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
@@ -47,12 +49,12 @@ back.`,
 }
 
 // hold runs a holder and its workers until the context ends.
-func hold(ctx context.Context, s *holder.Supervisor, socket string) error {
+func hold(ctx context.Context, s *holder.Supervisor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	if socket != "" {
-		l, err := holder.Listen(socket)
+	if s.Socket != "" {
+		l, err := holder.Listen(s.Socket)
 		if err != nil {
 			return err
 		}

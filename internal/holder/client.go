@@ -19,9 +19,13 @@ const answerTime = 5 * time.Second
 // Client speaks to a holder. Its methods may be called from any goroutine. After an
 // error that is not the holder's own word the connection is of no use.
 type Client struct {
+	path string
 	mu   sync.Mutex // one request at a time
 	conn *net.UnixConn
 }
+
+// Path returns where the holder's socket is, "" when it has none.
+func (c *Client) Path() string { return c.path }
 
 // Dial connects to the holder at path.
 func Dial(ctx context.Context, path string) (*Client, error) {
@@ -30,14 +34,18 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("speak to the holder: %w", err)
 	}
-	return &Client{conn: conn.(*net.UnixConn)}, nil //nolint:forcetypeassert // of that network
+	return &Client{path: path, conn: conn.(*net.UnixConn)}, nil //nolint:forcetypeassert // of that network
 }
 
 // Inherited returns the connection to the holder that started this process, nil when
 // no holder did. It is to be called once, before other processes are started.
 func Inherited() (*Client, error) {
-	if os.Getenv(inheritedEnv) == "" {
+	path := os.Getenv(inheritedEnv)
+	if path == "" {
 		return nil, nil //nolint:nilnil // documented
+	}
+	if path == noSocket {
+		path = ""
 	}
 	if err := os.Unsetenv(inheritedEnv); err != nil {
 		return nil, fmt.Errorf("speak to the holder that started this process: %w", err)
@@ -53,7 +61,7 @@ func Inherited() (*Client, error) {
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("%s is set, but descriptor %d is no unix socket", inheritedEnv, inheritedFD), conn.Close())
 	}
-	return &Client{conn: u}, nil
+	return &Client{path: path, conn: u}, nil
 }
 
 // Own makes this client the owner.

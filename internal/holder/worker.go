@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"strconv"
 	"syscall"
 	"time"
 )
@@ -25,9 +25,11 @@ const (
 	endTime = 20 * time.Second
 )
 
-// A worker finds its connection to the holder under this number when this is set.
+// A worker finds its connection to the holder under this number when this is set, to
+// the path of the holder's socket.
 const (
 	inheritedEnv = "NETCTL_HOLDER"
+	noSocket     = "-"
 	inheritedFD  = 3 // the first after the standard streams
 )
 
@@ -35,6 +37,7 @@ const (
 // the connections that they could not hand on.
 type Supervisor struct {
 	Command []string // a program and its arguments
+	Socket  string   // where others find the Holder; "": nowhere
 	Holder  *Holder
 	// Always starts a worker without being asked, and ends when it ends in order.
 	// Without it one is started whenever an owner dies.
@@ -122,7 +125,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.Command(s.Command[0], s.Command[1:]...) //nolint:gosec,noctx // the command is the administrator's; it is ended in order
-	cmd.Env = append(os.Environ(), inheritedEnv+"="+strconv.Itoa(inheritedFD))
+	cmd.Env = append(os.Environ(), inheritedEnv+"="+cmp.Or(s.Socket, noSocket))
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{theirs}
 	err = cmd.Start()
 	_ = theirs.Close()

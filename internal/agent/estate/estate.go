@@ -104,7 +104,7 @@ func NewCustodian(path string, log *slog.Logger) (*Custodian, error) {
 	}
 	c := &Custodian{path: path, own: client != nil, client: client, log: log}
 	if c.own {
-		c.path = ""
+		c.path = client.Path() // of the same holder, whatever was said
 	}
 	return c, nil
 }
@@ -114,7 +114,7 @@ func (c *Custodian) Child() bool { return c.own }
 
 // connect returns the client, nil without one; mu is held.
 func (c *Custodian) connect() *holder.Client {
-	if c.client == nil && c.path != "" {
+	if c.again() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		client, err := holder.Dial(ctx, c.path)
@@ -126,6 +126,9 @@ func (c *Custodian) connect() *holder.Client {
 	}
 	return c.client
 }
+
+// again reports whether a connection may be made that was lost.
+func (c *Custodian) again() bool { return c.client == nil && c.path != "" && !c.own }
 
 // failed gives up a connection that is of no use; mu is held.
 func (c *Custodian) failed(what string, err error) {
@@ -234,10 +237,13 @@ func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func())) error
 		case <-ticker.C:
 		}
 		c.mu.Lock()
+		lost := c.client == nil
 		if c.client != nil {
-			c.failed("answer", c.client.Drop("nothing"))
+			err := c.client.Drop("nothing")
+			lost = err != nil
+			c.failed("answer", err)
 		}
-		if c.client == nil && c.path != "" {
+		if lost && (c.client != nil || c.again()) {
 			everything, done := all()
 			c.giveAll(everything)
 			done()
