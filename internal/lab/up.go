@@ -208,7 +208,10 @@ func (l *Lab) socket(node string) string { return l.stateDir(node) + "/cni.sock"
 
 // StartAgent starts a node's agent process under a holder, which starts another one
 // when it dies.
-func (l *Lab) StartAgent(node string) error {
+func (l *Lab) StartAgent(node string) error { return l.startAgent(node) }
+
+// startAgent starts one with more flags.
+func (l *Lab) startAgent(node string, flags ...string) error {
 	// Two of them stand side by side during an upgrade.
 	holder := filepath.Join(l.stateDir(node), "holders", strconv.FormatInt(time.Now().UnixNano(), 36)+".sock")
 	args := []string{
@@ -219,7 +222,7 @@ func (l *Lab) StartAgent(node string) error {
 	for _, p := range l.plan.podCIDRs {
 		args = append(args, "--cluster-cidrs="+p.String())
 	}
-	cmd, err := l.hostCommand(node, args)
+	cmd, err := l.hostCommand(node, append(args, flags...))
 	if err != nil {
 		return err
 	}
