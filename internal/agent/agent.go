@@ -256,11 +256,15 @@ func (a *Agent) openPorts() error {
 	}
 	a.key = key.Public()
 	peers := a.router.NewInputs(OverlayPort)
-	a.engine, err = overlay.NewWireGuard(overlay.WireGuardConfig{
+	engine, err := overlay.NewWireGuard(overlay.WireGuardConfig{
 		Key: key, ListenPort: a.cfg.ListenPort, MTU: a.mtu, Logger: a.log,
 		Sink: func(packets [][]byte) { peers.Deliver(packets...) },
 	})
 	if err != nil {
+		return fmt.Errorf("open the overlay: %w", err)
+	}
+	a.engine = engine
+	if err := engine.Start(); err != nil {
 		return fmt.Errorf("start the overlay: %w", err)
 	}
 	a.claims = claim.New(a.claimConfig())
