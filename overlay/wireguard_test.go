@@ -174,7 +174,7 @@ func TestApplyIsIdempotentAndKeepsSessions(t *testing.T) {
 	mesh(t, a, b, c)
 	a.send(t, udp(pod4(1), pod4(2), "one"))
 	b.in.waitN(t, "first packet", 1)
-	before := handshake(t, a, "n2")
+	before := shakenAt(t, a, "n2")
 	for range 3 {
 		if err := a.Apply([]overlay.Peer{c.peer(), b.peer()}); err != nil {
 			t.Fatal(err)
@@ -193,7 +193,7 @@ func TestApplyIsIdempotentAndKeepsSessions(t *testing.T) {
 	}
 	a.send(t, udp(pod4(1), addr("10.0.9.1"), "two"))
 	b.in.waitN(t, "packet to new range", 1)
-	if after := handshake(t, a, "n2"); !after.Equal(before) {
+	if after := shakenAt(t, a, "n2"); !after.Equal(before) {
 		t.Errorf("the session was renewed: handshake at %v, then %v", before, after)
 	}
 	want := []overlay.PeerStatus{{Peer: grown}, {Peer: c.peer()}}
@@ -208,7 +208,7 @@ func TestApplyIsIdempotentAndKeepsSessions(t *testing.T) {
 	}
 }
 
-func handshake(t testing.TB, n *node, peer string) time.Time {
+func shakenAt(t testing.TB, n *node, peer string) time.Time {
 	t.Helper()
 	peers, err := n.Peers()
 	if err != nil {

@@ -268,3 +268,10 @@ func boolWord(b bool) uint64 {
 	}
 	return 0
 }
+
+// InUse returns how many slots are given out.
+func (s *Store) InUse() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used - len(s.free)
+}
