@@ -30,12 +30,12 @@ const (
 	// defaultQueueBytes holds some 30 super-packets that wait for a handshake.
 	defaultQueueBytes = 2 << 20
 
-	minMTU = 576                               // RFC 791
+	minMTU = 576                                       // RFC 791
 	maxMTU = (udp.MaxPiece - handshake.Overhead) &^ 15 // what one message can carry, padded
-	minIP4 = packet.VNetLen + 20               // up to the end of the destination
-	minIP6 = packet.VNetLen + 40               //
-	dstIP4 = packet.VNetLen + 16               //
-	dstIP6 = packet.VNetLen + 24               //
+	minIP4 = packet.VNetLen + 20                       // up to the end of the destination
+	minIP6 = packet.VNetLen + 40                       //
+	dstIP4 = packet.VNetLen + 16                       //
+	dstIP6 = packet.VNetLen + 24                       //
 )
 
 // Wire moves datagrams. One Wire serves one engine, which opens and closes it.
@@ -137,20 +137,20 @@ type WireGuard struct {
 
 	// gate is held for reading by whoever sends or works on peers, and for writing
 	// by who ends that.
-	gate    sync.RWMutex
-	running atomic.Bool // Start was called, and Stop not; written under gate
+	gate     sync.RWMutex
+	running  atomic.Bool // Start was called, and Stop not; written under gate
 	readers  sync.WaitGroup
 	computer sync.WaitGroup
 	quit     chan struct{}
 	stopping sync.Once
 
 	mu      sync.Mutex
-	peers   map[Key]*peer                // guarded by mu
-	applied []Peer                       // sorted by key; guarded by mu
-	orphans map[Key][]resumed            // taken over, their peers not yet applied; guarded by mu
-	staged  []sessions.Session           // imported, for Start; guarded by mu
-	first   bool                         // Apply was called; guarded by mu
-	stage   stage                        // guarded by mu
+	peers   map[Key]*peer      // guarded by mu
+	applied []Peer             // sorted by key; guarded by mu
+	orphans map[Key][]resumed  // taken over, their peers not yet applied; guarded by mu
+	staged  []sessions.Session // imported, for Start; guarded by mu
+	first   bool               // Apply was called; guarded by mu
+	stage   stage              // guarded by mu
 }
 
 type stage uint8

@@ -35,3 +35,18 @@ func (w *WireGuard) Held() int64 { return w.held.Load() }
 
 // Secret returns the bytes of a private key.
 func (p PrivateKey) Secret() [32]byte { return p.secret }
+
+// Interrupt ends reading alone.
+func (w *WireGuard) Interrupt() {
+	w.wire.Interrupt()
+	w.readers.Wait()
+}
+
+// Kill ends the engine as SIGKILL does: nothing is written any more, and nothing
+// is given back.
+func (w *WireGuard) Kill() {
+	w.gate.Lock()
+	w.running.Store(false)
+	w.gate.Unlock()
+	w.wire.Interrupt()
+}

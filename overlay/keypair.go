@@ -127,7 +127,7 @@ func (w *WireGuard) newIndex(slot int) (uint32, error) {
 	if _, err := rand.Read(b[:]); err != nil {
 		return 0, fmt.Errorf("session index: %w", err)
 	}
-	n := uint32(len(w.table)) // a power of two, see sessions.DefaultSlots
+	n := uint32(len(w.table))                                          // a power of two, see sessions.DefaultSlots
 	return binary.NativeEndian.Uint32(b[:])&^(n-1) | uint32(slot), nil // below n
 }
 

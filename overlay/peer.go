@@ -44,9 +44,9 @@ const (
 type peer struct {
 	w        *WireGuard
 	key      Key
-	lower    bool                            // our key is lower than the peer's
+	lower    bool                           // our key is lower than the peer's
 	endpoint atomic.Pointer[netip.AddrPort] // never nil
-	current  atomic.Pointer[keypair]         // written under mu
+	current  atomic.Pointer[keypair]        // written under mu
 	rxBytes  atomic.Uint64
 	txBytes  atomic.Uint64
 	// When the first packet was sent that nothing was received after, and received

@@ -81,7 +81,7 @@ func (w *WireGuard) adoptAll() {
 type exported struct {
 	Version  int               `json:"version"`
 	Epoch    string            `json:"epoch"`
-	Owner    Key               `json:"owner"`
+	Owner    string            `json:"owner"`
 	Sessions []exportedSession `json:"sessions"`
 }
 
@@ -114,7 +114,7 @@ func (w *WireGuard) ExportSessions() []byte {
 	if w.stage != stageStopped {
 		return nil
 	}
-	out := exported{Version: exportVersion, Epoch: w.cfg.Epoch, Owner: w.self}
+	out := exported{Version: exportVersion, Epoch: w.cfg.Epoch, Owner: w.self.String()}
 	for v := range w.store.All {
 		out.Sessions = append(out.Sessions, exportedSession{
 			Peer: v.Peer[:], Local: v.Local, Remote: v.Remote, Initiator: v.Initiator, Created: v.Created, Confirmed: v.Confirmed,
@@ -144,8 +144,8 @@ func (w *WireGuard) ImportSessions(b []byte) error {
 		return fmt.Errorf("overlay: import sessions: version %d, want %d", in.Version, exportVersion)
 	case in.Epoch != w.cfg.Epoch:
 		return fmt.Errorf("overlay: import sessions: from another boot (%q)", in.Epoch)
-	case in.Owner != w.self:
-		return fmt.Errorf("overlay: import sessions: of another key, %s", in.Owner)
+	case in.Owner != w.self.String():
+		return fmt.Errorf("overlay: import sessions: of another key, %q", in.Owner)
 	case len(in.Sessions) > w.store.Slots():
 		return fmt.Errorf("overlay: import sessions: %d, at most %d", len(in.Sessions), w.store.Slots())
 	}

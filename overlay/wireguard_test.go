@@ -174,6 +174,7 @@ func TestApplyIsIdempotentAndKeepsSessions(t *testing.T) {
 	mesh(t, a, b, c)
 	a.send(t, udp(pod4(1), pod4(2), "one"))
 	b.in.waitN(t, "first packet", 1)
+	settle(t, a, b, c)
 	before := shakenAt(t, a, "n2")
 	for range 3 {
 		if err := a.Apply([]overlay.Peer{c.peer(), b.peer()}); err != nil {

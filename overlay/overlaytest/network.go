@@ -214,7 +214,7 @@ type parcel struct {
 // receives.
 type inbox struct {
 	queue chan parcel
-	next   *parcel // taken from the queue, not due yet; owned by receive
+	next  *parcel // taken from the queue, not due yet; owned by receive
 
 	mu   sync.Mutex
 	late *parcel // waits for its successor; guarded by mu

@@ -37,7 +37,7 @@ func mapFile(f *os.File, size int) (*file, error) {
 	if merr != nil {
 		return nil, errors.Join(os.NewSyscallError("mmap", merr), f.Close())
 	}
-	_ = unix.Madvise(b, unix.MADV_DONTDUMP) // keys stay out of core dumps; a kernel without it has none of ours anyway
+	_ = unix.Madvise(b, unix.MADV_DONTDUMP)                                                                                // keys stay out of core dumps; a kernel without it has none of ours anyway
 	return &file{f: f, data: b, words: unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)}, nil // page-aligned, len(b)/8 words long
 }
 
