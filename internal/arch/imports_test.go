@@ -129,9 +129,18 @@ var rows = map[string]row{
 		reason:  "sockets; the way into the cluster and the choice of backends are given to it as functions",
 	},
 	"overlay": {
-		imports: []string{"internal/model", "internal/packet"},
+		imports: []string{"internal/model", "internal/packet", "overlay/handshake", "overlay/sessions", "overlay/udp"},
 		tests:   []string{"overlay/overlaytest"},
 		reason:  "a port, and peers compiled from the State",
+	},
+	"overlay/handshake": {
+		reason: "messages in, messages out: what is parsed for strangers is kept apart from what acts on it",
+	},
+	"overlay/sessions": {
+		reason: "a file of key pairs; what they are for is the engine's affair",
+	},
+	"overlay/udp": {
+		reason: "sockets; what the datagrams say is the engine's affair",
 	},
 	"overlay/overlaytest": {
 		reason: "an underlay in memory for tests of anything that has an overlay",
