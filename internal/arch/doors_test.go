@@ -99,8 +99,8 @@ var doors = map[string]door{
 		reason: "for tests",
 	},
 	"unsafe": {
-		packages: []string{"internal/flow", "internal/kernel"},
-		reason:   "system calls, and the mapped flow table",
+		packages: []string{"internal/flow", "internal/kernel", "internal/mapfile"},
+		reason:   "system calls, and words in mapped files",
 	},
 }
 

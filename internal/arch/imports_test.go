@@ -211,6 +211,9 @@ var rows = map[string]row{
 		imports: []string{"internal/packet"},
 		reason:  "a table of tuples; verdicts are numbers to it",
 	},
+	"internal/mapfile": {
+		reason: "words in a file; what they mean is the user's affair",
+	},
 	"internal/policy": {
 		imports: []string{"internal/model", "internal/packet"},
 		reason:  "a pure table",
