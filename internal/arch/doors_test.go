@@ -99,7 +99,7 @@ var doors = map[string]door{
 		reason: "for tests",
 	},
 	"unsafe": {
-		packages: []string{"internal/flow", "internal/kernel", "internal/mapfile"},
+		packages: []string{"internal/kernel", "internal/mapfile"},
 		reason:   "system calls, and words in mapped files",
 	},
 }

@@ -208,7 +208,7 @@ var rows = map[string]row{
 	},
 
 	"internal/flow": {
-		imports: []string{"internal/packet"},
+		imports: []string{"internal/mapfile", "internal/packet"},
 		reason:  "a table of tuples; verdicts are numbers to it",
 	},
 	"internal/mapfile": {

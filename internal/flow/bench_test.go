@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/netctl/netctl/internal/flow"
@@ -93,6 +95,34 @@ func benchLookup(b *testing.B, t *flow.Table, keys []packet.Tuple) {
 		if i++; i == len(keys) {
 			i = 0
 		}
+	}
+}
+
+// BenchmarkOpen is how long a start waits for the table of its predecessor.
+func BenchmarkOpen(b *testing.B) {
+	for _, size := range []struct{ slots, flows int }{{1 << 19, 10_000}, {1 << 19, 150_000}, {1 << 22, 1_000_000}} {
+		b.Run(fmt.Sprintf("slots=%d/flows=%d", size.slots, size.flows), func(b *testing.B) {
+			dir, err := os.MkdirTemp("/dev/shm", "flow")
+			if err != nil {
+				b.Skip("needs a file system in memory:", err)
+			}
+			defer os.RemoveAll(dir)
+			cfg := flow.Config{Path: filepath.Join(dir, "flows"), Slots: size.slots}
+			t := open(b, cfg)
+			fill(b, t, size.flows)
+			for b.Loop() {
+				if err := t.Close(); err != nil {
+					b.Fatal(err)
+				}
+				t = open(b, cfg)
+			}
+			if t.Len() != size.flows {
+				b.Fatalf("%d connections", t.Len())
+			}
+			if err := t.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
 	}
 }
 

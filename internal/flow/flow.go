@@ -42,10 +42,10 @@
 package flow
 
 import (
-	"os"
 	"sync"
 	"sync/atomic"
 
+	"github.com/netctl/netctl/internal/mapfile"
 	"github.com/netctl/netctl/internal/packet"
 )
 
@@ -118,6 +118,8 @@ func (r Ref) seq() uint32  { return low(uint64(r)) }
 // number of goroutines.
 type Table struct {
 	// Immutable after Open.
+	file       *mapfile.File
+	epoch      string
 	key        [hashWords]uint64
 	slots      []slot
 	nslots     uint32
@@ -133,9 +135,6 @@ type Table struct {
 	mu     [stripes]stripeLock // stripe locks among the goroutines of this process
 	hand   atomic.Uint32       // the bucket at which Expire goes on
 	stats  counters
-
-	data []byte   // the mapping, nil for an anonymous table
-	file *os.File // holds the file lock
 }
 
 type stripeLock struct {
@@ -145,8 +144,8 @@ type stripeLock struct {
 
 // counters of this process.
 type counters struct {
-	inserted, removed, expired, evicted    atomic.Uint64
-	clash, ownerFull, tableFull, lockTaken atomic.Uint64
+	inserted, removed, expired, evicted atomic.Uint64
+	clash, ownerFull, tableFull, mended atomic.Uint64
 }
 
 // Lookup finds the connection that a packet with tuple k belongs to and copies
@@ -210,7 +209,7 @@ type Stats struct {
 	Inserted, Removed           uint64
 	Expired, Evicted            uint64
 	Clash, OwnerFull, TableFull uint64
-	LocksTaken                  uint64 // from a process that died while it held them
+	Mended                      uint64 // times that another process died which had the table open
 }
 
 // Stats returns the counters.
@@ -220,7 +219,7 @@ func (t *Table) Stats() Stats {
 		Inserted: t.stats.inserted.Load(), Removed: t.stats.removed.Load(),
 		Expired: t.stats.expired.Load(), Evicted: t.stats.evicted.Load(),
 		Clash: t.stats.clash.Load(), OwnerFull: t.stats.ownerFull.Load(), TableFull: t.stats.tableFull.Load(),
-		LocksTaken: t.stats.lockTaken.Load(),
+		Mended: t.stats.mended.Load(),
 	}
 }
 
