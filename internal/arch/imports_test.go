@@ -208,11 +208,14 @@ var rows = map[string]row{
 	},
 
 	"internal/flow": {
-		imports: []string{"internal/mapfile", "internal/packet"},
+		imports: []string{"internal/mapfile", "internal/packet", "internal/portable"},
 		reason:  "a table of tuples; verdicts are numbers to it",
 	},
 	"internal/mapfile": {
 		reason: "words in a file; what they mean is the user's affair",
+	},
+	"internal/portable": {
+		reason: "fields with numbers; what they mean is the user's affair",
 	},
 	"internal/policy": {
 		imports: []string{"internal/model", "internal/packet"},

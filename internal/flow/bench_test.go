@@ -1,6 +1,7 @@
 package flow_test
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -149,5 +150,31 @@ func BenchmarkExpire(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		t.Expire(2)
+	}
+}
+
+// BenchmarkPortable is what a handover to another version costs.
+func BenchmarkPortable(b *testing.B) {
+	for _, n := range []int{10_000, 150_000} {
+		old := open(b, flow.Config{})
+		fill(b, old, n)
+		var stream bytes.Buffer
+		b.Run(fmt.Sprintf("export/flows=%d", n), func(b *testing.B) {
+			for b.Loop() {
+				stream.Reset()
+				if err := old.Export(&stream); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.SetBytes(int64(stream.Len()))
+		})
+		b.Run(fmt.Sprintf("import/flows=%d", n), func(b *testing.B) {
+			next := open(b, flow.Config{})
+			for b.Loop() {
+				if got, err := next.Import(bytes.NewReader(stream.Bytes())); got != n || err != nil {
+					b.Fatal(got, err)
+				}
+			}
+		})
 	}
 }

@@ -34,6 +34,26 @@
 // source that is stored in the file: who does not know the key cannot aim at a
 // bucket.
 //
+// # Versions
+//
+// A process maps only files of its own layout, and every table starts empty
+// otherwise. What another version had reaches it in the encoding of package
+// portable, in both directions, an upgrade and its rollback:
+//
+//   - At a handover the old process calls Export and the new one Import. Both
+//     live: the new one, which cannot join the file, has put one of its own in its
+//     place (Report says RefusedVersion and not Joined).
+//   - A process that ends by Close leaves that encoding in a file beside the
+//     table, which Open reads when it refuses the table for its version and
+//     deletes in any case.
+//   - A process that is killed leaves the mapped file only. Its successor is of
+//     the same version, unless the program was changed at that very moment; the
+//     table is then lost, and Report says so.
+//
+// So the layout may change at will, with version; who changes it keeps no reader
+// of the former one. In the encoding a number is for ever: a field, state or flag
+// whose meaning changes gets a new one.
+//
 // # Testing
 //
 // The map-based twin in twin_test.go gives the same answers as the table on
@@ -119,6 +139,7 @@ func (r Ref) seq() uint32  { return low(uint64(r)) }
 type Table struct {
 	// Immutable after Open.
 	file       *mapfile.File
+	path       string // of the file, "" without one
 	epoch      string
 	key        [hashWords]uint64
 	slots      []slot

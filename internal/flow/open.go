@@ -3,9 +3,12 @@ package flow
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/bits"
+	"os"
 
 	"github.com/netctl/netctl/internal/mapfile"
+	"github.com/netctl/netctl/internal/portable"
 )
 
 // Config says how to open a table.
@@ -71,6 +74,9 @@ type Report struct {
 	Dropped int     // slots thrown away: half-written, halves of pairs, doubles
 	Joined  bool    // another process has the table open too
 	Resized int     // the number of slots of the file when it was another
+
+	Imported  int   // connections that a process of another version left in words for all
+	ImportErr error // why what it left could not be read
 }
 
 // Report returns what Open found.
@@ -148,7 +154,29 @@ func openFile(f *mapfile.File, cfg *Config) (*Table, error) {
 		}
 	}
 	t.report.Refusal = found.Refusal
+	if cfg.Path != "" {
+		t.takeLegacy(legacyPath(cfg.Path))
+	}
 	return t, f.Share()
+}
+
+// legacyPath is where Close leaves the table for another version.
+func legacyPath(path string) string { return path + ".portable" }
+
+// takeLegacy reads what a former process of another version left at its end. It
+// is of that end and no other, so it is deleted whether it was of use or not.
+func (t *Table) takeLegacy(path string) {
+	if t.report.Refusal == RefusedVersion {
+		if f, err := os.Open(path); err == nil {
+			t.report.Imported, t.report.ImportErr = t.Import(f)
+			_ = f.Close() // was only read
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			t.report.ImportErr = err
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.report.ImportErr = errors.Join(t.report.ImportErr, err)
+	}
 }
 
 // build cuts the words of a file into the table's parts.
@@ -156,7 +184,7 @@ func build(f *mapfile.File, cfg *Config) *Table {
 	w, n := f.Words(), f.Units()
 	at := slotsAt(n)
 	return &Table{
-		file: f, key: f.Key(), epoch: cfg.Epoch,
+		file: f, path: cfg.Path, key: f.Key(), epoch: cfg.Epoch,
 		head: w[:mapfile.HeadWords], locks: w[locksAt : locksAt+stripes], owners: w[ownersAt : ownersAt+ownerSlots],
 		tags: w[tagsAt : tagsAt+n/bucketSize], slots: mapfile.Records[slot](w[at : at+n*slotWords]), nslots: uint32(n), // at most maxSlots
 		bucketMask: uint32(n/bucketSize) - 1, perOwner: uint32(cfg.PerOwner), timeouts: cfg.Timeouts, // at most maxSlots
@@ -165,7 +193,13 @@ func build(f *mapfile.File, cfg *Config) *Table {
 
 // Close undoes the mapping and releases the file, which stays. No other method
 // may be called during or after Close: the memory is gone.
+//
+// Who has the table last leaves it for a successor of another version as well.
 func (t *Table) Close() error {
+	var err error
+	if t.path != "" && t.slots != nil && !t.file.Shared() {
+		err = portable.WriteFile(legacyPath(t.path), t.Export)
+	}
 	t.slots, t.nslots, t.tags = nil, 0, nil
-	return t.file.Close()
+	return errors.Join(err, t.file.Close())
 }

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
-
-	"github.com/netctl/netctl/internal/packet"
 )
 
 // repair makes a table consistent again, whatever is in it. The caller has it
@@ -177,16 +175,9 @@ func (s *slot) key() key {
 // resize copies the connections of a table that nobody else has into one of the
 // size that is asked for, in the same file.
 func resize(old *Table, cfg *Config) (*Table, error) {
-	type pair struct {
-		k, rk packet.Tuple
-		e, re Entry
-	}
 	pairs := make([]pair, 0, old.Len())
-	old.each(func(i, seq uint32, w *key, e *Entry) bool {
-		p := pair{k: w.tuple(), e: *e}
-		if _, ok := old.Pair(makeRef(i, seq), &p.rk, &p.re); ok && e.Flags&FlagReverse == 0 {
-			pairs = append(pairs, p)
-		}
+	old.eachPair(func(p *pair) bool {
+		pairs = append(pairs, *p)
 		return true
 	})
 	report := Report{Resized: int(old.nslots), Dropped: old.report.Dropped}
@@ -196,27 +187,10 @@ func resize(old *Table, cfg *Config) (*Table, error) {
 	t := build(old.file, cfg)
 	t.report = report
 	for i := range pairs {
-		p := &pairs[i]
-		ref, res := t.Insert(&p.k, &p.rk, &p.e, &p.re, p.e.LastSeen)
-		if res != Inserted {
+		if !t.replace(&pairs[i]) {
 			t.report.Dropped += 2
-			continue
 		}
-		t.restore(ref, &p.e, &p.re)
 	}
 	t.report.Adopted = t.Len()
 	return t, nil
-}
-
-// restore gives a copied pair its activity back.
-func (t *Table) restore(ref Ref, e, re *Entry) {
-	i := ref.slot()
-	p := high(t.slots[i][wordPartner].Load())
-	for _, x := range []struct {
-		s *slot
-		e *Entry
-	}{{&t.slots[i], e}, {&t.slots[p], re}} {
-		x.s[wordActivity].Store(uint64(makeActivity(x.e.LastSeen, x.e.State, x.e.FrontSlot)))
-		x.s.setTally(x.e.Packets, x.e.Bytes)
-	}
 }

@@ -106,6 +106,23 @@ func (f *File) dead(ticket uint64, naps int) bool {
 	return err == nil && free
 }
 
+// Shared reports whether another process that lives is seen to have the file open.
+func (f *File) Shared() bool {
+	if f.file == nil {
+		return false
+	}
+	for i := range seats {
+		t := f.words[headSeats+i].Load()
+		if t == 0 || t == f.ticket {
+			continue
+		}
+		if free, err := seatFree(f.file, seatBytes+int64(i)); err == nil && !free {
+			return true
+		}
+	}
+	return false
+}
+
 // Died reports, once, that a process which had the file open has ended without
 // Close since the last call: what it was writing is half-written.
 func (f *File) Died() bool {

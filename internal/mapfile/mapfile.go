@@ -41,6 +41,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 )
@@ -118,7 +119,8 @@ type Config struct {
 	// boot id when they hold seconds since boot. A file of another is refused.
 	Epoch string
 	// Join maps a file that a living process has shared. Without it such a file
-	// is ErrInUse.
+	// is ErrInUse. One of another version cannot be mapped: a new file takes its
+	// place, and the living process keeps the old one, which has no name any more.
 	Join bool
 }
 
@@ -174,7 +176,7 @@ func Open(format *Format, cfg Config) (*File, error) {
 func (f *File) open(cfg *Config) error {
 	err := lockFile(f.file, true)
 	if errors.Is(err, ErrInUse) && cfg.Join {
-		return f.join()
+		return f.join(cfg)
 	}
 	if err != nil {
 		return err
@@ -197,13 +199,17 @@ func (f *File) open(cfg *Config) error {
 }
 
 // join maps a file that another process works on.
-func (f *File) join() error {
+func (f *File) join(cfg *Config) error {
 	if err := lockFile(f.file, false); err != nil {
 		return err
 	}
 	units, refusal, err := f.judge()
 	if err != nil {
 		return err
+	}
+	if refusal == RefusedVersion {
+		f.report = Report{Refusal: refusal}
+		return f.supersede(cfg)
 	}
 	if units == 0 {
 		return fmt.Errorf("%w, and cannot be joined: %s", ErrInUse, refusal)
@@ -213,6 +219,24 @@ func (f *File) join() error {
 		return err
 	}
 	return f.sit()
+}
+
+// supersede puts a new file in the place of one that cannot be used.
+func (f *File) supersede(cfg *Config) error {
+	next, err := os.CreateTemp(filepath.Dir(cfg.Path), "."+filepath.Base(cfg.Path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	old := f.file
+	f.file = next // ours to close from here on
+	err = errors.Join(old.Close(), lockFile(next, true), f.Make(cfg.Units))
+	if err == nil {
+		err = os.Rename(next.Name(), cfg.Path)
+	}
+	if err != nil {
+		err = errors.Join(err, os.Remove(next.Name()))
+	}
+	return err
 }
 
 // judge reads the header. No units and no refusal means an empty file.

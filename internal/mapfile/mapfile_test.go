@@ -145,18 +145,57 @@ func TestJoin(t *testing.T) {
 		t.Errorf("opened without joining: %v %v", f, err)
 	}
 	second := open(t, join)
-	if !second.Report().Joined {
+	if !second.Report().Joined || !second.Shared() || !alone.Shared() {
 		t.Error("not joined")
 	}
 	alone.Words()[mapfile.HeadUser].Store(3)
 	closeFile(t, alone)
-	if second.Died() {
+	if second.Died() || second.Shared() {
 		t.Error("a process that closed the file is said to have died")
 	}
 	if got := second.Words()[mapfile.HeadUser].Load(); got != 3 {
 		t.Errorf("the word is %d, want 3", got)
 	}
 	closeFile(t, second)
+}
+
+// A file of another version that is in use keeps its words for who has it; who
+// joins gets a new one in its place.
+func TestJoinAnotherVersion(t *testing.T) {
+	t.Parallel()
+	cfg := mapfile.Config{Path: filepath.Join(t.TempDir(), "f"), Units: 10}
+	other := numbers()
+	other.Version++
+	old, err := mapfile.Open(other, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Share(); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := mapfile.Open(numbers(), cfg); !errors.Is(err, mapfile.ErrInUse) {
+		t.Errorf("opened without joining: %v %v", f, err)
+	}
+	cfg.Join = true
+	next := open(t, cfg)
+	if r := next.Report(); r != (mapfile.Report{Refusal: mapfile.RefusedVersion}) {
+		t.Errorf("report %+v", r)
+	}
+	old.Words()[mapfile.HeadUser].Store(3)
+	next.Words()[mapfile.HeadUser].Store(4)
+	if got := old.Words()[mapfile.HeadUser].Load(); got != 3 || old.Shared() {
+		t.Errorf("the old file's word is %d, want 3", got)
+	}
+	closeFile(t, old)
+	third := open(t, cfg)
+	if got := third.Words()[mapfile.HeadUser].Load(); got != 4 || !third.Report().Joined {
+		t.Errorf("the new file's word is %d, want 4", got)
+	}
+	closeFile(t, next)
+	closeFile(t, third)
+	if list, err := os.ReadDir(filepath.Dir(cfg.Path)); err != nil || len(list) != 1 {
+		t.Errorf("files beside it: %v, %v", list, err)
+	}
 }
 
 // TestMain lets the test's program play a process that holds a lock.
