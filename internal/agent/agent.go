@@ -230,10 +230,10 @@ func (a *Agent) open() error {
 	if a.flows, err = flow.Open(flow.Config{Path: filepath.Join(a.cfg.StateDir, "flows"), Epoch: epoch}); err != nil {
 		return fmt.Errorf("open the flow table: %w", err)
 	}
-	if r := a.flows.Report(); r.Refusal != flow.NotRefused || r.Adopted > 0 {
-		a.log.Info("flow table opened", "adopted", r.Adopted, "dropped", r.Dropped, "refused", r.Refusal.String())
+	if a.affinity, err = proxy.OpenAffinity(proxy.AffinityConfig{Path: filepath.Join(a.cfg.StateDir, "affinity"), Epoch: epoch}); err != nil {
+		return fmt.Errorf("open the clients' affinities: %w", err)
 	}
-	a.affinity = proxy.NewAffinity(proxy.AffinityConfig{})
+	a.log.Info("former process' state", "flows", a.flows.Report().String(), "affinities", a.affinity.Report().String())
 	a.router = datapath.New(datapath.Config{Flows: a.flows, Affinity: a.affinity, Clock: kernel.BootClock})
 	workers := a.cfg.Workers
 	if workers == 0 {
@@ -462,6 +462,9 @@ func (a *Agent) close() error {
 	}
 	if a.flows != nil {
 		errs = append(errs, a.flows.Close())
+	}
+	if a.affinity != nil {
+		errs = append(errs, a.affinity.Close())
 	}
 	if a.pool != nil {
 		errs = append(errs, a.pool.Close())

@@ -137,8 +137,8 @@ var rows = map[string]row{
 		reason: "an underlay in memory for tests of anything that has an overlay",
 	},
 	"proxy": {
-		imports: []string{"internal/model", "internal/packet", "internal/sharemap"},
-		reason:  "a pure table",
+		imports: []string{"internal/mapfile", "internal/model", "internal/packet", "internal/portable", "internal/sharemap"},
+		reason:  "a pure table, and the clients' affinities, which outlive tables and the process",
 	},
 	"dns": {
 		imports: []string{"internal/model", "internal/quota", "internal/sharemap"},

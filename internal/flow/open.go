@@ -3,9 +3,7 @@ package flow
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/bits"
-	"os"
 
 	"github.com/netctl/netctl/internal/mapfile"
 	"github.com/netctl/netctl/internal/portable"
@@ -77,6 +75,21 @@ type Report struct {
 
 	Imported  int   // connections that a process of another version left in words for all
 	ImportErr error // why what it left could not be read
+}
+
+// String says it for a log.
+func (r Report) String() string {
+	out := fmt.Sprintf("%d connections taken over", r.Adopted+r.Imported)
+	if r.Dropped > 0 {
+		out += fmt.Sprintf(", %d half-written slots thrown away", r.Dropped)
+	}
+	if r.Refusal != NotRefused {
+		out += fmt.Sprintf(", file refused: %s", r.Refusal)
+	}
+	if r.ImportErr != nil {
+		out += fmt.Sprintf(", nor can what was left be read: %v", r.ImportErr)
+	}
+	return out
 }
 
 // Report returns what Open found.
@@ -155,28 +168,9 @@ func openFile(f *mapfile.File, cfg *Config) (*Table, error) {
 	}
 	t.report.Refusal = found.Refusal
 	if cfg.Path != "" {
-		t.takeLegacy(legacyPath(cfg.Path))
+		t.report.Imported, t.report.ImportErr = portable.Take(cfg.Path, found.Refusal == RefusedVersion, t.Import)
 	}
 	return t, f.Share()
-}
-
-// legacyPath is where Close leaves the table for another version.
-func legacyPath(path string) string { return path + ".portable" }
-
-// takeLegacy reads what a former process of another version left at its end. It
-// is of that end and no other, so it is deleted whether it was of use or not.
-func (t *Table) takeLegacy(path string) {
-	if t.report.Refusal == RefusedVersion {
-		if f, err := os.Open(path); err == nil {
-			t.report.Imported, t.report.ImportErr = t.Import(f)
-			_ = f.Close() // was only read
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			t.report.ImportErr = err
-		}
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.report.ImportErr = errors.Join(t.report.ImportErr, err)
-	}
 }
 
 // build cuts the words of a file into the table's parts.
@@ -198,7 +192,7 @@ func build(f *mapfile.File, cfg *Config) *Table {
 func (t *Table) Close() error {
 	var err error
 	if t.path != "" && t.slots != nil && !t.file.Shared() {
-		err = portable.WriteFile(legacyPath(t.path), t.Export)
+		err = portable.Leave(t.path, t.Export)
 	}
 	t.slots, t.nslots, t.tags = nil, 0, nil
 	return errors.Join(err, t.file.Close())

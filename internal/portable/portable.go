@@ -32,8 +32,6 @@ import (
 	"hash/crc32"
 	"io"
 	"iter"
-	"os"
-	"path/filepath"
 )
 
 const (
@@ -263,16 +261,4 @@ func (s *summed) title(want Title) error {
 		return fmt.Errorf("%s: of version %q, and this netctl reads %d", want.Kind, bytes.TrimSpace(line[len("netctl "+want.Kind+" "):]), want.Version)
 	}
 	return fmt.Errorf("%s: something else: it begins with %q", want.Kind, line)
-}
-
-// WriteFile replaces a file, readable by its owner only, by what write writes.
-func WriteFile(path string, write func(io.Writer) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(write(f), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-	}
-	return os.Rename(f.Name(), path)
 }

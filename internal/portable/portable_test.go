@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -135,6 +137,52 @@ func TestErrorsOfTheWriter(t *testing.T) {
 	}
 	if _, err := portable.Read(broken, title(), 100); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("read from a broken connection: %v", err)
+	}
+}
+
+func TestLeaveAndTake(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "things")
+	export := func(w io.Writer) error { _, err := io.WriteString(w, "four"); return err }
+	count := func(r io.Reader) (int, error) { b, err := io.ReadAll(r); return len(b), err }
+	take := func(wanted bool, want int) {
+		t.Helper()
+		if n, err := portable.Take(path, wanted, count); n != want || err != nil {
+			t.Errorf("%d, %v; want %d", n, err, want)
+		}
+	}
+	take(true, 0) // nothing was left
+	for range 2 {
+		if err := portable.Leave(path, export); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := os.Stat(path + ".portable")
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("left %v, %v; want mode 0600", info, err)
+	}
+	take(true, 4)
+	take(true, 0) // only once
+	if err := portable.Leave(path, export); err != nil {
+		t.Fatal(err)
+	}
+	take(false, 0)
+	take(true, 0)
+	fail := func(io.Reader) (int, error) { return 0, io.ErrNoProgress }
+	if err := portable.Leave(path, export); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := portable.Take(path, true, fail); !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("taken: %v", err)
+	}
+	if err := portable.Leave(path, func(io.Writer) error { return io.ErrNoProgress }); !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("left: %v", err)
+	}
+	if list, err := os.ReadDir(filepath.Dir(path)); err != nil || len(list) != 0 {
+		t.Errorf("files stay: %v, %v", list, err)
+	}
+	if err := portable.Leave(filepath.Join(path, "none"), export); err == nil {
+		t.Error("left something in a directory that does not exist")
 	}
 }
 
