@@ -106,8 +106,8 @@ var doors = map[string]door{
 		reason: "for tests",
 	},
 	"unsafe": {
-		packages: []string{"internal/flow", "internal/kernel", "overlay/sessions", "overlay/udp"},
-		reason:   "system calls, and the mapped tables of flows and sessions",
+		packages: []string{"internal/kernel", "internal/mapfile", "overlay/sessions", "overlay/udp"},
+		reason:   "system calls, words in mapped files, and the mapped table of sessions",
 	},
 }
 

@@ -146,8 +146,8 @@ var rows = map[string]row{
 		reason: "an underlay in memory for tests of anything that has an overlay",
 	},
 	"proxy": {
-		imports: []string{"internal/model", "internal/packet", "internal/sharemap"},
-		reason:  "a pure table",
+		imports: []string{"internal/mapfile", "internal/model", "internal/packet", "internal/portable", "internal/sharemap"},
+		reason:  "a pure table, and the clients' affinities, which outlive tables and the process",
 	},
 	"dns": {
 		imports: []string{"internal/model", "internal/quota", "internal/sharemap"},
@@ -217,8 +217,14 @@ var rows = map[string]row{
 	},
 
 	"internal/flow": {
-		imports: []string{"internal/packet"},
+		imports: []string{"internal/mapfile", "internal/packet", "internal/portable"},
 		reason:  "a table of tuples; verdicts are numbers to it",
+	},
+	"internal/mapfile": {
+		reason: "words in a file; what they mean is the user's affair",
+	},
+	"internal/portable": {
+		reason: "fields with numbers; what they mean is the user's affair",
 	},
 	"internal/policy": {
 		imports: []string{"internal/model", "internal/packet"},
