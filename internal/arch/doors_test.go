@@ -53,9 +53,9 @@ var doors = map[string]door{
 		reason:   "the door to Linux",
 	},
 	"golang.org/x/sys/unix": {
-		packages: []string{"cni", "internal/kernel", "internal/netstack", "internal/nodeport"},
+		packages: []string{"cni", "internal/drain", "internal/kernel", "internal/netstack", "internal/nodeport"},
 		tests:    []string{"overlay"},
-		reason:   "the door to Linux; cni, netstack and nodeport set options of their own sockets with it",
+		reason:   "the door to Linux; cni, drain, netstack and nodeport set options of their own sockets with it",
 	},
 	"golang.org/x/net/bpf": {
 		packages: []string{"internal/netstack"},

@@ -24,6 +24,9 @@ type Predecessor interface {
 	Forget(pod netip.Addr)
 }
 
+// maxInherited bounds what a predecessor can make us remember.
+const maxInherited = 1 << 18
+
 // Inheritance is the Heir of a Predecessor: it lets this Stack pass on what is
 // not its own. A pod's SYN with a tuple of the predecessor's goes there as well:
 // it meets the connection that it would have met without a change of processes,
@@ -89,6 +92,9 @@ func (e *Inheritance) Began(t packet.Tuple, inbound bool) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if len(e.tuples) >= maxInherited {
+		return // more than the bounds of any Stack allow
+	}
 	e.tuples[t] = inbound
 	e.size.Store(int64(len(e.tuples)))
 	if e.heir != nil {
@@ -127,7 +133,15 @@ func (e *Inheritance) Return(buf []byte, inbound bool) {
 // Flow takes a flow of datagrams over. One that finds no room is closed, and
 // begins anew with the pod's next datagram.
 func (e *Inheritance) Flow(f Flow, fd int) {
-	e.forgetTuple(f.Tuple)
+	e.mu.Lock()
+	delete(e.tuples, f.Tuple)
+	e.size.Store(int64(len(e.tuples)))
+	h := e.heir
+	e.mu.Unlock()
+	if h != nil {
+		h.Flow(f, fd) // which says to it that the tuple has ended
+		return
+	}
 	if err := e.stack.datagrams.adopt(f, fd); err != nil {
 		e.stack.log.Debug("a flow of the predecessor was not taken over", "flow", f.Tuple.String(), "error", err)
 		return
@@ -155,9 +169,20 @@ func (e *Inheritance) retire(h Heir) {
 	}
 }
 
-// Close ends the inheritance: the predecessor is gone. What it still had is lost,
+// Close ends the inheritance as if it had never been: the predecessor serves
+// again.
+func (e *Inheritance) Close() { e.drop() }
+
+// Lost ends the inheritance: the predecessor is gone. What it still had is lost,
 // and pods with TCP connections among that hear of it at once.
-func (e *Inheritance) Close() {
+func (e *Inheritance) Lost() {
+	for t, inbound := range e.drop() {
+		e.stack.Knock(t, inbound)
+	}
+}
+
+// drop forgets everything and returns what that was.
+func (e *Inheritance) drop() map[packet.Tuple]bool {
 	e.stack.elder.CompareAndSwap(e, nil)
 	e.mu.Lock()
 	lost := e.tuples
@@ -165,12 +190,12 @@ func (e *Inheritance) Close() {
 	e.size.Store(0)
 	h := e.heir
 	e.mu.Unlock()
-	for t, inbound := range lost {
-		if h != nil {
+	if h != nil {
+		for t := range lost {
 			h.Ended(t)
 		}
-		e.stack.Knock(t, inbound)
 	}
+	return lost
 }
 
 // Knock makes a pod find out that a TCP connection's other end is gone, though
