@@ -35,7 +35,11 @@ func Old(ctx context.Context, conn *net.UnixConn, ends Ends) error {
 	o := &old{
 		Ends: ends, wire: w, ready: make(chan struct{}), broken: make(chan struct{}), serving: make(chan struct{}),
 	}
-	stop := context.AfterFunc(ctx, o.breakOff)
+	stop := context.AfterFunc(ctx, func() {
+		if !o.isServed() {
+			o.breakOff()
+		}
+	})
 	if err := o.retire(); err != nil {
 		o.breakOff()
 		return errors.Join(ErrNotTaken, err, o.reinstate())
