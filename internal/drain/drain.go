@@ -27,7 +27,8 @@
 //	heritage, err := drain.New(ctx, conn, ends) // the old one takes nothing in any more
 //	sockets.Adopt(listeners)                     // got by other ways
 //	... publish tables ...
-//	go heritage.Run(ctx)                         // now the old one is given up
+//	err = heritage.Serve(ctx)                    // now the old one cannot come back
+//	go heritage.Run(ctx)
 //	... start to read TUNs and tunnel ...
 //	sockets.Apply(want)
 //	heritage.Adopted()
@@ -40,7 +41,9 @@
 //     no packet of it is taken for somebody else's.
 //   - A worker of the router never waits: a full wire loses the packet, which is
 //     counted. What the old process emits waits instead.
-//   - Until Run, the old process can take everything back.
+//   - Until Serve, the old process can take everything back.
+//   - At no time both processes serve: Serve is a question that the old one answers
+//     with yes, or it serves again.
 //   - When either process dies, the other notices by the socket: the old one
 //     ends, the new one lets pods know (netstack.Inheritance.Lost).
 //   - The other process is trusted, its messages are still checked: what makes

@@ -16,7 +16,8 @@ import (
 type kind byte
 
 // From the retired process to its successor, in the order in which they come:
-// hello, began and udpFlow, ready; then the others, began too; done.
+// hello, began and udpFlow, ready; then packets, began and ended, and after gone
+// the others; done.
 const (
 	kindHello kind = iota + 1
 	kindBegan
@@ -28,6 +29,7 @@ const (
 	kindReturn
 	kindReturnInbound
 	kindFlow // with a descriptor
+	kindGone // answers serving
 	kindDone
 )
 

@@ -28,7 +28,7 @@ type Heritage struct {
 	heirs   *netstack.Inheritance
 	flows   []nodeport.UDPFlow
 	control chan message
-	serves  atomic.Bool // Run has begun
+	serves  atomic.Bool // Serve is done
 	ended   bool        // the predecessor said so; receiving goroutine only
 }
 
@@ -40,7 +40,8 @@ type message struct {
 
 // New learns from the process at the other end of conn what it goes on with. When
 // New returns, that process takes nothing in any more: no connection, no
-// datagram. Without Run, Close gives everything back. On an error conn is closed.
+// datagram. Without Serve, Close gives everything back. On an error conn is
+// closed.
 func New(ctx context.Context, conn *net.UnixConn, ends Ends) (*Heritage, error) {
 	ends.setDefaults()
 	w, err := newWire(conn)
@@ -50,12 +51,8 @@ func New(ctx context.Context, conn *net.UnixConn, ends Ends) (*Heritage, error) 
 	}
 	h := &Heritage{Ends: ends, wire: w, control: make(chan message, controlQueue)}
 	h.heirs = ends.Stack.Inherit(predecessor{h})
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-	err = h.learn()
-	if !stop() && err == nil {
-		err = ctx.Err() // the deadline is set, or about to be
-	}
-	if err != nil {
+	if err = h.within(ctx, h.learn); err != nil {
+		h.closeFlows()
 		h.Close()
 		return nil, fmt.Errorf("learn from the predecessor: %w", err)
 	}
@@ -63,7 +60,25 @@ func New(ctx context.Context, conn *net.UnixConn, ends Ends) (*Heritage, error) 
 		ends.Sockets.AdoptFlows(h.flows)
 		h.flows = nil
 	}
+	h.closeFlows() // nobody wants them
 	return h, nil
+}
+
+func (h *Heritage) closeFlows() {
+	for i := range h.flows {
+		closeFD(h.flows[i].FD)
+	}
+	h.flows = nil
+}
+
+// within runs f, which receives, until the context ends.
+func (h *Heritage) within(ctx context.Context, f func() error) error {
+	stop := context.AfterFunc(ctx, func() { _ = h.wire.conn.SetReadDeadline(time.Unix(1, 0)) })
+	err := f()
+	if !stop() && err == nil {
+		err = ctx.Err() // the deadline is set, or about to be
+	}
+	return err
 }
 
 // learn takes messages until the predecessor has said everything.
@@ -76,21 +91,27 @@ func (h *Heritage) learn() error {
 	if err == nil {
 		err = checkHello(body)
 	}
-	for err == nil {
-		if k, body, fd, err = h.wire.receive(); err != nil {
-			break
-		}
-		if k == kindReady {
-			closeFD(fd)
-			return nil
-		}
-		err = h.take(k, body, fd)
+	if err != nil {
+		return err
 	}
-	return err
+	return h.takeUntil(kindReady)
 }
 
-// Close ends the inheritance. What the predecessor still has is lost to it if
-// Run has begun, and its own again if not.
+// takeUntil takes messages until one of a kind has come.
+func (h *Heritage) takeUntil(last kind) error {
+	for {
+		k, body, fd, err := h.wire.receive()
+		if err == nil {
+			err = h.take(k, body, fd)
+		}
+		if err != nil || k == last {
+			return err
+		}
+	}
+}
+
+// Close ends the inheritance. What the predecessor still has is lost after Serve,
+// and its own again without.
 func (h *Heritage) Close() {
 	h.wire.close()
 	if h.serves.Load() {
@@ -98,21 +119,29 @@ func (h *Heritage) Close() {
 	} else {
 		h.heirs.Close()
 	}
-	for i := range h.flows {
-		closeFD(h.flows[i].FD)
-	}
-	h.flows = nil
 }
 
-// Run tells the predecessor that this process serves from now on, and carries
-// packets between it and the router until it has ended or the context has. The
-// error says how many connections were lost.
+// Serve makes sure that the predecessor leaves the field for good; the router's
+// tables are published, and what it has to say is already passed on. On an error
+// it may be in service again: this process must not be.
+func (h *Heritage) Serve(ctx context.Context) error {
+	err := h.wire.send(kindServing, nil, -1)
+	if err == nil {
+		err = h.within(ctx, func() error { return h.takeUntil(kindGone) })
+	}
+	if err != nil {
+		h.Close()
+		return fmt.Errorf("take over from the predecessor: %w", err)
+	}
+	h.serves.Store(true)
+	return nil
+}
+
+// Run carries packets between the predecessor and the router, after Serve, until
+// that has ended or the context has. The error says how many connections were
+// lost.
 func (h *Heritage) Run(ctx context.Context) error {
 	defer h.Close()
-	h.serves.Store(true)
-	if err := h.wire.send(kindServing, nil, -1); err != nil {
-		return fmt.Errorf("tell the predecessor that it has a successor: %w", err)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, h.wire.close)()
@@ -210,6 +239,7 @@ func (h *Heritage) take(k kind, body []byte, fd int) error {
 		h.flows = append(h.flows, f)
 	case kindDone:
 		h.ended = true
+	case kindReady, kindGone:
 	default: // a later version's
 	}
 	return nil

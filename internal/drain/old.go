@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/netctl/netctl/internal/netstack"
@@ -35,13 +36,14 @@ func Old(ctx context.Context, conn *net.UnixConn, ends Ends) error {
 	o := &old{
 		Ends: ends, wire: w, ready: make(chan struct{}), broken: make(chan struct{}), serving: make(chan struct{}),
 	}
-	stop := context.AfterFunc(ctx, func() {
-		if !o.isServed() {
+	takeBack := func() {
+		if o.fate.CompareAndSwap(undecided, takenBack) {
 			o.breakOff()
 		}
-	})
+	}
+	stop := context.AfterFunc(ctx, takeBack)
 	if err := o.retire(); err != nil {
-		o.breakOff()
+		takeBack()
 		return errors.Join(ErrNotTaken, err, o.reinstate())
 	}
 	read := make(chan struct{})
@@ -55,7 +57,8 @@ func Old(ctx context.Context, conn *net.UnixConn, ends Ends) error {
 	case <-read:
 	}
 	stop()
-	if !o.isServed() {
+	takeBack()
+	if o.fate.Load() == takenBack {
 		<-read
 		return errors.Join(ErrNotTaken, ctx.Err(), o.err, o.reinstate())
 	}
@@ -77,14 +80,12 @@ func (o *old) end() {
 	_ = o.wire.send(kindDone, nil, -1) // it may be gone
 }
 
-func (o *old) isServed() bool {
-	select {
-	case <-o.serving:
-		return true
-	default:
-		return false
-	}
-}
+// The fates of the retired side: who serves is decided once.
+const (
+	undecided int32 = iota
+	takenBack
+	gone
+)
 
 // old is the retired side. To its Stack it is the heir.
 type old struct {
@@ -95,7 +96,7 @@ type old struct {
 	serving  chan struct{} // closed when it serves
 	broken   chan struct{} // closed when there is no successor any more
 	breaking sync.Once
-	served   sync.Once
+	fate     atomic.Int32
 	err      error // of the reader, when it has ended
 
 	mu      sync.Mutex
@@ -205,7 +206,10 @@ func (o *old) take(k kind, body []byte) error {
 	case kindPacketInbound:
 		_ = o.Stack.InboundPort().Write(body)
 	case kindServing:
-		o.served.Do(func() { close(o.serving) })
+		if o.fate.CompareAndSwap(undecided, gone) {
+			close(o.serving)
+			return o.wire.send(kindGone, nil, -1)
+		}
 	case kindAdopted:
 		if o.Sockets != nil {
 			o.Sockets.Release()

@@ -202,12 +202,10 @@ func (in *incoming) readOnce(fd uintptr) bool {
 	for {
 		in.n, in.oobn, in.flags, _, in.err = unix.Recvmsg(int(fd), in.buf[:], in.oob[:], unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 		switch {
-		case errors.Is(in.err, unix.EINTR):
-			continue
+		case errors.Is(in.err, unix.EINTR), errors.Is(in.err, unix.ECONNRESET):
+			continue // reset: closed without having read all of ours; what it said before is still here
 		case errors.Is(in.err, unix.EAGAIN):
 			return false
-		case errors.Is(in.err, unix.ECONNRESET):
-			in.n, in.oobn, in.flags, in.err = 0, 0, 0, nil // closed with messages unread
 		}
 		return true
 	}
