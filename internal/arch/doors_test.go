@@ -61,8 +61,8 @@ var doors = map[string]door{
 		reason:   "the door to Linux",
 	},
 	"golang.org/x/sys/unix": {
-		packages: []string{"cni", "internal/kernel", "internal/netstack", "internal/nodeport", "overlay/sessions", "overlay/udp"},
-		reason:   "the door to Linux; cni, netstack, nodeport and the tunnels set options of their own sockets with it, and session files are asked where they lie",
+		packages: []string{"cni", "internal/drain", "internal/kernel", "internal/netstack", "internal/nodeport", "overlay/sessions", "overlay/udp"},
+		reason:   "the door to Linux; cni, drain, netstack, nodeport and the tunnels set options of their own sockets with it, and session files are asked where they lie",
 	},
 	"golang.org/x/net/bpf": {
 		packages: []string{"internal/netstack"},

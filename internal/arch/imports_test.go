@@ -121,8 +121,12 @@ var rows = map[string]row{
 	},
 	"internal/netstack": {
 		imports: []string{"internal/packet", "internal/quota", "internal/splice"},
-		tests:   []string{"internal/model", "internal/nodeport"},
+		tests:   []string{"internal/drain", "internal/model", "internal/nodeport"},
 		reason:  "a port: packets in, packets out; sockets are given to it as functions",
+	},
+	"internal/drain": {
+		imports: []string{"internal/netstack", "internal/nodeport", "internal/packet"},
+		reason:  "a wire between the sockets of two processes; it says what both of these packages have to say",
 	},
 	"internal/nodeport": {
 		imports: []string{"internal/model", "internal/quota", "internal/splice"},
