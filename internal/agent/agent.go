@@ -42,6 +42,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/status"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/drain"
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
@@ -145,13 +146,14 @@ type Agent struct {
 	records   *record.Store
 	router    *datapath.Router
 	workers   *datapath.Workers
-	engine    overlay.Engine
+	engine    *overlay.WireGuard
 	key       overlay.Key
 	resolver  *dns.Server
 	upstreams *dns.ResolvConf
 	stack     *netstack.Stack
 	sockets   *nodeport.Server
 	host      *kernel.TUN
+	heritage  *drain.Heritage // of the agent before; nil: there was none, or it had no connections
 	cni       *cni.Server
 	calls     int // the CNI socket's descriptor, for who comes after; -1: not open
 	holds     hold.Holds
@@ -170,7 +172,8 @@ type Agent struct {
 	// relieve has other holders let go of what this agent took over from them.
 	relieve func()
 
-	applying sync.Mutex // of the node's sockets; locked before mu
+	applying  sync.Mutex      // of the node's sockets; locked before mu
+	listening map[string]bool // guarded by applying: sockets that the holder knows, by name
 
 	mu     sync.Mutex
 	fixed  []LocalPort               // immutable after open
@@ -230,15 +233,15 @@ func (a *Agent) prepare() error {
 	if err != nil {
 		return err
 	}
-	// An agent that serves works on the table until it stops reading; then we do.
+	// An agent that serves works on these until it stops reading; then we do.
 	a.flows, err = flow.Open(flow.Config{Path: filepath.Join(a.cfg.StateDir, "flows"), Epoch: epoch, Join: true})
 	if err != nil {
 		return fmt.Errorf("open the flow table: %w", err)
 	}
-	if r := a.flows.Report(); r.Refusal != flow.NotRefused || r.Adopted > 0 {
-		a.log.Info("flow table opened", "adopted", r.Adopted, "dropped", r.Dropped, "joined", r.Joined, "refused", r.Refusal.String())
+	if a.affinity, err = proxy.OpenAffinity(proxy.AffinityConfig{Path: filepath.Join(a.cfg.StateDir, "affinity"), Epoch: epoch}); err != nil {
+		return fmt.Errorf("open the clients' affinities: %w", err)
 	}
-	a.affinity = proxy.NewAffinity(proxy.AffinityConfig{})
+	a.log.Info("former process' state", "flows", a.flows.Report().String(), "affinities", a.affinity.Report().String())
 	a.router = datapath.New(datapath.Config{Flows: a.flows, Affinity: a.affinity, Clock: kernel.BootClock})
 	a.upstreams = dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
 	a.resolver = dns.New(dns.Config{Upstreams: a.upstreams.Upstreams, Logger: a.log})

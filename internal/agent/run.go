@@ -19,6 +19,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/handover"
 	"github.com/netctl/netctl/internal/agent/probe"
 	"github.com/netctl/netctl/internal/agent/settings"
+	"github.com/netctl/netctl/internal/drain"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
 )
@@ -123,7 +124,7 @@ func (p *process) terms(ctx context.Context) error {
 	}
 	// The one that serves is asked to hand over only now, when nothing is left to
 	// find out or to make that could keep us from serving, as far as it can be known.
-	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir)
+	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir, a.wants()...)
 	if err != nil {
 		return errors.Join(err, a.close())
 	}
@@ -174,7 +175,7 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 		if err := a.seize(e); err != nil {
 			return err
 		}
-		if err := seat.Serving(); err != nil {
+		if err := p.enter(a, seat); err != nil {
 			return err
 		}
 		p.log.Info("agent carries packets", "inherited", from, "from_agent", legacy != nil, "took", time.Since(began).Round(time.Microsecond))
@@ -193,29 +194,55 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 			return nil
 		}
 		began = time.Now()
-		if err = p.handOver(ctx, a, heir); err == nil {
+		d := p.retire(a)
+		if err = p.handOver(ctx, a, heir, d); err == nil {
 			p.log.Info("another agent serves", "after", time.Since(began).Round(time.Microsecond))
 			drained = true
 			p.keeper.Goodbye()
-			p.drains.Go(func() { p.drain(a, heir, end) })
-			return nil
+			p.drains.Go(func() { p.drain(a, d, end) })
+			return heir.Conn().Close()
 		}
 		p.log.Warn("this agent serves on, for its successor does not", "error", err)
+		if err := d.takeBack(); err != nil {
+			return fmt.Errorf("go on after a successor failed: %w", err)
+		}
 		all, done := a.borrowed()
+		for name := range all {
+			if estate.IsListener(name) {
+				delete(all, name) // at work again
+			}
+		}
 		e, err = all.Copy()
 		done()
 		if err = errors.Join(err, seat.Resume(), a.letGo()); err != nil {
 			return err
 		}
-		legacy, a.relieve = nil, func() {}
+		legacy, a.relieve, a.heritage = nil, func() {}, nil
 	}
+}
+
+// enter is the moment from which on this agent serves and the one before does not.
+func (p *process) enter(a *Agent, seat *handover.Seat) error {
+	if a.heritage != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
+		defer cancel()
+		if err := a.heritage.Serve(ctx); err != nil {
+			return err
+		}
+		h := a.heritage
+		go func() { // as long as the process, which does not stay for it
+			if err := h.Run(context.Background()); err != nil {
+				p.log.Warn("connections of the agent before are lost", "error", err)
+			}
+		}()
+	}
+	return seat.Serving()
 }
 
 // inherit returns what there is for an agent to go on with: from the one before, or
 // from the holders.
 func (p *process) inherit(ctx context.Context, a *Agent, legacy *handover.Legacy) estate.Estate {
 	if legacy != nil {
-		p.drains.Go(func() { p.inheritConnections(legacy) })
 		return legacy.Items
 	}
 	var e estate.Estate
@@ -246,14 +273,56 @@ func (p *process) serve(ctx context.Context, a *Agent, seat *handover.Seat) (hei
 	return <-asked, err
 }
 
+// retirement is a process' connections on their way to an end, or back.
+type retirement struct {
+	theirs int // the successor's end, -1: there is none
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // of drain.Old, when done
+}
+
+// retire begins to finish connections that end in this process.
+func (p *process) retire(a *Agent) *retirement {
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(p.cfg.DrainLimit, DefaultDrainLimit))
+	d := &retirement{theirs: -1, cancel: cancel, done: make(chan struct{})}
+	ours, theirs, err := drain.Pair()
+	if err != nil {
+		d.err = errors.Join(drain.ErrNotTaken, err)
+		close(d.done)
+		return d
+	}
+	d.theirs = theirs
+	go func() {
+		defer close(d.done)
+		d.err = drain.Old(ctx, ours, a.ends())
+	}()
+	return d
+}
+
+// takeBack has the connections carried on here.
+func (d *retirement) takeBack() error {
+	d.cancel()
+	<-d.done
+	if errors.Is(d.err, drain.ErrNotTaken) {
+		return nil
+	}
+	return errors.Join(errors.New("its connections are gone"), d.err)
+}
+
 // handOver gives a successor everything and returns when it serves.
-func (p *process) handOver(ctx context.Context, a *Agent, heir *handover.Heir) error {
-	// Ports of the node cannot be listened to twice.
-	errs := []error{a.sockets.Apply(nil), a.closePool()}
+func (p *process) handOver(ctx context.Context, a *Agent, heir *handover.Heir, d *retirement) error {
+	errs := []error{a.closePool()}
 	all, done := a.borrowed()
 	defer done()
 	for name, fds := range all {
 		errs = append(errs, heir.Give(name, fds...))
+	}
+	if d.theirs >= 0 {
+		errs = append(errs, heir.Give(estate.Drain, d.theirs))
+		kernel.CloseFDs([]int{d.theirs})
+	}
+	if err := a.exportAll(heir); err != nil {
+		p.log.Warn("the successor does not know all that it wants to", "error", err)
 	}
 	errs = append(errs, heir.Leave())
 	if err := errors.Join(errs...); err != nil {
@@ -268,28 +337,20 @@ func (p *process) handOver(ctx context.Context, a *Agent, heir *handover.Heir) e
 const lateAnswers = 2 * time.Second
 
 // drain is what an agent does after another one has taken over.
-func (p *process) drain(a *Agent, heir *handover.Heir, end func() error) {
-	limit := cmp.Or(p.cfg.DrainLimit, DefaultDrainLimit)
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	late := time.AfterFunc(lateAnswers, func() {
-		if err := a.letGo(); err != nil {
-			p.log.Warn("not all is let go of", "error", err)
-		}
-	})
-	if err := a.drain(ctx, heir.Conn()); err != nil {
-		p.log.Warn("connections that end here are not carried on", "error", err)
+func (p *process) drain(a *Agent, d *retirement, end func() error) {
+	began := time.Now()
+	time.Sleep(lateAnswers)
+	err := a.letGo()
+	<-d.done
+	d.cancel()
+	if d.err != nil {
+		p.log.Warn("connections that end in this process did not all end in order", "error", d.err)
 	}
-	if late.Stop() {
-		time.Sleep(lateAnswers)
-	}
-	if err := errors.Join(end(), heir.Conn().Close()); err != nil {
+	if err := errors.Join(err, end()); err != nil {
 		p.log.Warn("not all is let go of", "error", err)
 	}
+	p.log.Info("nothing is left to be finished", "after", time.Since(began).Round(time.Millisecond))
 }
-
-// inheritConnections is the successor's part of drain.
-func (p *process) inheritConnections(legacy *handover.Legacy) { _ = legacy.Conn() }
 
 // settleRetry is how often the cluster is asked again for what it says of itself.
 const settleRetry = 5 * time.Second

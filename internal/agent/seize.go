@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -51,8 +50,8 @@ func (a *Agent) seize(e estate.Estate) error {
 		return fmt.Errorf("read the node's key: %w", err)
 	}
 	a.key = key.Public()
-	if err := a.openEngine(key, e.Take(estate.Tunnel)); err != nil {
-		return fmt.Errorf("start the overlay: %w", err)
+	if err := a.openEngine(key, e); err != nil {
+		return fmt.Errorf("open the overlay: %w", err)
 	}
 	a.claims = claim.New(a.claimConfig())
 	a.mu.Lock()
@@ -67,8 +66,14 @@ func (a *Agent) seize(e estate.Estate) error {
 	a.loop = loop.New(loop.Config[Output]{
 		Compile: a.compile, Problems: func(out Output) []string { return out.Problems }, Publish: a.publish, Apply: a.apply, Log: a.log,
 	})
+	if err := a.inheritSockets(e); err != nil {
+		return err
+	}
 	if err := a.restore(e); err != nil {
 		return err
+	}
+	if err := a.importAll(e); err != nil {
+		a.log.Warn("not all that the agent before knew is taken over", "error", err)
 	}
 	first := a.compile()
 	if err := a.publish(first); err != nil {
@@ -144,34 +149,27 @@ func (a *Agent) openCalls(e estate.Estate) error {
 }
 
 // openEngine opens the tunnel, on sockets that are there already if there are any.
-func (a *Agent) openEngine(key overlay.PrivateKey, sockets []int) error {
-	kernel.CloseFDs(sockets)
-	peers := a.router.NewInputs(OverlayPort)
-	engine, err := overlay.NewWireGuard(overlay.WireGuardConfig{
-		Key: key, ListenPort: a.cfg.ListenPort, MTU: a.mtu, Logger: a.log,
-		Sink: func(packets [][]byte) { peers.Deliver(packets...) },
-	})
+func (a *Agent) openEngine(key overlay.PrivateKey, e estate.Estate) error {
+	epoch, err := kernel.BootID()
 	if err != nil {
 		return err
 	}
-	a.engine = engine
-	return nil
-}
-
-// startEngine has the tunnel read and shake hands.
-func startEngine(e overlay.Engine) error {
-	if s, ok := e.(interface{ Start() error }); ok {
-		return s.Start()
+	peers := a.router.NewInputs(OverlayPort)
+	cfg := overlay.WireGuardConfig{
+		Key: key, ListenPort: a.cfg.ListenPort, MTU: a.mtu, Logger: a.log,
+		Sink:        func(packets [][]byte) { peers.Deliver(packets...) },
+		SessionFile: filepath.Join(a.cfg.StateDir, "sessions"), Epoch: epoch,
 	}
-	return nil
-}
-
-// stopEngine has it neither read nor send any more.
-func stopEngine(e overlay.Engine) error {
-	if s, ok := e.(interface{ Stop() error }); ok {
-		return s.Stop()
+	if fds := e.Take(estate.Tunnel); len(fds) > 0 {
+		cfg.Sockets = &overlay.Sockets{FDs: fds}
 	}
-	return e.Close()
+	a.engine, err = overlay.NewWireGuard(cfg)
+	if err != nil && cfg.Sockets != nil {
+		a.log.Warn("tunnel's sockets are opened anew", "error", err)
+		cfg.Sockets = nil
+		a.engine, err = overlay.NewWireGuard(cfg)
+	}
+	return err
 }
 
 // borrowed returns what a process that comes after this one can go on with; the
@@ -189,10 +187,20 @@ func (a *Agent) borrowed() (all estate.Estate, done func()) {
 	if a.calls >= 0 {
 		all[estate.CNI] = []int{a.calls}
 	}
-	if s, ok := a.engine.(interface{ Sockets() []int }); ok {
-		all[estate.Tunnel] = s.Sockets()
+	all[estate.Tunnel] = a.engine.Sockets()
+	listeners, err := a.sockets.Listeners()
+	if err != nil {
+		a.log.Warn("listening sockets are not kept", "error", err)
 	}
-	return all, func() { runtime.KeepAlive(tuns) }
+	var copies []int
+	for _, l := range listeners {
+		all[estate.Listener(l.Addr, l.Proto)] = []int{l.FD}
+		copies = append(copies, l.FD)
+	}
+	return all, func() {
+		kernel.CloseFDs(copies)
+		runtime.KeepAlive(tuns)
+	}
 }
 
 // letGo closes what seize opened, so that another process, or this one again, can
@@ -262,9 +270,6 @@ func (a *Agent) live(ctx context.Context) (wait func()) {
 	}
 }
 
-// drain stays with the connections that end in this process' sockets.
-func (a *Agent) drain(context.Context, *net.UnixConn) error { return nil }
-
 // close lets go of what prepare made. The flow table goes last, when nobody walks.
 func (a *Agent) close() error {
 	var errs []error
@@ -276,6 +281,9 @@ func (a *Agent) close() error {
 	}
 	if a.flows != nil {
 		errs = append(errs, a.flows.Close())
+	}
+	if a.affinity != nil {
+		errs = append(errs, a.affinity.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -21,7 +21,7 @@ const callsTime = 3 * time.Second
 func (a *Agent) serve(ctx context.Context, yield <-chan struct{}) error {
 	carrying, stop := context.WithCancel(ctx)
 	defer stop()
-	if err := startEngine(a.engine); err != nil {
+	if err := a.engine.Start(); err != nil {
 		return fmt.Errorf("start the overlay: %w", err)
 	}
 	workers := make(chan error, 1)
@@ -29,7 +29,7 @@ func (a *Agent) serve(ctx context.Context, yield <-chan struct{}) error {
 	go func() { workers <- a.workers.Run(carrying) }()
 	err := a.steer(carrying, yield, workers)
 	stop()
-	return errors.Join(ignoreDone(ctx, errors.Join(err, <-workers)), stopEngine(a.engine))
+	return errors.Join(ignoreDone(ctx, errors.Join(err, <-workers)), a.engine.Stop())
 }
 
 // steer runs everything beside the workers.
@@ -55,9 +55,13 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan e
 		if err := a.loop.Publish(ctx); err != nil {
 			return ignoreDone(ctx, fmt.Errorf("publish the first tables: %w", err))
 		}
-		all, done := a.borrowed()
-		a.keeper.Own(all)
-		done()
+		if _, err := a.applySockets(); err != nil { // conflicts are reported, and tried again
+			a.log.Warn("node's ports are not listened to, trying again", "error", err)
+		}
+		if a.heritage != nil {
+			a.heritage.Adopted()
+		}
+		a.keepAll()
 		a.relieve()
 		a.log.Info("agent serves", "node", a.cfg.Node, "mtu", a.mtu, "pods", len(a.localPorts())-len(a.fixed))
 		a.cni.Restored()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -74,6 +75,20 @@ func DupOf(c syscall.Conn) (int, error) {
 		return -1, fmt.Errorf("copy descriptor: %w", err)
 	}
 	return dup, dupErr
+}
+
+// MemoryFile returns a file of that name that has no place but memory and holds data,
+// to be read from its beginning. Its content never reaches a disk.
+func MemoryFile(name string, data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.WriteAt(data, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("write a file in memory: %w", err), f.Close())
+	}
+	return f, nil
 }
 
 // setReceived puts O_NONBLOCK back: it belongs to the file description, which

@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +22,7 @@ import (
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/holder"
 	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/model"
 )
 
 // The names of what every node has.
@@ -27,6 +30,15 @@ const (
 	HostTUN = "netctl0"
 	Tunnel  = "wireguard" // its UDP sockets
 	CNI     = "cni.sock"
+	// Drain is one end of a connection, for connections that end in sockets.
+	Drain = "drain"
+)
+
+// What a process of another version is given in words for all, as files in memory.
+const (
+	Flows      = "export/flows"
+	Affinities = "export/affinities"
+	Sessions   = "export/sessions"
 )
 
 // HoldersDir is the directory of the holders' sockets in a state directory.
@@ -34,6 +46,35 @@ const HoldersDir = "holders"
 
 // Pod is the name of an attachment's TUN.
 func Pod(id cni.ID) string { return "pod/" + id.ContainerID + "@" + id.IfName }
+
+const listener = "listen/"
+
+// Listener is the name of a listening socket.
+func Listener(at netip.AddrPort, proto model.Protocol) string {
+	return listener + strconv.Itoa(int(proto)) + "/" + at.String()
+}
+
+// IsListener reports whether a name is that of a listening socket.
+func IsListener(name string) bool { return strings.HasPrefix(name, listener) }
+
+// Listeners takes the listening sockets, which are the caller's.
+func (e Estate) Listeners(found func(at netip.AddrPort, proto model.Protocol, fd int)) {
+	for name := range e {
+		text, ok := strings.CutPrefix(name, listener)
+		if !ok {
+			continue
+		}
+		number, where, _ := strings.Cut(text, "/")
+		proto, err := strconv.ParseUint(number, 10, 8)
+		at, aerr := netip.ParseAddrPort(where)
+		if err != nil || aerr != nil {
+			continue // closed with the rest
+		}
+		if fd, ok := e.TakeOne(name); ok {
+			found(at, model.Protocol(proto), fd)
+		}
+	}
+}
 
 // Estate is descriptors by name. They are its owner's to close.
 type Estate map[string][]int

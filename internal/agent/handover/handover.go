@@ -104,8 +104,9 @@ type Seat struct {
 
 // Take returns when the seat in dir is ours, after asking who has it to hand it
 // over; what came with it is then a Legacy, and nil when there was nobody to ask or
-// one of an earlier version. It fails with ErrStays when that one does not.
-func Take(ctx context.Context, dir string) (*Seat, *Legacy, error) {
+// one of an earlier version. wants are words that Heir.Wants is asked for. It fails
+// with ErrStays when that one does not.
+func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("take the agent's seat: %w", err)
 	}
@@ -120,7 +121,7 @@ func Take(ctx context.Context, dir string) (*Seat, *Legacy, error) {
 		if !errors.Is(err, errTaken) {
 			return nil, nil, err
 		}
-		legacy, err := request(ctx, dir)
+		legacy, err := request(ctx, dir, wants)
 		if err == nil {
 			s, err := occupy(dir, legacy.lock, 0, legacy.conn)
 			if err != nil {

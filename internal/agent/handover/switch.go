@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,7 +19,7 @@ import (
 
 // The messages on switch.sock, a SOCK_SEQPACKET socket: a byte and a text.
 const (
-	opHandOver = 'H' // and the protocol's version; to the holder of the seat
+	opHandOver = 'H' // and the protocol's version, and what is wanted; to the holder of the seat
 	opRefused  = 'N' // and why; from it, as the rest
 	opItem     = 'F' // and a name, with descriptors
 	opSeat     = 'L' // with the seat's lock; the last one
@@ -57,7 +58,7 @@ func (l *Legacy) Close() {
 }
 
 // request asks the holder to hand the seat over.
-func request(ctx context.Context, dir string) (_ *Legacy, err error) {
+func request(ctx context.Context, dir string, wants []string) (_ *Legacy, err error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", filepath.Join(dir, switchName))
 	switch {
@@ -69,7 +70,7 @@ func request(ctx context.Context, dir string) (_ *Legacy, err error) {
 	l := &Legacy{Items: make(map[string][]int), conn: conn.(*net.UnixConn)} //nolint:forcetypeassert // of that network
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := send(l.conn, opHandOver, protocol); err != nil {
+	if err := send(l.conn, opHandOver, strings.Join(append([]string{protocol}, wants...), " ")); err != nil {
 		return nil, errors.Join(err, l.conn.Close())
 	}
 	if err := l.receive(); err != nil {
@@ -110,9 +111,13 @@ func (l *Legacy) receive() error {
 
 // Heir is a successor that waits for the seat.
 type Heir struct {
-	seat *Seat
-	conn *net.UnixConn
+	seat  *Seat
+	conn  *net.UnixConn
+	wants []string
 }
+
+// Wants reports whether the heir has asked for something that not all need.
+func (h *Heir) Wants(what string) bool { return slices.Contains(h.wants, what) }
 
 // listenHeirs hears those who want the seat handed over, until it closes.
 func (s *Seat) listenHeirs(l net.Listener) {
@@ -122,8 +127,9 @@ func (s *Seat) listenHeirs(l net.Listener) {
 // hear waits with an heir until somebody attends to it.
 func (s *Seat) hear(conn *net.UnixConn) {
 	_ = conn.SetDeadline(time.Now().Add(leaveTime))
-	op, version, fds, err := receive(conn)
+	op, text, fds, err := receive(conn)
 	kernel.CloseFDs(fds)
+	version, wants, _ := strings.Cut(text, " ")
 	if err == nil && (op != opHandOver || version != protocol) {
 		err = fmt.Errorf("protocol %q is not known, only %s", version, protocol)
 	} else if stays := s.stays(); err == nil && stays > 0 {
@@ -135,7 +141,7 @@ func (s *Seat) hear(conn *net.UnixConn) {
 		return
 	}
 	select {
-	case s.heirs <- &Heir{s, conn}:
+	case s.heirs <- &Heir{s, conn, strings.Fields(wants)}:
 	case <-s.left:
 		_ = conn.Close() // it asks whoever has the seat now
 	case <-time.After(leaveTime): // it has given up
