@@ -65,9 +65,9 @@ const (
 
 // Config is what a Holder needs.
 type Config struct {
-	// Lost is called when an owner's connection ends without a goodbye. It must
-	// not wait.
-	Lost func()
+	// Lost is called when an owner's connection ends without a goodbye, with how
+	// long it was the owner. It must not wait.
+	Lost func(owned time.Duration)
 	Log  *slog.Logger
 }
 
@@ -82,6 +82,7 @@ type Holder struct {
 	held  map[string]*entry      // guarded by mu
 	fds   int                    // guarded by mu: in held
 	owner *net.UnixConn          // guarded by mu
+	since time.Time              // guarded by mu: the owner is one
 	conns map[*net.UnixConn]bool // guarded by mu
 	ended bool                   // guarded by mu
 }
@@ -98,7 +99,7 @@ func New(cfg Config) *Holder {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Lost == nil {
-		cfg.Lost = func() {}
+		cfg.Lost = func(time.Duration) {}
 	}
 	return &Holder{cfg: cfg, slots: make(chan struct{}, maxClients), held: map[string]*entry{}, conns: map[*net.UnixConn]bool{}}
 }
@@ -273,7 +274,7 @@ func (h *Holder) answer(conn *net.UnixConn, op byte, name string, fds []int) err
 
 // own makes a client the owner; mu is held.
 func (h *Holder) own(conn *net.UnixConn) {
-	h.owner = conn
+	h.owner, h.since = conn, time.Now()
 	for _, e := range h.held {
 		e.stale = true
 	}
@@ -358,13 +359,13 @@ func (h *Holder) leave(conn *net.UnixConn) bool {
 	h.mu.Lock()
 	_ = conn.Close()
 	delete(h.conns, conn)
-	lost := h.owner == conn
+	lost, owned := h.owner == conn, time.Since(h.since)
 	if lost {
 		h.owner = nil
 	}
 	h.mu.Unlock()
 	if lost {
-		h.cfg.Lost()
+		h.cfg.Lost(owned)
 	}
 	return lost
 }

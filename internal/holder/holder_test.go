@@ -80,7 +80,7 @@ type world struct {
 func start(t *testing.T) *world {
 	t.Helper()
 	w := &world{path: filepath.Join(t.TempDir(), "h", "hold.sock"), lost: make(chan struct{}, 8)}
-	w.Holder = New(Config{Lost: func() { w.lost <- struct{}{} }})
+	w.Holder = New(Config{Lost: func(time.Duration) { w.lost <- struct{}{} }})
 	l, err := Listen(w.path)
 	if err != nil {
 		t.Fatal(err)

@@ -19,8 +19,11 @@ const (
 	// twice as long as the one before, up to lastPause.
 	firstPause = 250 * time.Millisecond
 	lastPause  = 8 * time.Second
-	// healthy is how long a worker must have run for its death to be a first one.
+	// healthy is how long a worker must have run for its death to be a first one, and
+	// served how long it must have been the owner: as long as that, starting it again
+	// and again serves the node better than waiting.
 	healthy = time.Minute
+	served  = time.Second
 	// endTime is what a worker has to end in order before it is killed.
 	endTime = 20 * time.Second
 )
@@ -44,7 +47,7 @@ type Supervisor struct {
 	Always bool
 	Log    *slog.Logger
 
-	lost  chan struct{}
+	lost  chan time.Duration
 	exits chan exit
 }
 
@@ -57,15 +60,15 @@ type exit struct {
 
 // NewSupervisor returns a Supervisor with a Holder, whose losses are its own.
 func NewSupervisor(command []string, always bool, log *slog.Logger) *Supervisor {
-	s := &Supervisor{Command: command, Always: always, Log: log, lost: make(chan struct{}, 1), exits: make(chan exit)}
+	s := &Supervisor{Command: command, Always: always, Log: log, lost: make(chan time.Duration, 1), exits: make(chan exit)}
 	s.Holder = New(Config{Lost: s.notice, Log: log})
 	return s
 }
 
 // notice is called when the owner is lost.
-func (s *Supervisor) notice() {
+func (s *Supervisor) notice(owned time.Duration) {
 	select {
-	case s.lost <- struct{}{}:
+	case s.lost <- owned:
 	default:
 	}
 }
@@ -100,9 +103,11 @@ func (s *Supervisor) Run(ctx context.Context) error {
 				continue
 			}
 			running++
-		case <-s.lost:
-			s.Log.Warn("the agent has died without a word: another one is started")
-			needed = true
+		case owned := <-s.lost:
+			s.Log.Warn("the agent has died without a word: another one is started", "served", owned.Round(time.Millisecond))
+			if needed = true; owned >= served {
+				b.deaths, due = min(b.deaths, 1), nil
+			}
 		case e := <-s.exits:
 			running--
 			switch {

@@ -45,7 +45,7 @@ func (l *Lab) streamFrom(t *testing.T, part string, to netip.AddrPort) *stream {
 	s.wg.Go(func() {
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
-		var buf [32]byte // longer than what the server takes for a question
+		var buf [4]byte
 		for i := uint32(0); ; i++ {
 			select {
 			case <-s.stop:
