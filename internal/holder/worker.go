@@ -24,8 +24,9 @@ const (
 	// and again serves the node better than waiting.
 	healthy = time.Minute
 	served  = time.Second
-	// endTime is what a worker has to end in order before it is killed.
-	endTime = 20 * time.Second
+	// endTime is what a worker has to end in order before it is killed: it may have
+	// connections to finish.
+	endTime = 6 * time.Minute
 )
 
 // A worker finds its connection to the holder under this number when this is set, to
