@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/netctl/netctl/internal/model"
@@ -42,6 +44,10 @@ func large() *Content {
 		}
 		s.EndpointSlices = append(s.EndpointSlices, slice)
 	}
+	slices.SortFunc(s.Nodes, func(a, b *model.Node) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.Pods, func(a, b *model.Pod) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(s.Services, func(a, b *model.Service) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(s.EndpointSlices, func(a, b *model.EndpointSlice) int { return a.Name.Compare(b.Name) })
 	return &Content{Cluster: "c0ffee", State: s, Settings: sample().Settings}
 }
 
