@@ -236,6 +236,9 @@ func (a *Affinity) open() error {
 	found := a.file.Report()
 	a.report = AffinityReport{Refusal: found.Refusal, Joined: found.Joined}
 	a.cut()
+	if found.Joined && a.file.Died() { // the one before, beside one that retires
+		a.recount()
+	}
 	if found.Found && !found.Joined {
 		for i := range a.shards {
 			a.shards[i].head[wordLock].Store(0)

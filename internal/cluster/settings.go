@@ -18,8 +18,12 @@ import (
 // A field is empty when the cluster says nothing of it.
 type Settings = statefile.Settings
 
-// settingsTimeout bounds the wait for settings that an earlier run knew.
-const settingsTimeout = 3 * time.Second
+// settingsTimeout bounds the wait for settings that an earlier run knew, and
+// freshTimeout when that run ended a moment ago: pods wait meanwhile.
+const (
+	settingsTimeout = 3 * time.Second
+	freshTimeout    = 300 * time.Millisecond
+)
 
 // settingsMaps are the ConfigMaps in kube-system that have the settings, and
 // under which key.
@@ -32,11 +36,14 @@ var settingsMaps = [2][2]string{{"kubeadm-config", "ClusterConfiguration"}, {"ku
 // API server answers, what the last run read counts.
 func (k *Kubernetes) Settings(ctx context.Context) (Settings, error) {
 	k.mu.Lock()
-	known := k.settings
+	known, timeout := k.settings, settingsTimeout
+	if k.fresh {
+		timeout = freshTimeout
+	}
 	k.mu.Unlock()
 	if known != nil {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, settingsTimeout)
+		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
 	var texts [2]string

@@ -146,3 +146,21 @@ func TestKilledNeighbour(t *testing.T) {
 		check(t, tab)
 	}
 }
+
+// TestKilledBesideRetired: the process that serves is killed while its
+// predecessor still has the table, so its successor joins; it mends at once.
+func TestKilledBesideRetired(t *testing.T) {
+	t.Parallel()
+	cfg := flow.Config{Path: filepath.Join(t.TempDir(), "flows"), Slots: killSlots, Join: true}
+	retired := open(t, cfg)
+	defer closeTable(t, retired)
+	for range killRounds() / 5 {
+		killSoon(t, startWriter(t, cfg.Path))
+		tab := open(t, cfg)
+		if r := tab.Report(); !r.Joined || tab.Stats().Mended != 1 {
+			t.Errorf("%+v, mended %d times", r, tab.Stats().Mended)
+		}
+		check(t, tab)
+		closeTable(t, tab)
+	}
+}

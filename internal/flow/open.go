@@ -152,6 +152,9 @@ func openFile(f *mapfile.File, cfg *Config) (*Table, error) {
 	found := f.Report()
 	switch {
 	case found.Joined:
+		if f.Died() { // the one before, beside one that retires
+			t.mend()
+		}
 		t.report = Report{Joined: true, Adopted: t.Len()}
 		return t, nil
 	case found.Found:
