@@ -121,7 +121,7 @@ var rows = map[string]row{
 	},
 	"internal/netstack": {
 		imports: []string{"internal/packet", "internal/quota", "internal/splice"},
-		tests:   []string{"internal/drain", "internal/model", "internal/nodeport"},
+		tests:   []string{"internal/drain", "internal/kernel", "internal/model", "internal/nodeport"},
 		reason:  "a port: packets in, packets out; sockets are given to it as functions",
 	},
 	"internal/drain": {

@@ -33,9 +33,7 @@ func Old(ctx context.Context, conn *net.UnixConn, ends Ends) error {
 	if err != nil {
 		return errors.Join(ErrNotTaken, err)
 	}
-	o := &old{
-		Ends: ends, wire: w, ready: make(chan struct{}), broken: make(chan struct{}), serving: make(chan struct{}),
-	}
+	o := newOld(w, ends)
 	takeBack := func() {
 		if o.fate.CompareAndSwap(undecided, takenBack) {
 			o.breakOff()
@@ -104,6 +102,10 @@ type old struct {
 }
 
 var _ netstack.Heir = (*old)(nil)
+
+func newOld(w *wire, ends Ends) *old {
+	return &old{Ends: ends, wire: w, ready: make(chan struct{}), broken: make(chan struct{}), serving: make(chan struct{})}
+}
 
 // retire tells the successor of everything. Nobody emits meanwhile: Packet waits
 // for its end.

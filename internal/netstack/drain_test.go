@@ -290,6 +290,53 @@ func TestDrainMovesDatagrams(t *testing.T) {
 	}
 }
 
+// TestDrainMovesDatagramsOn: a process retires before it has everything of its
+// predecessor's.
+func TestDrainMovesDatagramsOn(t *testing.T) {
+	t.Parallel()
+	const many = 100
+	f := families(t)[0]
+	s := succeed(t, false, nil)
+	port := echoPort(t, f)
+	conns, ports := make([]*gonet.UDPConn, many), make([]string, many)
+	ask := func(i int) string {
+		_ = conns[i].SetDeadline(time.Now().Add(10 * time.Second))
+		buf := make([]byte, 200)
+		_, _ = conns[i].Write([]byte("x"))
+		n, err := conns[i].Read(buf)
+		if err != nil {
+			t.Fatalf("flow %d: %v", i, err)
+		}
+		return string(buf[:n])
+	}
+	for i := range conns {
+		c, err := gonet.DialUDP(s.pod.stack, nil, new(full(netip.AddrPortFrom(f.out, port))), f.proto)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns[i] = c
+		ports[i] = ask(i)
+	}
+	reigns := []*reign{s.succeedBy(), s.succeedBy(), s.succeedBy()}
+	for i := range conns {
+		if got := ask(i); got != ports[i] {
+			t.Errorf("flow %d: %s, %s before", i, got, ports[i])
+		}
+	}
+	for _, r := range reigns {
+		r.ends(t)
+	}
+	for i := range conns {
+		if got := ask(i); got != ports[i] {
+			t.Errorf("flow %d: %s, %s before", i, got, ports[i])
+		}
+	}
+	if st := s.stack.Stats(); st.Flows != many || st.FlowsOpened != 0 {
+		t.Errorf("%d flows, %d opened here, want %d and none", st.Flows, st.FlowsOpened, many)
+	}
+}
+
 func TestDrainOfAnOpeningConnection(t *testing.T) {
 	t.Parallel()
 	f := families(t)[0]

@@ -215,6 +215,45 @@ func TestDrainNodePortBulk(t *testing.T) {
 	r.ends(t)
 }
 
+// TestDrainLosesNodeSockets: the old process is killed with a session. Both ends
+// hear of it, though both only wait.
+func TestDrainLosesNodeSockets(t *testing.T) {
+	t.Parallel()
+	for _, f := range families(t) {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			s := succeed(t, true, nil)
+			served := make(chan error, 1)
+			s.serveTCP(t, f, 80, func(c *gonet.TCPConn) {
+				_, err := io.Copy(c, c)
+				served <- err
+			})
+			old := nodeSockets(t, f, s.stack)
+			c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(listeners(t, f, old)[0].Addr))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			second := startStack(t, s.pod, s.change)
+			r := s.hand(second, sockets{old, nodeSockets(t, f, second)}, nil)
+			speak(t, c, "hello")
+			r.conn.Close()
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the client reads %v, want a reset", err)
+			}
+			select {
+			case err := <-served:
+				if err == nil || !strings.Contains(err.Error(), "reset") {
+					t.Errorf("the pod reads %v, want a reset", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("the pod waits for ever")
+			}
+		})
+	}
+}
+
 // TestDrainOfNodeSocketsTakenBack: the successor fails with the sockets in hand.
 func TestDrainOfNodeSocketsTakenBack(t *testing.T) {
 	t.Parallel()

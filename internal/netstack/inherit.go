@@ -270,6 +270,7 @@ func adoptSocket(backend netip.AddrPort, fd int) (socket, error) {
 		return socket{}, fmt.Errorf("adopted socket: %w", err)
 	}
 	reportErrors(raw, backend.Addr().Is4())
+	discoverMTU(raw, backend.Addr().Is4(), false) // as a new socket's
 	return socket{conn: file, raw: raw}, nil
 }
 

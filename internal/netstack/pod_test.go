@@ -81,7 +81,6 @@ func start(t testing.TB, change func(*netstack.Config)) *network {
 func startStack(t testing.TB, p *pod, change func(*netstack.Config)) *netstack.Stack {
 	t.Helper()
 	cfg := netstack.Config{
-		Out:    p.receive,
 		Refuse: func(netip.Addr) error { return nil },
 		DialTCP: func(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
 			var d net.Dialer
@@ -90,6 +89,9 @@ func startStack(t testing.TB, p *pod, change func(*netstack.Config)) *netstack.S
 		DialUDP: func(_ context.Context, dst netip.AddrPort) (*net.UDPConn, error) {
 			return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(toLoopback(dst)))
 		},
+	}
+	if p != nil {
+		cfg.Out = p.receive
 	}
 	if change != nil {
 		change(&cfg)
