@@ -134,6 +134,8 @@ const labOutside = "198.51.100.10"
 
 func (d *labDriver) scene() *scene { return d.found }
 
+func (d *labDriver) loads() []load.Load { return nil }
+
 func (d *labDriver) kinds() []kind {
 	return []kind{
 		{"nothing", 10, 4, func(context.Context, int) error { return nil }},

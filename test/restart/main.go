@@ -41,8 +41,8 @@ type options struct {
 	keep, markdown bool
 	loads, kinds   *regexp.Regexp
 	idle, mbits    int
-	packets        int // a second: datagrams on each way and back, questions
-	connects       int // a second
+	packets        int           // a second: datagrams on each way and back, questions
+	connects       int           // a second
 	times          int           // 0: as often as a kind says
 	every          time.Duration // at the least, between two disturbances
 	podStart       time.Duration // in a lab, between a pod's end and its agent's start

@@ -14,6 +14,8 @@ import (
 type driver interface {
 	scene() *scene
 	kinds() []kind
+	// loads are its own, beside those of the scene.
+	loads() []load.Load
 	weigh(ctx context.Context) (weight, error)
 	close() error
 }
@@ -46,7 +48,7 @@ func run(ctx context.Context, o options, d driver) (r *report, err error) {
 	defer func() { err = errors.Join(err, intro.Close()) }()
 	fmt.Fprintln(o.log, "restart: the load begins")
 	loads, err := d.scene().start(ctx, o)
-	defer func() {
+	defer func() { // also those that were started before one failed
 		for _, l := range loads {
 			err = errors.Join(err, l.Close())
 		}
@@ -54,6 +56,7 @@ func run(ctx context.Context, o options, d driver) (r *report, err error) {
 	if err != nil {
 		return nil, err
 	}
+	loads = append(loads, d.loads()...)
 	r = &report{options: o}
 	err = r.disturb(ctx, d, loads)
 	r.print(o.out)

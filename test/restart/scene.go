@@ -114,8 +114,23 @@ func (s *scene) hosts() []load.Line {
 // loads are the names of all loads, as -loads takes them.
 const loadNames = "udp, bulk, idle, new, dns, host, egress, nodeport"
 
-// talks is how many connections end in sockets, each way.
+// talks is how many connections of a kind end in the sockets of each agent.
 const talks = 10
+
+// egress are connections of pods, one on each node, with the host outside.
+func (s *scene) egress() []load.Line {
+	to := netip.AddrPortFrom(s.outside.Addr, load.TalkPort)
+	return []load.Line{{Name: "pod to outside", From: s.client, To: to}, {Name: "pod to outside", From: s.servers[2], To: to}}
+}
+
+// inward are connections of the host outside with the NodePort of each node.
+func (s *scene) inward() []load.Line {
+	var out []load.Line
+	for _, n := range s.nodes {
+		out = append(out, load.Line{Name: "outside to NodePort", From: s.outside, To: netip.AddrPortFrom(n.Addr, nodePort)})
+	}
+	return out
+}
 
 // start starts the loads that are chosen. Those that it could start are returned
 // with an error, too.
@@ -135,14 +150,8 @@ func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err er
 		{"new", func() { add(load.StartConnect(s.ways(), o.connects), nil) }},
 		{"dns", func() { add(load.StartNames(s.client, s.dns, question, o.packets)) }},
 		{"host", func() { add(load.StartTalk("host", s.hosts(), 1), nil) }},
-		{"egress", func() {
-			to := netip.AddrPortFrom(s.outside.Addr, load.TalkPort)
-			add(load.StartTalk("egress", []load.Line{{Name: "pod to outside", From: s.client, To: to}}, talks), nil)
-		}},
-		{"nodeport", func() {
-			to := netip.AddrPortFrom(s.nodes[0].Addr, nodePort)
-			add(load.StartTalk("nodeport", []load.Line{{Name: "outside to NodePort", From: s.outside, To: to}}, talks), nil)
-		}},
+		{"egress", func() { add(load.StartTalk("egress", s.egress(), talks), nil) }},
+		{"nodeport", func() { add(load.StartTalk("nodeport", s.inward(), talks), nil) }},
 	} {
 		if err == nil && o.loads.MatchString(each.name) {
 			each.start()

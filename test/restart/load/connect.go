@@ -21,14 +21,14 @@ type Connect struct {
 	ticker sync.WaitGroup
 	open   sync.WaitGroup
 
-	mu     sync.Mutex
-	counts Counts
-	last   time.Time // when one was opened that was answered
+	mu      sync.Mutex
+	counts  Counts
+	pending map[int]time.Time // since when those are being opened that are
 }
 
 // StartConnect begins to open so many connections a second.
 func StartConnect(ways []Way, rate int) *Connect {
-	c := &Connect{ways: ways, every: time.Second / time.Duration(rate), stop: make(chan struct{})}
+	c := &Connect{ways: ways, every: time.Second / time.Duration(rate), stop: make(chan struct{}), pending: map[int]time.Time{}}
 	c.ticker.Go(c.run)
 	return c
 }
@@ -42,13 +42,16 @@ func (c *Connect) run() {
 			return
 		case <-ticker.C:
 			w := c.ways[n%len(c.ways)]
-			c.open.Go(func() { c.once(w) })
+			c.open.Go(func() { c.once(n, w) })
 		}
 	}
 }
 
-func (c *Connect) once(w Way) {
+func (c *Connect) once(n int, w Way) {
 	begin := time.Now()
+	c.mu.Lock()
+	c.pending[n] = begin
+	c.mu.Unlock()
 	talk, err := converse(w.From, netip.AddrPortFrom(w.To, TalkPort), connectPatience)
 	took := time.Since(begin)
 	if err == nil {
@@ -56,6 +59,7 @@ func (c *Connect) once(w Way) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.pending, n)
 	c.counts.Sent++
 	if err != nil {
 		c.counts.fail(err)
@@ -63,9 +67,6 @@ func (c *Connect) once(w Way) {
 	}
 	if took > slow {
 		c.counts.Slow++
-	}
-	if begin.After(c.last) {
-		c.last = begin
 	}
 }
 
@@ -85,9 +86,23 @@ func (c *Connect) Cut() Counts {
 // other loads are there for.
 func (c *Connect) Flows(time.Time) error { return nil }
 
-// Settle waits for the connections that are being opened. New ones go on being
-// opened, so this is a time.
-func (c *Connect) Settle(ctx context.Context) { wait(ctx, connectPatience) }
+// Settle waits for the connections that are being opened. New ones go on.
+func (c *Connect) Settle(ctx context.Context) {
+	for now := time.Now(); c.older(now) && ctx.Err() == nil; wait(ctx, 10*time.Millisecond) {
+	}
+}
+
+// older reports whether a connection is still being opened since before a time.
+func (c *Connect) older(than time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, begin := range c.pending {
+		if begin.Before(than) {
+			return true
+		}
+	}
+	return false
+}
 
 // Close implements Load.
 func (c *Connect) Close() error {

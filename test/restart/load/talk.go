@@ -122,13 +122,12 @@ func (t *talk) note(begin time.Time, err error) {
 // Name implements Load.
 func (t *Talk) Name() string { return t.name }
 
-// Cut implements Load. Every talk is at stake each time.
+// Cut implements Load. What breaks counts as Lost, and as how it broke.
 func (t *Talk) Cut() Counts {
 	var c Counts
 	for _, one := range t.talks {
 		one.mu.Lock()
 		c.Add(one.counts)
-		c.Sent++
 		c.Gap = max(c.Gap, time.Since(one.last))
 		one.counts = Counts{}
 		one.mu.Unlock()
