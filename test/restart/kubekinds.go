@@ -138,7 +138,7 @@ func (d *kubeDriver) outOfMemory(ctx context.Context, i int) error {
 		return fmt.Errorf("process %d lives still", old)
 	})
 	// The cgroup may have gone with the container; a stand-in's stays.
-	if e := os.WriteFile(limit, before, 0o600); e != nil && !errors.Is(e, os.ErrNotExist) {
+	if e := os.WriteFile(limit, before, 0o600); e != nil && !errors.Is(e, os.ErrNotExist) { //nolint:gosec // a control file of the kernel's
 		err = errors.Join(err, e)
 	}
 	if err != nil {

@@ -206,7 +206,7 @@ func (r *report) verdict() error {
 			errs = append(errs, fmt.Errorf("FAILED %s: %s-%s is %s and has to be 0", res.kind, m.load, m.name, number(m.value(s))))
 		}
 	}
-	for _, g := range r.before.growth(r.after) {
+	for _, g := range r.before.growth(&r.after) {
 		errs = append(errs, fmt.Errorf("FAILED growth: %s", g))
 	}
 	return errors.Join(errs...)

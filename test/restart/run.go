@@ -94,7 +94,7 @@ func (r *report) disturb(ctx context.Context, d driver, loads []load.Load) (err 
 	var last error
 	for end := time.Now().Add(leaveWait); ; wait(ctx, time.Second) {
 		r.after, last = d.weigh(ctx)
-		if last == nil && len(r.before.growth(r.after)) == 0 || time.Now().After(end) || ctx.Err() != nil {
+		if last == nil && len(r.before.growth(&r.after)) == 0 || time.Now().After(end) || ctx.Err() != nil {
 			return last
 		}
 	}

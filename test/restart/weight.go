@@ -27,21 +27,22 @@ type part struct {
 	more  func(before float64) float64
 }
 
-func (w weight) parts() []part {
+func (w *weight) parts() []part {
 	plus := func(n float64) func(float64) float64 { return func(float64) float64 { return n } }
 	return []part{
 		{"processes", float64(w.processes), plus(0)},
 		{"files", float64(w.files), plus(100)},
 		{"goroutines", float64(w.goroutines), plus(100)},
-		{"rss-mb", float64(w.rss) / 1e6, func(b float64) float64 { return b/2 + 50 }},
+		{"rss-mb", float64(w.rss) / 1e6, func(b float64) float64 { return 2*b + 100 }},
 		{"flows", float64(w.flows), func(b float64) float64 { return b/2 + 50000 }},
 	}
 }
 
-// growth says what has grown more than it may. What flows there are, and how much
-// memory is in use, changes with the load by itself; a leak is larger than that
-// after a hundred restarts.
-func (w weight) growth(after weight) []string {
+// growth says what has grown more than it may. What flows there are changes with the
+// load by itself, and a process that has just begun has given less memory back to
+// the kernel than one that has been there for a while. What a hundred restarts
+// leave behind, processes first of all, is more than that.
+func (w *weight) growth(after *weight) []string {
 	var out []string
 	now := after.parts()
 	for i, b := range w.parts() {
@@ -52,7 +53,7 @@ func (w weight) growth(after weight) []string {
 	return out
 }
 
-// weighAgent adds an agent and its holder, which are the processes pids, of a state
+// add adds an agent and its holder, which are the processes pids, of a state
 // directory.
 func (w *weight) add(ctx context.Context, pids []int, stateDir string) error {
 	s, err := status.Read(ctx, stateDir)

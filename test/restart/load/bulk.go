@@ -58,7 +58,7 @@ func StartBulk(ctx context.Context, ways []Way, places []*Place, mbits int) (*Bu
 			return nil, errors.Join(err, b.Close())
 		}
 		b.listeners = append(b.listeners, l)
-		b.work.Go(func() { accept(l, b.receive) })
+		b.work.Go(func() { accept(ctx, l, b.receive) })
 	}
 	for i := range ways {
 		b.work.Go(func() { b.run(i) })

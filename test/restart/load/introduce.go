@@ -93,7 +93,7 @@ func Child(ctx context.Context, args []string, in io.Reader, out io.Writer) erro
 		if err != nil {
 			return err
 		}
-		go accept(l, func(c net.Conn) { introduce(c, name) })
+		go accept(ctx, l, func(c net.Conn) { introduce(c, name) })
 	}
 	if _, err := io.WriteString(out, ready); err != nil {
 		return err
@@ -103,14 +103,14 @@ func Child(ctx context.Context, args []string, in io.Reader, out io.Writer) erro
 }
 
 // accept serves every connection until the listener is closed.
-func accept(l net.Listener, serve func(net.Conn)) {
+func accept(ctx context.Context, l net.Listener, serve func(net.Conn)) {
 	for {
 		c, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
-			wait(context.Background(), 10*time.Millisecond) // such as too many open files
+			wait(ctx, 10*time.Millisecond) // such as too many open files
 			continue
 		}
 		go func() {

@@ -40,7 +40,6 @@ type talk struct {
 
 	mu     sync.Mutex
 	conn   *conversation
-	broken bool // since the last Cut
 	counts Counts
 	last   time.Time // of an answer
 	spoke  time.Time // when what was answered last had been said
