@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -202,41 +201,38 @@ func (d *labDriver) serves(ctx context.Context, node *load.Place, old int) error
 	return nil
 }
 
-// handover starts a successor with the flags of the agent that serves, and ends that
-// one when it has given way, as a rolling update does.
+// handover starts a successor with the same flags, and ends the agent that served
+// when it has given way, as a rolling update does: with its holder, if it has one.
 func (d *labDriver) handover(ctx context.Context, i int) error {
 	node := d.node(i)
 	old, err := worker(ctx, d.stateDir(node))
 	if err != nil {
 		return err
 	}
-	logs, err := os.OpenFile(filepath.Join(filepath.Dir(d.stateDir(node)), "agent.log"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
+	leave := d.processes(node, "hold")
+	if len(leave) == 0 {
+		leave = []int{old}
 	}
-	defer logs.Close()
-	next, err := d.lab.Exec(node.Name, "", command(old), func(c *exec.Cmd) {
-		c.Stdout, c.Stderr = logs, logs
-		c.SysProcAttr.Setsid = true
-	})
-	if err != nil {
+	if err := d.lab.StartAgent(node.Name); err != nil {
 		return fmt.Errorf("start a successor on %s: %w", node.Name, err)
 	}
-	go func() { _ = next.Wait() }() // reaps it, whenever it ends
 	if err := d.serves(ctx, node, old); err != nil {
 		return err
 	}
-	d.leaving.Go(func() { end(old) })
+	for _, pid := range leave {
+		d.leaving.Go(func() { end(pid) })
+	}
 	return nil
 }
 
 // end ends a process as a kubelet ends a container's.
 func end(pid int) {
-	if syscall.Kill(pid, syscall.SIGTERM) != nil {
+	args := command(pid)
+	if len(args) == 0 || syscall.Kill(pid, syscall.SIGTERM) != nil {
 		return // it has ended
 	}
 	for deadline := time.Now().Add(grace); time.Now().Before(deadline); wait(context.Background(), lull) {
-		if !runs(pid, "agent") {
+		if !slices.Equal(command(pid), args) {
 			return
 		}
 	}
