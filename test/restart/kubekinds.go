@@ -16,14 +16,14 @@ func (d *kubeDriver) kinds() []kind {
 		return func(ctx context.Context, i int) error { return d.signal(ctx, i, s) }
 	}
 	return []kind{
-		{"nothing", 5, 2, func(context.Context, int) error { return nil }},
-		{"rollout", 5, 1, d.rollout},
-		{"pod-deleted", 5, 1, d.deletePod},
-		{"crash", 10, 2, signal(syscall.SIGKILL)},
-		{"panic", 4, 1, signal(syscall.SIGABRT)},
-		{"oom", 4, 1, d.outOfMemory},
-		{"hang", 2, 1, signal(syscall.SIGSTOP)},
-		{"api-down", 2, 1, d.withoutAPI},
+		{name: "nothing", full: 5, quick: 2, do: func(context.Context, int) error { return nil }},
+		{name: "rollout", full: 5, quick: 1, do: d.rollout},
+		{name: "pod-deleted", full: 5, quick: 1, do: d.deletePod},
+		{name: "crash", full: 10, quick: 2, do: signal(syscall.SIGKILL)},
+		{name: "panic", full: 4, quick: 1, do: signal(syscall.SIGABRT)},
+		{name: "oom", full: 4, quick: 1, do: d.outOfMemory},
+		{name: "hang", full: 2, quick: 1, do: signal(syscall.SIGSTOP), long: true},
+		{name: "api-down", full: 2, quick: 1, do: d.withoutAPI},
 	}
 }
 

@@ -137,10 +137,10 @@ func (d *labDriver) loads() []load.Load { return nil }
 
 func (d *labDriver) kinds() []kind {
 	return []kind{
-		{"nothing", 10, 4, func(context.Context, int) error { return nil }},
-		{"crash", 100, 10, d.crash},
-		{"handover", 20, 4, d.handover},
-		{"pod-deleted", 5, 1, d.deletePod},
+		{name: "nothing", full: 10, quick: 4, do: func(context.Context, int) error { return nil }},
+		{name: "crash", full: 100, quick: 10, do: d.crash},
+		{name: "handover", full: 20, quick: 4, do: d.handover},
+		{name: "pod-deleted", full: 5, quick: 1, do: d.deletePod},
 	}
 }
 

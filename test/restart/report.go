@@ -22,6 +22,7 @@ type report struct {
 // result is what one kind of disturbance was to the loads.
 type result struct {
 	kind  string
+	long  bool
 	times int
 	loads map[string]*seen
 }
@@ -200,7 +201,7 @@ func (r *report) verdict() error {
 	for _, res := range r.results {
 		for _, m := range measures() {
 			s := res.loads[m.load]
-			if s == nil || !m.zero || m.value(s) == 0 {
+			if s == nil || !m.zero || m.value(s) == 0 || m.load == "liveness" && res.long {
 				continue
 			}
 			errs = append(errs, fmt.Errorf("FAILED %s: %s-%s is %s and has to be 0", res.kind, m.load, m.name, number(m.value(s))))

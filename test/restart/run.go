@@ -26,6 +26,8 @@ type kind struct {
 	full, quick int // how often it is tried
 	// do returns when an agent serves again. It is called with 0, 1, 2, ….
 	do func(ctx context.Context, i int) error
+	// long: without traffic for longer than the patience of a strict probe.
+	long bool
 }
 
 // The times of a run.
@@ -84,7 +86,7 @@ func (r *report) disturb(ctx context.Context, d driver, loads []load.Load) (err 
 			times = k.quick
 		}
 		fmt.Fprintf(r.options.log, "restart: %s, %d times\n", k.name, times)
-		res := &result{kind: k.name, loads: map[string]*seen{}}
+		res := &result{kind: k.name, long: k.long, loads: map[string]*seen{}}
 		r.results = append(r.results, res)
 		if err := res.try(ctx, k, times, loads, r.options.every); err != nil {
 			return fmt.Errorf("%s: %w", k.name, err)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/netctl/netctl/test/restart/load"
 )
@@ -114,8 +115,13 @@ func (s *scene) hosts() []load.Line {
 // loads are the names of all loads, as -loads takes them.
 const loadNames = "udp, bulk, idle, new, dns, host, egress, nodeport"
 
-// talks is how many connections of a kind end in the sockets of each agent.
-const talks = 10
+// talks is how many connections of a kind end in the sockets of each agent. Nobody
+// says so when such a socket is gone with its process, and so they do not wait as
+// long for an answer as connections that TCP has to bring through.
+const (
+	talks          = 10
+	socketPatience = 20 * time.Second
+)
 
 // egress are connections of pods, one on each node, with the host outside.
 func (s *scene) egress() []load.Line {
@@ -149,9 +155,9 @@ func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err er
 		{"bulk", func() { add(load.StartBulk(ctx, s.ways(), s.servers, o.mbits)) }},
 		{"new", func() { add(load.StartConnect(s.ways(), o.connects), nil) }},
 		{"dns", func() { add(load.StartNames(s.client, s.dns, question, o.packets)) }},
-		{"host", func() { add(load.StartTalk("host", s.hosts(), 1), nil) }},
-		{"egress", func() { add(load.StartTalk("egress", s.egress(), talks), nil) }},
-		{"nodeport", func() { add(load.StartTalk("nodeport", s.inward(), talks), nil) }},
+		{"host", func() { add(load.StartTalk("host", s.hosts(), 1, comeBack), nil) }},
+		{"egress", func() { add(load.StartTalk("egress", s.egress(), talks, socketPatience), nil) }},
+		{"nodeport", func() { add(load.StartTalk("nodeport", s.inward(), talks, socketPatience), nil) }},
 	} {
 		if err == nil && o.loads.MatchString(each.name) {
 			each.start()

@@ -10,11 +10,7 @@ import (
 	"time"
 )
 
-const (
-	talkInterval = 100 * time.Millisecond
-	// talkPatience is how long an answer may take before a connection counts as broken.
-	talkPatience = 20 * time.Second
-)
+const talkInterval = 100 * time.Millisecond
 
 // Line is where talks go on.
 type Line struct {
@@ -36,7 +32,8 @@ type Talk struct {
 
 // talk is one connection, and those that followed it.
 type talk struct {
-	line Line
+	line     Line
+	patience time.Duration
 
 	mu     sync.Mutex
 	conn   *conversation
@@ -45,12 +42,13 @@ type talk struct {
 	spoke  time.Time // when what was answered last had been said
 }
 
-// StartTalk begins so many talks on each line.
-func StartTalk(name string, lines []Line, each int) *Talk {
+// StartTalk begins so many talks on each line. One whose answer takes longer than
+// patience is broken.
+func StartTalk(name string, lines []Line, each int, patience time.Duration) *Talk {
 	t := &Talk{name: name, stop: make(chan struct{})}
 	for _, l := range lines {
 		for range each {
-			one := &talk{line: l, last: time.Now()}
+			one := &talk{line: l, patience: patience, last: time.Now()}
 			t.talks = append(t.talks, one)
 			t.work.Go(func() { one.run(t.stop) })
 		}
@@ -82,9 +80,9 @@ func (t *talk) once() error {
 	conn := t.conn
 	t.mu.Unlock()
 	if conn != nil {
-		return conn.speak(talkPatience)
+		return conn.speak(t.patience)
 	}
-	conn, err := converse(t.line.From, t.line.To, talkPatience)
+	conn, err := converse(t.line.From, t.line.To, min(t.patience, openPatience))
 	if err != nil {
 		return errNotOpen
 	}
