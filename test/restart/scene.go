@@ -138,9 +138,17 @@ func (s *scene) inward() []load.Line {
 	return out
 }
 
+// reachWait is how long a new Service may take to be known.
+const reachWait = 30 * time.Second
+
 // start starts the loads that are chosen. Those that it could start are returned
 // with an error, too.
 func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err error) {
+	for _, w := range s.ways() { // what the agents are told takes its time
+		if err := await(ctx, reachWait, func() error { return load.Reach(w) }); err != nil {
+			return nil, err
+		}
+	}
 	add := func(l load.Load, e error) {
 		if err = e; err == nil {
 			loads = append(loads, l)

@@ -160,6 +160,15 @@ func converse(from *Place, to netip.AddrPort, patience time.Duration) (*conversa
 	return c, nil
 }
 
+// Reach returns nil when somebody answers on a way.
+func Reach(w Way) error {
+	c, err := converse(w.From, netip.AddrPortFrom(w.To, TalkPort), time.Second)
+	if err != nil {
+		return fmt.Errorf("%s: %w", w, err)
+	}
+	return c.close()
+}
+
 // hear reads a line.
 func (c *conversation) hear(end time.Time) (string, error) {
 	if err := c.conn.SetDeadline(end); err != nil {
