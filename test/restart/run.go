@@ -37,6 +37,8 @@ const (
 	comeBack = 2 * time.Minute
 	// lull is how long everything flows before the next disturbance.
 	lull = 500 * time.Millisecond
+	// warmUp is how long the load runs before anything counts.
+	warmUp = 5 * time.Second
 	// lookAgain is how often it is looked whether it does.
 	lookAgain = 5 * time.Millisecond
 )
@@ -70,7 +72,7 @@ func (r *report) disturb(ctx context.Context, d driver, loads []load.Load) (err 
 	if err := flows(ctx, loads, time.Now()); err != nil {
 		return fmt.Errorf("before anything has happened: %w", err)
 	}
-	wait(ctx, 2*lull)
+	wait(ctx, warmUp)
 	if r.before, err = d.weigh(ctx); err != nil {
 		return err
 	}
