@@ -220,6 +220,15 @@ var rows = map[string]row{
 		reason:  "measures from outside; it reads what an agent says of itself and enters a pod's network",
 	},
 
+	"test/restart": {
+		imports: []string{"internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/kube/machine", "test/restart/load"},
+		reason:  "breaks agents from outside, in labs and on real clusters, while load runs",
+	},
+	"test/restart/load": {
+		imports: []string{"internal/kernel"},
+		reason:  "sockets in network namespaces; what they are the namespaces of is not its affair",
+	},
+
 	"internal/flow": {
 		imports: []string{"internal/mapfile", "internal/packet", "internal/portable"},
 		reason:  "a table of tuples; verdicts are numbers to it",
