@@ -12,12 +12,14 @@ import (
 
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/handover"
+	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/drain"
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/mapfile"
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/nodeport"
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // What passes from process to process besides descriptors that are simply kept:
@@ -179,5 +181,23 @@ func (a *Agent) keepAll() {
 		if estate.IsListener(name) {
 			a.listening[name] = true
 		}
+	}
+}
+
+// knock has pods find out that what ended in the sockets of an agent that died is
+// gone: some of them only wait.
+func (a *Agent) knock() {
+	var lost []packet.Tuple
+	var inbound []bool
+	a.flows.Each(func(k packet.Tuple, e flow.Entry) bool {
+		out := datapath.PortID(e.Out)
+		if k.Proto == packet.ProtoTCP && (out == NetstackPort || out == InboundPort) {
+			lost = append(lost, packet.Tuple{Src: e.Rewrite.Src, Dst: e.Rewrite.Dst, SrcPort: e.Rewrite.SrcPort, DstPort: e.Rewrite.DstPort, Proto: k.Proto})
+			inbound = append(inbound, out == InboundPort)
+		}
+		return true
+	})
+	for i, t := range lost {
+		a.stack.Knock(t, inbound[i])
 	}
 }

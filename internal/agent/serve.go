@@ -60,6 +60,8 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan e
 		}
 		if a.heritage != nil {
 			a.heritage.Adopted()
+		} else {
+			a.knock()
 		}
 		a.keepAll()
 		a.relieve()

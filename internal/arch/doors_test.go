@@ -62,6 +62,7 @@ var doors = map[string]door{
 	},
 	"golang.org/x/sys/unix": {
 		packages: []string{"cni", "internal/drain", "internal/kernel", "internal/netstack", "internal/nodeport", "overlay/sessions", "overlay/udp"},
+		tests:    []string{"overlay"},
 		reason:   "the door to Linux; cni, drain, netstack, nodeport and the tunnels set options of their own sockets with it, and session files are asked where they lie",
 	},
 	"golang.org/x/net/bpf": {
@@ -94,7 +95,7 @@ var doors = map[string]door{
 		reason:   "files that are written whole or not at all",
 	},
 	"golang.org/x/sync/errgroup": {
-		packages: []string{"internal/agent", "internal/dnsnode", "internal/lab", "internal/proxynode", "test/bench", "test/kube", "test/kube/speed"},
+		packages: []string{"cmd/netctl", "internal/agent", "internal/dnsnode", "internal/lab", "internal/proxynode", "test/bench", "test/kube", "test/kube/speed"},
 		reason:   "only what composes runs several things at once",
 	},
 	"github.com/spf13/cobra": {

@@ -22,7 +22,7 @@ var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
 			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/status", "internal/agent/settings",
-			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
+			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/holder", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
 			"ipam", "proxy",
 		},
 		reason: "the only place that constructs across features",
@@ -42,9 +42,9 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/claim", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
+			"cni", "dns", "internal/agent/claim", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/flow", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -53,7 +53,16 @@ var rows = map[string]row{
 		reason:  "pure functions of what the file, the cluster and the node say",
 	},
 	"internal/agent/handover": {
-		reason: "a lock and a socket; what is handed over lies on disk and in the kernel",
+		imports: []string{"internal/kernel"},
+		reason:  "a lock, and descriptors under names; what they are is the agents' affair",
+	},
+	"internal/agent/estate": {
+		imports: []string{"cni", "internal/holder", "internal/kernel", "internal/model"},
+		reason:  "the names of what one process leaves to the next, and the holder that keeps it",
+	},
+	"internal/holder": {
+		imports: []string{"internal/kernel"},
+		reason:  "names and descriptors; the less it knows the less can end it",
 	},
 	"internal/agent/cleanup": {
 		imports: []string{"cni", "internal/agent/handover", "internal/agent/record", "internal/kernel"},
@@ -97,6 +106,7 @@ var rows = map[string]row{
 	},
 	"internal/lab": {
 		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},
+		tests:   []string{"internal/agent/status"},
 		reason:  "plays the cluster around agents that run as processes, so it needs none of their parts",
 	},
 

@@ -18,12 +18,8 @@ import (
 // A field is empty when the cluster says nothing of it.
 type Settings = statefile.Settings
 
-// settingsTimeout bounds the wait for settings that an earlier run knew, and
-// freshTimeout when that run ended a moment ago: pods wait meanwhile.
-const (
-	settingsTimeout = 3 * time.Second
-	freshTimeout    = 300 * time.Millisecond
-)
+// settingsTimeout bounds the wait for settings that an earlier run knew.
+const settingsTimeout = 3 * time.Second
 
 // settingsMaps are the ConfigMaps in kube-system that have the settings, and
 // under which key.
@@ -33,17 +29,28 @@ var settingsMaps = [2][2]string{{"kubeadm-config", "ClusterConfiguration"}, {"ku
 
 // Settings reads kubeadm's ClusterConfiguration and the kubelets' shared
 // configuration. Without them (a cluster of another kind) it is zero. When no
-// API server answers, what the last run read counts.
+// API server answers, what the last run read counts. When that run ended a moment
+// ago it counts at once, for pods wait meanwhile, and what is read is for the next.
 func (k *Kubernetes) Settings(ctx context.Context) (Settings, error) {
 	k.mu.Lock()
-	known, timeout := k.settings, settingsTimeout
-	if k.fresh {
-		timeout = freshTimeout
-	}
+	known, fresh := k.settings, k.fresh
 	k.mu.Unlock()
+	if known != nil && fresh {
+		go func() {
+			if _, err := k.readSettings(ctx, known); err != nil {
+				k.log.Warn("cluster's settings not read", "error", err)
+			}
+		}()
+		return *known, nil
+	}
+	return k.readSettings(ctx, known)
+}
+
+// readSettings asks the API server; known is what counts when it does not answer.
+func (k *Kubernetes) readSettings(ctx context.Context, known *Settings) (Settings, error) {
 	if known != nil {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
+		ctx, cancel = context.WithTimeout(ctx, settingsTimeout)
 		defer cancel()
 	}
 	var texts [2]string

@@ -188,6 +188,7 @@ func TestCrashIsSurvived(t *testing.T) {
 			return nil
 		})
 		d.talk(t, fmt.Sprintf("crash %d", i))
+		time.Sleep(1100 * time.Millisecond) // those that served are replaced at once
 		if i == 1 {
 			first = l.process(t, "node1")
 		}
