@@ -49,6 +49,28 @@ func listen(path string) (*listener, error) {
 	return &listener{UnixListener: l, path: path, self: self}, nil
 }
 
+// adopt makes a listener of a socket that another process has had at path, nil
+// when that is not there any more. It owns the descriptor.
+func adopt(path string, fd int) *listener {
+	f := os.NewFile(uintptr(fd), "cni")
+	defer func() { _ = f.Close() }()
+	self, err := os.Lstat(path)
+	if err != nil || self.Mode().Type() != fs.ModeSocket {
+		return nil
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		_ = l.Close()
+		return nil
+	}
+	u.SetUnlinkOnClose(false)
+	return &listener{UnixListener: u, path: path, self: self}
+}
+
 func place(temp, path string) (os.FileInfo, error) {
 	if err := os.Chmod(temp, 0o600); err != nil {
 		return nil, err
@@ -95,8 +117,12 @@ func (l *listener) accept() (*net.UnixConn, error) { return l.AcceptUnix() }
 // interrupt ends a pending accept.
 func (l *listener) interrupt() { _ = l.SetDeadline(time.Unix(1, 0)) }
 
-func (l *listener) close() {
+// close leaves the socket's file to whoever has a copy of the socket, if it stays.
+func (l *listener) close(stays bool) {
 	_ = l.Close()
+	if stays {
+		return
+	}
 	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.self) {
 		_ = os.Remove(l.path)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/netctl/netctl/cni/queue"
 	"github.com/netctl/netctl/cni/wire"
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 // Bounds of the server.
@@ -50,6 +51,9 @@ type Config struct {
 	Socket  string
 	Backend Backend
 	Logger  *slog.Logger
+	// Adopt is the descriptor of a listening socket that another process has had at
+	// Socket, -1 or 0: there is none. The Server owns it.
+	Adopt int
 	// Observe, if set, is told of every operation when it has ended; code is
 	// 0 for success. It must not block and is called from many goroutines.
 	Observe func(operation string, code uint, took time.Duration)
@@ -96,6 +100,11 @@ type Server struct {
 	operations chan struct{} // a slot per operation in the Backend
 	status     chan struct{} // a slot for one STATUS in the Backend
 	recent     recent
+
+	listener *listener // set by Listen
+	quiet    chan struct{}
+	quieten  sync.Once
+	ended    chan struct{} // closed when Run has ended
 }
 
 // NewServer returns a Server that touches nothing before Run.
@@ -110,6 +119,8 @@ func NewServer(cfg Config) (*Server, error) {
 		serving:    make(chan struct{}),
 		operations: make(chan struct{}, maxOperations),
 		status:     make(chan struct{}, 1),
+		quiet:      make(chan struct{}),
+		ended:      make(chan struct{}),
 	}, nil
 }
 
@@ -121,36 +132,77 @@ func (s *Server) Restored() { s.restoredOnce.Do(func() { close(s.restored) }) }
 // network configuration.
 func (s *Server) Serving() <-chan struct{} { return s.serving }
 
+// Listen makes the socket, or adopts the one that it was given: plugins that connect
+// wait from here on. Run does it where nobody did.
+func (s *Server) Listen() error {
+	if s.cfg.Adopt > 0 {
+		if s.listener = adopt(s.cfg.Socket, s.cfg.Adopt); s.listener != nil {
+			return nil
+		}
+	}
+	var err error
+	s.listener, err = listen(s.cfg.Socket)
+	return err
+}
+
+// Socket returns a copy of the listening socket's descriptor, which is the caller's,
+// after Listen.
+func (s *Server) Socket() (int, error) { return kernel.DupOf(s.listener) }
+
+// Quiesce has Run take no more calls, finish those that it has, and end, and returns
+// when it has ended: for another process that has a copy of the socket, where plugins
+// wait meanwhile. Calls that are not finished when the context ends are cancelled.
+func (s *Server) Quiesce(ctx context.Context) {
+	s.quieten.Do(func() { close(s.quiet) })
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+}
+
 // Run listens and answers until the context ends, then cancels the operations
 // under way and waits for them. The socket replaces one that is there, without
 // a moment in which there is none. A Server runs once.
 func (s *Server) Run(ctx context.Context) error {
-	l, err := listen(s.cfg.Socket)
-	if err != nil {
-		return err
+	defer close(s.ended)
+	if s.listener == nil {
+		if err := s.Listen(); err != nil {
+			return err
+		}
 	}
-	defer l.close()
+	l := s.listener
+	defer func() { l.close(s.isQuiet()) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, l.interrupt)
 	defer stop()
 
-	var wg sync.WaitGroup
+	var wg, calls sync.WaitGroup
 	defer wg.Wait()
 	defer cancel() // before the wait
 	wg.Go(func() { s.drain(ctx) })
+	wg.Go(func() {
+		select {
+		case <-s.quiet:
+			l.interrupt()
+		case <-ctx.Done():
+		}
+	})
+	defer calls.Wait() // without cancelling them, when quiet
 
 	slots := make(chan struct{}, maxConnections)
 	for {
 		select {
 		case slots <- struct{}{}:
+		case <-s.quiet:
+			return nil
 		case <-ctx.Done():
 			return nil
 		}
 		conn, err := l.accept()
 		if err != nil {
 			<-slots
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || s.isQuiet() {
 				return nil
 			}
 			if !s.pause(ctx, err) {
@@ -158,10 +210,20 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		wg.Go(func() {
+		calls.Go(func() {
 			defer func() { <-slots }()
 			s.handle(ctx, conn)
 		})
+	}
+}
+
+// isQuiet reports whether no more calls are taken.
+func (s *Server) isQuiet() bool {
+	select {
+	case <-s.quiet:
+		return true
+	default:
+		return false
 	}
 }
 

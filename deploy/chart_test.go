@@ -1,6 +1,7 @@
 package deploy_test
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -33,12 +34,17 @@ type (
 		DNSPolicy                     string           `json:"dnsPolicy"`
 		PriorityClassName             string           `json:"priorityClassName"`
 		Tolerations                   []map[string]any `json:"tolerations"`
-		InitContainers                []any            `json:"initContainers"`
+		InitContainers                []container      `json:"initContainers"`
+		Grace                         int              `json:"terminationGracePeriodSeconds"`
 		Containers                    []container      `json:"containers"`
 		Volumes                       []map[string]any `json:"volumes"`
 	}
 	container struct {
 		Image           string         `json:"image"`
+		RestartPolicy   string         `json:"restartPolicy"`
+		Args            []string       `json:"args"`
+		Env             []any          `json:"env"`
+		LivenessProbe   any            `json:"livenessProbe"`
 		ImagePullPolicy string         `json:"imagePullPolicy"`
 		Ports           []any          `json:"ports"`
 		SecurityContext map[string]any `json:"securityContext"`
@@ -88,10 +94,29 @@ func TestAgentIsConfined(t *testing.T) {
 	t.Parallel()
 	ds := decode[daemonSet](t, render(t), "DaemonSet", "netctl")
 	pod := ds.Spec.Template.Spec
-	if len(pod.Containers) != 1 || len(pod.InitContainers) != 0 {
-		t.Fatalf("%d containers and %d init containers, want one and none", len(pod.Containers), len(pod.InitContainers))
+	if len(pod.Containers) != 1 || len(pod.InitContainers) != 1 {
+		t.Fatalf("%d containers and %d init containers, want one of each", len(pod.Containers), len(pod.InitContainers))
 	}
-	agent := pod.Containers[0]
+	agent, holder := pod.Containers[0], pod.InitContainers[0]
+	if holder.RestartPolicy != "Always" || holder.LivenessProbe != nil || holder.Resources["limits"] != nil || len(holder.Ports) > 0 {
+		t.Errorf("the holder could be ended with the agent: %+v", holder)
+	}
+	if diff := cmp.Diff(holder.SecurityContext, agent.SecurityContext); diff != "" {
+		t.Errorf("the holder's agent may do something else (-holder +agent):\n%s", diff)
+	}
+	if diff := cmp.Diff(holder.VolumeMounts, agent.VolumeMounts); diff != "" {
+		t.Errorf("the holder's agent sees something else (-holder +agent):\n%s", diff)
+	}
+	if diff := cmp.Diff(holder.Env, agent.Env); diff != "" || holder.Image != agent.Image {
+		t.Errorf("the holder's agent is another one: %s (-holder +agent):\n%s", holder.Image, diff)
+	}
+	where := "/run/netctl/holders/$(POD_NAME).sock"
+	if !slices.Contains(agent.Args, "--hold-socket="+where) || !slices.Contains(holder.Args, "--socket="+where) || !slices.Contains(holder.Args, "--stand-in") {
+		t.Errorf("they do not find each other: %v, %v", agent.Args, holder.Args)
+	}
+	if limit := fmt.Sprintf("--drain-limit=%ds", pod.Grace-30); !slices.Contains(agent.Args, limit) || !slices.Contains(holder.Args, limit) {
+		t.Errorf("grace of %d s with %v, %v", pod.Grace, agent.Args, holder.Args)
+	}
 	want := map[string]any{
 		"runAsUser": 0.0, "runAsGroup": 0.0, "privileged": false, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
 		"capabilities": map[string]any{

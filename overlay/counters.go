@@ -8,12 +8,14 @@ type Drop uint8
 // The reasons.
 const (
 	DropNoPeer    Drop = iota // no peer for the destination
-	DropFull                  // the queue had no room
+	DropFull                  // the queue of all peers had no room
 	DropMalformed             // no readable destination, or headers that lie
 	DropTooBig                // does not fit the tunnel's MTU and cannot be cut
-	DropNoSession             // the peer does not answer and holds its share of memory
-	DropForeign               // the bind refused what is not a WireGuard message
-	DropSend                  // the socket refused a batch
+	DropNoSession             // the peer does not answer, and its share of the queue is full or was given up
+	DropForeign               // received: no message of a session of ours, or one seen before
+	DropSend                  // the socket refused a piece
+	DropHandshake             // received: a handshake message that is forged, late, or one too many
+	DropSource                // received: from an address that is not the peer's
 	numDrops
 )
 
@@ -31,9 +33,13 @@ func (d Drop) String() string {
 	case DropNoSession:
 		return "no_session"
 	case DropForeign:
-		return "not_wireguard"
+		return "foreign"
 	case DropSend:
 		return "send_error"
+	case DropHandshake:
+		return "handshake"
+	case DropSource:
+		return "foreign_source"
 	default:
 		return "unknown"
 	}
@@ -71,7 +77,6 @@ type counters struct {
 	rxSegments, rxBytes, rxPackets atomic.Uint64
 	txDatagrams, txBatches         atomic.Uint64
 	rxDatagrams, rxBatches         atomic.Uint64
-	gsoDisabled                    atomic.Uint64
 	drops                          [numDrops]atomic.Uint64
 }
 
@@ -83,7 +88,6 @@ func (c *counters) read() Counters {
 		RxSegments: c.rxSegments.Load(), RxBytes: c.rxBytes.Load(), RxPackets: c.rxPackets.Load(),
 		TxDatagrams: c.txDatagrams.Load(), TxBatches: c.txBatches.Load(),
 		RxDatagrams: c.rxDatagrams.Load(), RxBatches: c.rxBatches.Load(),
-		GSODisabled: c.gsoDisabled.Load(),
 	}
 	for i := range c.drops {
 		out.Drops[i] = c.drops[i].Load()

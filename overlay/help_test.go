@@ -112,7 +112,7 @@ func start(t testing.TB, net *overlaytest.Network, i byte, change func(*overlay.
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if net != nil {
-		cfg.Bind = net.Bind(a)
+		cfg.Wire = net.Wire(a)
 	}
 	if change != nil {
 		change(&cfg)
@@ -127,6 +127,9 @@ func start(t testing.TB, net *overlaytest.Network, i byte, change func(*overlay.
 			t.Error(err)
 		}
 	})
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
 	return n
 }
 

@@ -4,10 +4,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
 
-	"golang.zx2c4.com/wireguard/conn"
+	"github.com/netctl/netctl/overlay/udp"
 )
 
 // Offload switches a capability of the kernel.
@@ -28,8 +27,8 @@ const (
 // card without checksum offload refuses it (EIO); then it ends by itself and
 // Counters.GSODisabled counts.
 //
-// Receiving in one piece (GRO) has no switch here: the sockets are inside
-// wireguard-go, which uses it where the kernel (5.12 on) offers it.
+// Receiving in one piece (GRO) has no switch: the kernel does it where it can
+// (5.12 on).
 type UDPConfig struct {
 	GSO Offload
 }
@@ -37,35 +36,18 @@ type UDPConfig struct {
 // releaseFile names the running kernel's release.
 const releaseFile = "/proc/sys/kernel/osrelease"
 
-// udpBind is wireguard-go's bind on UDP sockets, with a switch for GSO.
-type udpBind struct {
-	conn.Bind
-	gso bool
-}
-
-func newUDPBind(cfg UDPConfig, log *slog.Logger) conn.Bind {
-	b := &udpBind{Bind: conn.NewDefaultBind(), gso: cfg.GSO != OffloadOff}
-	if cfg.GSO == OffloadAuto {
+// gso decides.
+func (c UDPConfig) gso(log *slog.Logger) bool {
+	on := c.GSO != OffloadOff
+	if c.GSO == OffloadAuto {
 		release, err := os.ReadFile(releaseFile)
 		if err == nil && breaksGSO(strings.TrimSpace(string(release))) {
-			b.gso = false
+			on = false
 			log.Warn("udp gso off: this kernel corrupts it", "kernel", strings.TrimSpace(string(release)))
 		}
 	}
-	log.Debug("udp socket", "gso", b.gso)
-	return b
-}
-
-// Send passes the datagrams on. Without GSO each is cut off from the capacity
-// behind it: the inner bind makes pieces by appending to the first datagram,
-// and sends what has no room as it is, still in one system call.
-func (b *udpBind) Send(bufs [][]byte, ep conn.Endpoint) error {
-	if !b.gso {
-		for i := range bufs {
-			bufs[i] = slices.Clip(bufs[i])
-		}
-	}
-	return b.Bind.Send(bufs, ep)
+	log.Debug("udp sockets", "gso", on)
+	return on
 }
 
 // breaksGSO reports whether a kernel release is one of 7.0 to 7.1.4, which
@@ -76,4 +58,21 @@ func breaksGSO(release string) bool {
 		return false
 	}
 	return major == 7 && (minor == 0 || minor == 1 && patch <= 4)
+}
+
+// udpWire is the Wire that is real.
+type udpWire struct {
+	*udp.Sockets // nil until Listen, unless adopted
+
+	gso bool
+}
+
+// Listen implements Wire.
+func (u *udpWire) Listen(port uint16) (queues int, actual uint16, err error) {
+	if u.Sockets == nil {
+		if u.Sockets, err = udp.Listen(port, u.gso); err != nil {
+			return 0, 0, err
+		}
+	}
+	return u.Queues(), u.Port(), nil
 }

@@ -8,7 +8,7 @@
 // the destination is, Pick for a backend. The flow table remembers the answer,
 // and Generation tells whether it is worth asking again. What must be
 // remembered across tables, which client is pinned to which backend, lives in
-// an Affinity.
+// an Affinity: with a path it is a mapped file, which outlives the process.
 //
 // # Invariants
 //
@@ -23,7 +23,8 @@
 // # Testing
 //
 // rules_test.go has a row per rule; twin_test.go compares the endpoint choice
-// with a plain retelling of kube-proxy's on random services.
+// with a plain retelling of kube-proxy's on random services; affinity_file_test.go
+// kills processes that write affinities.
 package proxy
 
 import (

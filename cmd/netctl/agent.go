@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,8 +20,10 @@ import (
 type agentFlags struct {
 	settings.Settings
 	sourceFlags
-	config, node, probeSocket string
-	resolvConf                []string
+	config, node, probeSocket, holdSocket string
+	standIn                               bool
+	drainLimit                            time.Duration
+	resolvConf                            []string
 }
 
 func newAgent(io streams) *cobra.Command {
@@ -76,6 +79,9 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	f.bindSource(cmd)
 	flags.StringVar(&f.node, "node", os.Getenv("NODE_NAME"), "this node's name in the cluster (default $NODE_NAME)")
 	flags.StringVar(&f.probeSocket, "probe-socket", "", "where 'netctl probe' is answered")
+	flags.StringVar(&f.holdSocket, "hold-socket", "", "where 'netctl hold' keeps this agent's descriptors (default: the one that started it)")
+	flags.BoolVar(&f.standIn, "stand-in", false, "end when another agent has taken over, as what 'netctl hold' starts for an agent that died")
+	flags.DurationVar(&f.drainLimit, "drain-limit", agent.DefaultDrainLimit, "how long to stay, after another agent took over, for connections that end in this process")
 	flags.StringSliceVar(&f.resolvConf, "resolv-conf", nil, "files that name the resolvers for other names (default /etc/resolv.conf)")
 
 	flags.StringSliceVar(&f.ClusterCIDRs, "cluster-cidrs", nil, "pod ranges of the whole cluster (default what the cluster says); blocks are claimed from them when Node objects have no podCIDRs")
@@ -136,7 +142,8 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	cfg := agent.Config{
 		Node: f.node, StateDir: s.StateDir, DataDir: s.DataDir, Domain: s.ClusterDomain, ResolvConf: f.resolvConf,
 		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
-		Proxy: s.Proxy, DNS: s.DNS, ProbeSocket: f.probeSocket, Log: log,
+		Proxy: s.Proxy, DNS: s.DNS, ProbeSocket: f.probeSocket,
+		HoldSocket: f.holdSocket, StandIn: f.standIn, DrainLimit: f.drainLimit, Log: log,
 	}
 	source, err := f.chooseSource()
 	if err != nil {

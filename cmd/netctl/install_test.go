@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -129,16 +130,32 @@ func TestInstalledAgentsUnderstandTheirFlags(t *testing.T) {
 	}
 	var lines [][]string
 	for _, d := range docs {
+		var args []string
+		listed := false
 		for line := range strings.Lines(d.Text) {
-			for _, key := range []string{"args: [", "command: [netctl, "} {
-				if _, list, ok := strings.Cut(strings.TrimSpace(line), key); ok {
-					lines = append(lines, strings.Split(strings.TrimSuffix(list, "]"), ", "))
+			line = strings.TrimSpace(line)
+			item, isItem := strings.CutPrefix(line, "- ")
+			switch {
+			case line == "args:":
+				listed = true
+				continue
+			case listed && isItem:
+				args = append(args, item)
+				continue
+			case listed:
+				lines = append(lines, args)
+				if i := slices.Index(args, "netctl"); i > 0 { // what the holder starts
+					lines = append(lines, args[i+1:])
 				}
+				args, listed = nil, false
+			}
+			if _, list, ok := strings.Cut(line, "command: [netctl, "); ok {
+				lines = append(lines, strings.Split(strings.TrimSuffix(list, "]"), ", "))
 			}
 		}
 	}
-	if len(lines) != 4 {
-		t.Fatalf("command lines %v, want the agent's and three probes", lines)
+	if len(lines) != 6 {
+		t.Fatalf("command lines %v, want the holder's, its agent's, the agent's and three probes", lines)
 	}
 	root := newRoot(streams{out: &bytes.Buffer{}, err: &bytes.Buffer{}})
 	for _, line := range lines {

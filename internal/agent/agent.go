@@ -26,16 +26,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
 	"github.com/netctl/netctl/internal/agent/claim"
+	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/hold"
 	"github.com/netctl/netctl/internal/agent/install"
 	"github.com/netctl/netctl/internal/agent/loop"
@@ -44,6 +42,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/status"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/drain"
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
@@ -86,7 +85,13 @@ type Config struct {
 	Cluster      Cluster           // nil: there is nothing but the State
 	Install      *cni.Installation // nil: somebody else tells the container runtime
 	ProbeSocket  string            // "": nobody watches over us
-	Log          *slog.Logger
+	HoldSocket   string            // of the holder; "": the one that started this process, if any
+	// StandIn has the agent end after it has given way, instead of staying in reserve.
+	StandIn bool
+	// DrainLimit bounds how long an agent that has handed over stays for connections
+	// that it could not hand on; 0: DefaultDrainLimit.
+	DrainLimit time.Duration
+	Log        *slog.Logger
 }
 
 // The agent's sizes and times.
@@ -102,6 +107,8 @@ const (
 	reconcileInterval = 30 * time.Second
 	// netstackMTU lets super-packets pass whole to sockets.
 	netstackMTU = 65535
+	// DefaultDrainLimit is within the grace that a kubelet is told to give a pod.
+	DefaultDrainLimit = 5 * time.Minute
 )
 
 // Validate checks a Config, names what is missing and fills in what may be.
@@ -139,14 +146,16 @@ type Agent struct {
 	records   *record.Store
 	router    *datapath.Router
 	workers   *datapath.Workers
-	engine    overlay.Engine
+	engine    *overlay.WireGuard
 	key       overlay.Key
 	resolver  *dns.Server
 	upstreams *dns.ResolvConf
 	stack     *netstack.Stack
 	sockets   *nodeport.Server
 	host      *kernel.TUN
+	heritage  *drain.Heritage // of the agent before; nil: there was none, or it had no connections
 	cni       *cni.Server
+	calls     int // the CNI socket's descriptor, for who comes after; -1: not open
 	holds     hold.Holds
 	guard     netstack.HostGuard
 	claims    *claim.Keeper
@@ -159,8 +168,12 @@ type Agent struct {
 	state  *atomic.Pointer[model.State]
 	facts  settings.Cluster
 	ranges []netip.Prefix
+	keeper *estate.Custodian
+	// relieve has other holders let go of what this agent took over from them.
+	relieve func()
 
-	applying sync.Mutex // of the node's sockets; locked before mu
+	applying  sync.Mutex      // of the node's sockets; locked before mu
+	listening map[string]bool // guarded by applying: sockets that the holder knows, by name
 
 	mu     sync.Mutex
 	fixed  []LocalPort               // immutable after open
@@ -183,21 +196,18 @@ type Agent struct {
 // newAgent returns an agent that has touched nothing yet.
 func newAgent(p *process) *Agent {
 	a := &Agent{
-		cfg: p.cfg, log: p.log, pods: make(map[cni.ID]*pod), lost: make(chan error, 1),
-		state: p.state, facts: p.facts, ranges: p.ranges,
+		cfg: p.cfg, log: p.log, pods: make(map[cni.ID]*pod), lost: make(chan error, 1), calls: -1,
+		state: p.state, facts: p.facts, ranges: p.ranges, keeper: p.keeper, relieve: func() {},
 	}
-	a.loop = loop.New(loop.Config[Output]{
-		Compile: a.compile, Problems: func(out Output) []string { return out.Problems }, Publish: a.publish, Apply: a.apply, Log: a.log,
-	})
 	if a.cfg.Install != nil {
 		a.installer = install.NewKeeper(*a.cfg.Install, a.log)
 	}
 	return a
 }
 
-// open makes or takes over what the agent works with, in the order in which one
-// thing needs another.
-func (a *Agent) open() error {
+// prepare makes what an agent can have while another one serves: all that takes
+// time. Nothing of it is seen outside.
+func (a *Agent) prepare() error {
 	for _, dir := range []string{a.cfg.StateDir, a.cfg.DataDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("create the agent's directory: %w", err)
@@ -216,10 +226,6 @@ func (a *Agent) open() error {
 		}
 	}
 	var err error
-	// The pool's record has a lock of its own, whoever has the seat.
-	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(a.cfg.StateDir, "ipam"), Logger: a.log}); err != nil {
-		return fmt.Errorf("open the address record: %w", err)
-	}
 	if a.records, err = record.Open(filepath.Join(a.cfg.StateDir, "ports")); err != nil {
 		return err
 	}
@@ -227,43 +233,16 @@ func (a *Agent) open() error {
 	if err != nil {
 		return err
 	}
-	if a.flows, err = flow.Open(flow.Config{Path: filepath.Join(a.cfg.StateDir, "flows"), Epoch: epoch}); err != nil {
+	// An agent that serves works on these until it stops reading; then we do.
+	a.flows, err = flow.Open(flow.Config{Path: filepath.Join(a.cfg.StateDir, "flows"), Epoch: epoch, Join: true})
+	if err != nil {
 		return fmt.Errorf("open the flow table: %w", err)
 	}
-	if r := a.flows.Report(); r.Refusal != flow.NotRefused || r.Adopted > 0 {
-		a.log.Info("flow table opened", "adopted", r.Adopted, "dropped", r.Dropped, "refused", r.Refusal.String())
+	if a.affinity, err = proxy.OpenAffinity(proxy.AffinityConfig{Path: filepath.Join(a.cfg.StateDir, "affinity"), Epoch: epoch}); err != nil {
+		return fmt.Errorf("open the clients' affinities: %w", err)
 	}
-	a.affinity = proxy.NewAffinity(proxy.AffinityConfig{})
+	a.log.Info("former process' state", "flows", a.flows.Report().String(), "affinities", a.affinity.Report().String())
 	a.router = datapath.New(datapath.Config{Flows: a.flows, Affinity: a.affinity, Clock: kernel.BootClock})
-	workers := a.cfg.Workers
-	if workers == 0 {
-		workers = max(1, runtime.NumCPU()/2)
-	}
-	if a.workers, err = datapath.NewWorkers(a.router, workers); err != nil {
-		return err
-	}
-	return a.openPorts()
-}
-
-// openPorts makes the ports that every node has.
-func (a *Agent) openPorts() error {
-	if err := a.openHost(); err != nil {
-		return fmt.Errorf("open %s: %w", HostInterface, err)
-	}
-	key, err := overlay.LoadOrCreateKey(filepath.Join(a.cfg.DataDir, keyFile))
-	if err != nil {
-		return fmt.Errorf("read the node's key: %w", err)
-	}
-	a.key = key.Public()
-	peers := a.router.NewInputs(OverlayPort)
-	a.engine, err = overlay.NewWireGuard(overlay.WireGuardConfig{
-		Key: key, ListenPort: a.cfg.ListenPort, MTU: a.mtu, Logger: a.log,
-		Sink: func(packets [][]byte) { peers.Deliver(packets...) },
-	})
-	if err != nil {
-		return fmt.Errorf("start the overlay: %w", err)
-	}
-	a.claims = claim.New(a.claimConfig())
 	a.upstreams = dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
 	a.resolver = dns.New(dns.Config{Upstreams: a.upstreams.Upstreams, Logger: a.log})
 	files, err := kernel.FileLimit()
@@ -282,33 +261,12 @@ func (a *Agent) openPorts() error {
 	a.sockets = a.nodeSockets(limits)
 	answers := NewResolverPort(a.resolver, a.router.NewInputs(DNSPort))
 	a.fixed = []LocalPort{
-		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: HostInterface, MTU: a.mtu},
-		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: EnginePort{a.engine}, Name: "overlay", MTU: a.mtu},
 		{ID: NetstackPort, Kind: datapath.KindNetstack, Port: a.stack, Name: "netstack", MTU: netstackMTU},
 		{ID: DNSPort, Kind: datapath.KindDNS, Port: answers, Name: "dns", MTU: netstackMTU},
 		{ID: InboundPort, Kind: datapath.KindInbound, Port: a.stack.InboundPort(), Name: "inbound", MTU: netstackMTU},
 	}
-	a.cni, err = cni.NewServer(cni.Config{Socket: filepath.Join(a.cfg.StateDir, "cni.sock"), Backend: a, Logger: a.log})
-	return err
-}
-
-// openHost takes netctl0 over, or makes it. It is persistent: without it, pod
-// traffic of the node would follow the default route.
-func (a *Agent) openHost() error {
-	found, err := kernel.Describe(nil, HostInterface)
-	switch {
-	case errors.Is(err, kernel.ErrNotFound):
-		a.host, err = kernel.CreateTUN(kernel.TUNConfig{
-			Name: HostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu),
-			Offloads: kernel.AllOffloads(), Persist: true,
-		})
-		return err
-	case err != nil:
-		return err
-	default:
-		a.host, err = kernel.AttachTUN(nil, HostInterface, found.Index)
-		return err
-	}
+	a.last = a.compile() // what is the same when it is our turn is not compiled again
+	return nil
 }
 
 // serveTCP is what runs behind the name server's virtual addresses.
@@ -344,135 +302,4 @@ func (a *Agent) refuseUpstream(addr netip.Addr) error {
 		return fmt.Errorf("%s is this name server itself", addr)
 	}
 	return nil
-}
-
-// serve runs the parts until the context ends or one of them fails.
-func (a *Agent) serve(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	changes, err := kernel.WatchAddresses(ctx)
-	if err != nil {
-		return fmt.Errorf("watch the node's addresses: %w", err)
-	}
-	run := func(name string, f func(context.Context) error) {
-		g.Go(func() error {
-			if err := f(ctx); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-			return nil
-		})
-	}
-	run("workers", a.workers.Run)
-	run("network stack", a.stack.Run)
-	run("node sockets", func(ctx context.Context) error { return ignoreDone(ctx, a.sockets.Run(ctx)) })
-	run("name server", a.resolver.Run)
-	run("cni", a.cni.Run)
-	run("status", a.serveStatus)
-	run("loop", a.loop.Run)
-	run("start", func(ctx context.Context) error {
-		if err := a.loop.Publish(ctx); err != nil {
-			return ignoreDone(ctx, fmt.Errorf("publish the first tables: %w", err))
-		}
-		a.log.Info("agent serves", "node", a.cfg.Node, "mtu", a.mtu, "pods", len(a.localPorts())-len(a.fixed))
-		a.cni.Restored()
-		return nil
-	})
-	run("claims", a.claims.Run)
-	if a.installer != nil {
-		run("installation", func(ctx context.Context) error { return a.installer.Run(ctx, a.cni.Serving()) })
-	}
-	run("node", func(ctx context.Context) error {
-		select {
-		case err := <-a.lost:
-			return err
-		case <-ctx.Done():
-			return nil
-		}
-	})
-	run("housekeeping", func(ctx context.Context) error { return a.keepHouse(ctx, changes) })
-	return ignoreDone(ctx, g.Wait())
-}
-
-// ignoreDone turns errors that only say that we were told to end into none.
-func ignoreDone(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
-}
-
-// keepHouse ages flows, repairs what others changed and collects what is left
-// of pods that went without a word.
-func (a *Agent) keepHouse(ctx context.Context, changes <-chan struct{}) error {
-	second := time.NewTicker(time.Second)
-	defer second.Stop()
-	gc := time.NewTicker(reconcileInterval)
-	defer gc.Stop()
-	var bug *datapath.Panic
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-second.C:
-			a.turned.Store(now.UnixNano())
-			a.flows.Expire(a.router.Now())
-			bug = a.reportPanic(bug)
-		case _, ok := <-changes:
-			if !ok {
-				changes = nil
-			}
-			a.loop.Kick() // routes go when the address they prefer goes
-		case <-gc.C:
-			if err := a.collect(ctx); err != nil {
-				a.log.Warn("left-overs of pods could not be removed, trying again", "error", err)
-			}
-		}
-	}
-}
-
-// reportPanic logs the walk's first panic, unless that is the one known already.
-func (a *Agent) reportPanic(known *datapath.Panic) *datapath.Panic {
-	p := a.router.Panic()
-	if p != known {
-		a.log.Error("a packet met a bug and was dropped; please report this", "panic", fmt.Sprint(p.Value), "stack", p.Stack)
-	}
-	return p
-}
-
-// close lets go of everything in the opposite order; what is in the kernel
-// stays for the next agent.
-func (a *Agent) close() error {
-	var errs []error
-	if a.sockets != nil {
-		errs = append(errs, a.sockets.Close())
-	}
-	if a.stack != nil {
-		errs = append(errs, a.stack.Close())
-	}
-	if a.engine != nil {
-		errs = append(errs, a.engine.Close())
-	}
-	a.endings.Close()
-	a.mu.Lock()
-	for _, p := range a.pods {
-		errs = append(errs, p.tun.Close())
-	}
-	a.mu.Unlock()
-	if a.host != nil {
-		errs = append(errs, a.host.Close())
-	}
-	if a.flows != nil {
-		errs = append(errs, a.flows.Close())
-	}
-	if a.pool != nil {
-		errs = append(errs, a.pool.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// gsoMaxSize bounds super-packets so that one of them becomes one UDP send of
-// the tunnel: 65507 bytes hold so many encrypted segments.
-func gsoMaxSize(mtu int) int {
-	const udpPayload, wireGuard, padding, headers = 65507, 32, 16, 52
-	sealed := (mtu+padding-1)/padding*padding + wireGuard
-	return min(65536, udpPayload/sealed*(mtu-headers))
 }

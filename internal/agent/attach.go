@@ -11,6 +11,7 @@ import (
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/agent/claim"
+	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
@@ -120,6 +121,7 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 		return cni.Result{}, errors.Join(err, tun.Destroy())
 	}
 	a.register(rec, tun, false)
+	a.keeper.Put(estate.Pod(at.ID), tun.FD())
 	if err := errors.Join(a.loop.Publish(ctx), a.readable(rec.Port)); err != nil {
 		return cni.Result{}, fmt.Errorf("publish the pod's port: %w", err)
 	}
@@ -289,6 +291,7 @@ func (a *Agent) remove(ctx context.Context, id cni.ID) error {
 	a.forget(p.rec.Addresses)
 	a.ports.release(p.port.ID)
 	end := func() {
+		a.keeper.Drop(estate.Pod(id)) // with a copy held the device would stay
 		if err := p.tun.Destroy(); err != nil {
 			a.log.Warn("pod's device not destroyed; it ends with its namespace", "pod", p.rec.Name(), "error", err)
 		}

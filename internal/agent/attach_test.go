@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/datapath"
@@ -27,7 +28,7 @@ func bare(t *testing.T, node *model.Node, blocks ...model.Block) *Agent {
 	dir := t.TempDir()
 	a := &Agent{
 		cfg: Config{Node: node.Name, StateDir: dir, Log: slog.New(slog.DiscardHandler)}, log: slog.New(slog.DiscardHandler),
-		pods: map[cni.ID]*pod{}, state: new(atomic.Pointer[model.State]),
+		pods: map[cni.ID]*pod{}, state: new(atomic.Pointer[model.State]), keeper: new(estate.Custodian),
 	}
 	var err error
 	if a.pool, err = ipam.Open(ipam.Config{Dir: filepath.Join(dir, "ipam"), LeakGrace: time.Nanosecond, Logger: a.log}); err != nil {
@@ -191,7 +192,7 @@ func TestDamagedRecordsKeepTheirAddresses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := a.restore(); err != nil {
+	if err := a.restore(nil); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(a.pool.Leases()); n != 1 {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/ipam"
@@ -60,7 +61,7 @@ func (a *Agent) tend(ctx context.Context, rec *record.Record) (stays bool, err e
 	case a.attached(id) || a.endings.Has(id):
 		return true, nil
 	}
-	taken, err := a.takeOver(rec)
+	taken, err := a.takeOver(rec, nil)
 	switch {
 	case err != nil:
 		return true, err
@@ -117,7 +118,7 @@ func inodeAt(path string) (uint64, error) {
 // restore takes over the ports that a former agent left. What has ended is given
 // back; what cannot be taken over for another reason stays as it is, for
 // collect to try again.
-func (a *Agent) restore() error {
+func (a *Agent) restore(e estate.Estate) error {
 	recs, damaged, err := a.records.All()
 	if err != nil {
 		return err
@@ -128,7 +129,7 @@ func (a *Agent) restore() error {
 		kept[ipam.ID(id)] = true
 	}
 	for _, rec := range recs {
-		taken, err := a.takeOver(rec)
+		taken, err := a.takeOver(rec, e)
 		if errors.Is(err, kernel.ErrBusy) {
 			return fmt.Errorf("port of pod %s is held by another process, perhaps another agent: %w", rec.Name(), err)
 		}
@@ -149,9 +150,10 @@ func (a *Agent) restore() error {
 }
 
 // takeOver gives a record's device its port again. When the record is about
-// nothing that exists any more it is deleted and not taken.
-func (a *Agent) takeOver(rec *record.Record) (taken bool, err error) {
-	tun, err := a.reattach(rec)
+// nothing that exists any more it is deleted and not taken. A device whose descriptor
+// is in the estate is not touched.
+func (a *Agent) takeOver(rec *record.Record, e estate.Estate) (taken bool, err error) {
+	tun, err := a.reattach(rec, e)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, kernel.ErrNotFound), errors.Is(err, kernel.ErrChanged), errors.Is(err, errUnfinished):
 		a.log.Info("pod's port is given back", "pod", rec.Name(), "reason", err)
@@ -164,6 +166,9 @@ func (a *Agent) takeOver(rec *record.Record) (taken bool, err error) {
 	}
 	rec.Port = a.ports.take(rec.Port)
 	a.register(rec, tun, true)
+	if e == nil { // else all are given to the holder together
+		a.keeper.Put(estate.Pod(rec.ID()), tun.FD())
+	}
 	return true, nil
 }
 
@@ -172,7 +177,17 @@ func (a *Agent) takeOver(rec *record.Record) (taken bool, err error) {
 var errUnfinished = errors.New("its ADD or DEL was cut off")
 
 // reattach opens the device of a record again.
-func (a *Agent) reattach(rec *record.Record) (*kernel.TUN, error) {
+func (a *Agent) reattach(rec *record.Record, e estate.Estate) (*kernel.TUN, error) {
+	fd, held := e.TakeOne(estate.Pod(rec.ID()))
+	if held && rec.Ready && !gone(rec) {
+		tun, err := kernel.AdoptTUN(fd, rec.IfName, rec.IfIndex, rec.NetnsInode)
+		if err == nil {
+			return tun, nil
+		}
+		a.log.Warn("pod's interface is opened anew", "pod", rec.Name(), "error", err)
+	} else if held {
+		kernel.CloseFDs([]int{fd})
+	}
 	if gone(rec) {
 		return nil, fmt.Errorf("its namespace %s is gone: %w", rec.Netns, fs.ErrNotExist)
 	}

@@ -1,20 +1,25 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/handover"
 	"github.com/netctl/netctl/internal/agent/probe"
 	"github.com/netctl/netctl/internal/agent/settings"
+	"github.com/netctl/netctl/internal/drain"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
 )
@@ -23,18 +28,22 @@ import (
 // turn it is. Everything that only one agent of a node may hold is in the Agent,
 // which lives for a term.
 //
-//	           first State, settings fit     seat is ours
-//	starting ──────────────────────────▶ waiting ───────▶ serving
-//	                                        ▲               │ a successor asks
-//	                                        └── retired ◀───┘
-//	                                     nobody serves any more: at once if the
-//	                                     successor failed or ended in order
+//	           first State, settings fit       seat is ours
+//	starting ──────────────────▶ prepared ──────────────▶ serving ◀─┐ it fails
+//	                                 ▲                       │ a successor asks
+//	                                 │                       ├──────┘
+//	                                 └────── retired ◀───────┘ it serves
+//	                           nobody serves any more: at once if the
+//	                           successor failed or ended in order
 type process struct {
 	cfg   Config
 	log   *slog.Logger
 	state *atomic.Pointer[model.State]
 	first chan struct{} // closed when there is a State
 	news  chan struct{} // a State that is not looked at yet; while no Agent serves
+
+	keeper *estate.Custodian
+	drains sync.WaitGroup // connections that ended here when another agent took over
 
 	facts  settings.Cluster // immutable after settle
 	ranges []netip.Prefix   // immutable after settle
@@ -55,6 +64,11 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	p := newProcess(cfg)
+	var err error
+	if p.keeper, err = estate.NewCustodian(cfg.HoldSocket, cfg.Log); err != nil {
+		return err
+	}
+	defer p.drains.Wait()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := cfg.Source.Run(ctx, p.learn); err != nil {
@@ -62,14 +76,20 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return nil
 	})
-	if cfg.ProbeSocket != "" {
+	if cfg.ProbeSocket != "" && !cfg.StandIn { // else it is that of the agent it stands in for
 		g.Go(func() error {
 			return probe.Serve(ctx, cfg.ProbeSocket, probe.Subject{Live: p.live, Ready: p.ready})
 		})
 	}
 	g.Go(func() error { return p.terms(ctx) })
-	return ignoreDone(ctx, g.Wait())
+	if err := g.Wait(); !errors.Is(err, errReplaced) {
+		return ignoreDone(ctx, err)
+	}
+	return nil
 }
+
+// errReplaced: a stand-in is not needed any more.
+var errReplaced = errors.New("the agent that this one stood in for serves again")
 
 func newProcess(cfg Config) *process {
 	return &process{
@@ -98,52 +118,238 @@ func (p *process) terms(ctx context.Context) error {
 	if err := p.settle(ctx); err != nil {
 		return err
 	}
-	// The one that serves is asked to give way only now, when nothing is left to
-	// find out that could keep us from serving, as far as it can be known.
-	seat, err := handover.Take(ctx, p.cfg.StateDir)
+	a := newAgent(p)
+	if err := a.prepare(); err != nil {
+		return errors.Join(err, a.close())
+	}
+	// The one that serves is asked to hand over only now, when nothing is left to
+	// find out or to make that could keep us from serving, as far as it can be known.
+	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir, a.wants()...)
 	if err != nil {
-		return err
+		return errors.Join(err, a.close())
 	}
 	for {
-		if err := errors.Join(p.term(ctx, seat), seat.Leave()); err != nil || ctx.Err() != nil {
+		if err := p.term(ctx, a, seat, legacy); err != nil || ctx.Err() != nil {
 			return err
 		}
 		p.retired.Store(true)
+		if p.cfg.StandIn {
+			p.log.Info("gave way to the agent that this one stood in for")
+			p.drains.Wait()
+			return errReplaced
+		}
 		p.log.Info("gave way to another agent of this node; waiting to be ended, or needed again")
 		if seat, err = seat.Retake(ctx); err != nil {
 			return err
 		}
+		legacy = nil
 		p.retired.Store(false)
 		p.log.Warn("no other agent serves this node any more, so this one does again")
+		a = newAgent(p)
+		if err := a.prepare(); err != nil {
+			return errors.Join(err, a.close(), seat.Leave())
+		}
 	}
 }
 
-// term serves until the context ends or a successor asks.
-func (p *process) term(ctx context.Context, seat *handover.Seat) (err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// term serves until the context ends or a successor serves. It owns the Agent, and
+// the seat is left after it.
+func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legacy *handover.Legacy) (err error) {
+	began := time.Now()
+	endLife := a.live(context.WithoutCancel(ctx))
+	end := func() error {
+		err := a.letGo()
+		endLife()
+		return errors.Join(err, a.close())
+	}
+	var drained bool
+	defer func() {
+		if !drained {
+			err = errors.Join(err, end())
+		}
+		err = errors.Join(err, seat.Leave())
+	}()
+	e := p.inherit(ctx, a, legacy)
+	for {
+		from := e.String()
+		if err := a.seize(e); err != nil {
+			return err
+		}
+		if err := p.enter(a, seat); err != nil {
+			return err
+		}
+		p.log.Info("agent carries packets", "inherited", from, "from_agent", legacy != nil, "took", time.Since(began).Round(time.Microsecond))
+		p.serving.Store(a)
+		heir, err := p.serve(ctx, a, seat)
+		p.serving.Store(nil)
+		switch {
+		case err != nil && heir != nil:
+			return errors.Join(err, heir.Refuse(err))
+		case err != nil:
+			return err
+		case heir == nil: // told to end, or asked by one of an earlier version
+			if ctx.Err() == nil || p.keeper.Child() && !p.cfg.StandIn {
+				p.keeper.Goodbye() // a held copy would keep the next one from its own
+			}
+			return nil
+		}
+		began = time.Now()
+		d := p.retire(a)
+		if err = p.handOver(ctx, a, heir, d); err == nil {
+			p.log.Info("another agent serves", "after", time.Since(began).Round(time.Microsecond))
+			drained = true
+			p.keeper.Goodbye()
+			p.drains.Go(func() { p.drain(a, d, end) })
+			return heir.Conn().Close()
+		}
+		p.log.Warn("this agent serves on, for its successor does not", "error", err)
+		if err := d.takeBack(); err != nil {
+			return fmt.Errorf("go on after a successor failed: %w", err)
+		}
+		all, done := a.borrowed()
+		for name := range all {
+			if estate.IsListener(name) {
+				delete(all, name) // at work again
+			}
+		}
+		e, err = all.Copy()
+		done()
+		if err = errors.Join(err, seat.Resume(), a.letGo()); err != nil {
+			return err
+		}
+		legacy, a.relieve, a.heritage = nil, func() {}, nil
+	}
+}
+
+// enter is the moment from which on this agent serves and the one before does not.
+func (p *process) enter(a *Agent, seat *handover.Seat) error {
+	if a.heritage != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
+		defer cancel()
+		if err := a.heritage.Serve(ctx); err != nil {
+			return err
+		}
+		h := a.heritage
+		go func() { // as long as the process, which does not stay for it
+			if err := h.Run(context.Background()); err != nil {
+				p.log.Warn("connections of the agent before are lost", "error", err)
+			}
+		}()
+	}
+	return seat.Serving()
+}
+
+// inherit returns what there is for an agent to go on with: from the one before, or
+// from the holders.
+func (p *process) inherit(ctx context.Context, a *Agent, legacy *handover.Legacy) estate.Estate {
+	if legacy != nil {
+		return legacy.Items
+	}
+	var e estate.Estate
+	e, a.relieve = p.keeper.Found(ctx, filepath.Join(p.cfg.StateDir, estate.HoldersDir))
+	return e
+}
+
+// serve serves until the context ends or a successor asks, which is returned when
+// it is one that everything can be handed to.
+func (p *process) serve(ctx context.Context, a *Agent, seat *handover.Seat) (heir *handover.Heir, err error) {
+	yield := make(chan struct{})
+	ended, quit := context.WithCancel(ctx)
+	defer quit()
+	asked := make(chan *handover.Heir, 1)
 	go func() {
+		defer close(asked)
 		select {
+		case h := <-seat.Heirs():
+			asked <- h
+			close(yield)
 		case <-seat.Asked():
-			cancel()
-		case <-ctx.Done():
+			quit()
+		case <-ended.Done():
 		}
 	}()
-	a := newAgent(p)
-	defer func() { err = errors.Join(err, a.close()) }()
-	defer p.serving.Store(nil)
-	if err := a.open(); err != nil {
-		return err
+	err = a.serve(ended, yield)
+	quit()
+	return <-asked, err
+}
+
+// retirement is a process' connections on their way to an end, or back.
+type retirement struct {
+	theirs int // the successor's end, -1: there is none
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // of drain.Old, when done
+}
+
+// retire begins to finish connections that end in this process.
+func (p *process) retire(a *Agent) *retirement {
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(p.cfg.DrainLimit, DefaultDrainLimit))
+	d := &retirement{theirs: -1, cancel: cancel, done: make(chan struct{})}
+	ours, theirs, err := drain.Pair()
+	if err != nil {
+		d.err = errors.Join(drain.ErrNotTaken, err)
+		close(d.done)
+		return d
 	}
-	if err := a.restore(); err != nil {
-		return err
+	d.theirs = theirs
+	go func() {
+		defer close(d.done)
+		d.err = drain.Old(ctx, ours, a.ends())
+	}()
+	return d
+}
+
+// takeBack has the connections carried on here.
+func (d *retirement) takeBack() error {
+	d.cancel()
+	<-d.done
+	if errors.Is(d.err, drain.ErrNotTaken) {
+		return nil
 	}
-	if err := seat.Serving(); err != nil {
-		return err
+	return errors.Join(errors.New("its connections are gone"), d.err)
+}
+
+// handOver gives a successor everything and returns when it serves.
+func (p *process) handOver(ctx context.Context, a *Agent, heir *handover.Heir, d *retirement) error {
+	errs := []error{a.closePool()}
+	all, done := a.borrowed()
+	defer done()
+	for name, fds := range all {
+		errs = append(errs, heir.Give(name, fds...))
 	}
-	p.serving.Store(a)
-	a.loop.Kick() // for a State that came before
-	return a.serve(ctx)
+	if d.theirs >= 0 {
+		errs = append(errs, heir.Give(estate.Drain, d.theirs))
+		kernel.CloseFDs([]int{d.theirs})
+	}
+	if err := a.exportAll(heir); err != nil {
+		p.log.Warn("the successor does not know all that it wants to", "error", err)
+	}
+	errs = append(errs, heir.Leave())
+	if err := errors.Join(errs...); err != nil {
+		return errors.Join(err, heir.Refuse(err))
+	}
+	// Whoever ends this process now ends it a moment later.
+	return heir.Await(context.WithoutCancel(ctx))
+}
+
+// lateAnswers is how long an agent that has handed over keeps its devices, for
+// answers of name servers that it has asked.
+const lateAnswers = 2 * time.Second
+
+// drain is what an agent does after another one has taken over.
+func (p *process) drain(a *Agent, d *retirement, end func() error) {
+	began := time.Now()
+	time.Sleep(lateAnswers)
+	err := a.letGo()
+	<-d.done
+	d.cancel()
+	if d.err != nil {
+		p.log.Warn("connections that end in this process did not all end in order", "error", d.err)
+	}
+	if err := errors.Join(err, end()); err != nil {
+		p.log.Warn("not all is let go of", "error", err)
+	}
+	p.log.Info("nothing is left to be finished", "after", time.Since(began).Round(time.Millisecond))
 }
 
 // settleRetry is how often the cluster is asked again for what it says of itself.

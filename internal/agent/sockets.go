@@ -10,6 +10,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/nodeport"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/proxy"
@@ -17,15 +18,18 @@ import (
 
 // nodeSockets are the sockets that this node listens on for Services and pods.
 func (a *Agent) nodeSockets(limits nodeport.Limits) *nodeport.Server {
-	return nodeport.New(nodeport.Config{
-		Pick: a.pick, Has: a.stays, Place: a.place, Router: a.routerAddr, Dial: a.stack.Dial,
-		Datagrams: func(src, dst netip.AddrPort, receive func([]byte)) (nodeport.Flow, error) {
-			f, err := a.stack.Datagrams(src, dst, receive)
+	datagrams := func(open func(src, dst netip.AddrPort, receive func([]byte)) (*netstack.InFlow, error)) func(src, dst netip.AddrPort, receive func([]byte)) (nodeport.Flow, error) {
+		return func(src, dst netip.AddrPort, receive func([]byte)) (nodeport.Flow, error) {
+			f, err := open(src, dst, receive)
 			if err != nil {
 				return nil, err // not a typed nil
 			}
 			return f, nil
-		},
+		}
+	}
+	return nodeport.New(nodeport.Config{
+		Pick: a.pick, Has: a.stays, Place: a.place, Router: a.routerAddr, Dial: a.stack.Dial,
+		Datagrams: datagrams(a.stack.Datagrams), Resume: datagrams(a.stack.Resume),
 		Limits: limits, Logger: a.log,
 	})
 }
@@ -122,6 +126,7 @@ func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
 		want = append(want, r.Listeners()...)
 	}
 	err := a.sockets.Apply(want)
+	a.syncListeners()
 	conflicts := nodeport.Conflicts(err)
 	texts := make([]string, 0, len(conflicts))
 	for _, c := range conflicts {

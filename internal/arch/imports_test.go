@@ -22,7 +22,7 @@ var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
 			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/status", "internal/agent/settings",
-			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
+			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/holder", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
 			"ipam", "proxy",
 		},
 		reason: "the only place that constructs across features",
@@ -42,9 +42,9 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/claim", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
+			"cni", "dns", "internal/agent/claim", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/flow", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -53,7 +53,16 @@ var rows = map[string]row{
 		reason:  "pure functions of what the file, the cluster and the node say",
 	},
 	"internal/agent/handover": {
-		reason: "a lock and a socket; what is handed over lies on disk and in the kernel",
+		imports: []string{"internal/kernel"},
+		reason:  "a lock, and descriptors under names; what they are is the agents' affair",
+	},
+	"internal/agent/estate": {
+		imports: []string{"cni", "internal/holder", "internal/kernel", "internal/model"},
+		reason:  "the names of what one process leaves to the next, and the holder that keeps it",
+	},
+	"internal/holder": {
+		imports: []string{"internal/kernel"},
+		reason:  "names and descriptors; the less it knows the less can end it",
 	},
 	"internal/agent/cleanup": {
 		imports: []string{"cni", "internal/agent/handover", "internal/agent/record", "internal/kernel"},
@@ -97,6 +106,7 @@ var rows = map[string]row{
 	},
 	"internal/lab": {
 		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},
+		tests:   []string{"internal/agent/status"},
 		reason:  "plays the cluster around agents that run as processes, so it needs none of their parts",
 	},
 
@@ -121,24 +131,37 @@ var rows = map[string]row{
 	},
 	"internal/netstack": {
 		imports: []string{"internal/packet", "internal/quota", "internal/splice"},
-		tests:   []string{"internal/model", "internal/nodeport"},
+		tests:   []string{"internal/drain", "internal/kernel", "internal/model", "internal/nodeport"},
 		reason:  "a port: packets in, packets out; sockets are given to it as functions",
+	},
+	"internal/drain": {
+		imports: []string{"internal/netstack", "internal/nodeport", "internal/packet"},
+		reason:  "a wire between the sockets of two processes; it says what both of these packages have to say",
 	},
 	"internal/nodeport": {
 		imports: []string{"internal/model", "internal/quota", "internal/splice"},
 		reason:  "sockets; the way into the cluster and the choice of backends are given to it as functions",
 	},
 	"overlay": {
-		imports: []string{"internal/model", "internal/packet"},
+		imports: []string{"internal/model", "internal/packet", "overlay/handshake", "overlay/sessions", "overlay/udp"},
 		tests:   []string{"overlay/overlaytest"},
 		reason:  "a port, and peers compiled from the State",
+	},
+	"overlay/handshake": {
+		reason: "messages in, messages out: what is parsed for strangers is kept apart from what acts on it",
+	},
+	"overlay/sessions": {
+		reason: "a file of key pairs; what they are for is the engine's affair",
+	},
+	"overlay/udp": {
+		reason: "sockets; what the datagrams say is the engine's affair",
 	},
 	"overlay/overlaytest": {
 		reason: "an underlay in memory for tests of anything that has an overlay",
 	},
 	"proxy": {
-		imports: []string{"internal/model", "internal/packet", "internal/sharemap"},
-		reason:  "a pure table",
+		imports: []string{"internal/mapfile", "internal/model", "internal/packet", "internal/portable", "internal/sharemap"},
+		reason:  "a pure table, and the clients' affinities, which outlive tables and the process",
 	},
 	"dns": {
 		imports: []string{"internal/model", "internal/quota", "internal/sharemap"},
@@ -207,9 +230,24 @@ var rows = map[string]row{
 		reason:  "measures from outside; it reads what an agent says of itself and enters a pod's network",
 	},
 
+	"test/restart": {
+		imports: []string{"internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/kube/machine", "test/restart/load"},
+		reason:  "breaks agents from outside, in labs and on real clusters, while load runs",
+	},
+	"test/restart/load": {
+		imports: []string{"internal/kernel"},
+		reason:  "sockets in network namespaces; what they are the namespaces of is not its affair",
+	},
+
 	"internal/flow": {
-		imports: []string{"internal/packet"},
+		imports: []string{"internal/mapfile", "internal/packet", "internal/portable"},
 		reason:  "a table of tuples; verdicts are numbers to it",
+	},
+	"internal/mapfile": {
+		reason: "words in a file; what they mean is the user's affair",
+	},
+	"internal/portable": {
+		reason: "fields with numbers; what they mean is the user's affair",
 	},
 	"internal/policy": {
 		imports: []string{"internal/model", "internal/packet"},

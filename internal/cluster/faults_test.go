@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/model"
@@ -206,6 +207,38 @@ func TestKubernetesBeginsWithTheLastState(t *testing.T) {
 	}
 	if cached.Namespace("b") != live.Namespace("b") {
 		t.Error("what is the same in the cached and the live State has two pointers")
+	}
+}
+
+// TestKubernetesContinuesAtOnce: who comes right after the last run does not wait
+// for an API server, who comes later does; and a run says until when its file was
+// the newest, also when it had nothing to write.
+func TestKubernetesContinuesAtOnce(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	api.objects["namespaces"] = []string{namespace("a", 1)}
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	if k := newKubernetes(t, cfg); k.Patience() == 0 {
+		t.Error("without a file: no patience")
+	}
+	f := follow(t, newKubernetes(t, cfg))
+	f.until("the State", hasNamespace("a"))
+	f.stop()
+	hour := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(cfg.CacheFile, hour, hour); err != nil {
+		t.Fatal(err)
+	}
+	later := newKubernetes(t, cfg)
+	if later.Patience() == 0 {
+		t.Error("an hour after the last run: no patience")
+	}
+	api.misbehave(func(http.ResponseWriter, *http.Request) bool { return true })
+	f = follow(t, later)
+	f.until("the State of the last run", hasNamespace("a"))
+	f.stop()
+	if k := newKubernetes(t, cfg); k.Patience() != 0 {
+		t.Errorf("right after a run that had nothing to write: waits %v", k.Patience())
 	}
 }
 

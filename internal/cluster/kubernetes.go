@@ -61,6 +61,8 @@ type Kubernetes struct {
 	refused  map[objectKey]string // what is wrong with objects, so that it is said once; guarded by mu
 	settings *Settings            // the last ones known; guarded by mu
 	cached   *model.State         // of the last run, until the first live one; guarded by mu
+	fresh    bool                 // the last run ended a moment ago; guarded by mu
+	saved    bool                 // the file holds what this run serves, or did; guarded by mu
 }
 
 // objectKey is what an object is known by.
@@ -109,7 +111,7 @@ func (k *Kubernetes) Run(ctx context.Context, publish func(*model.State)) error 
 		wg.Go(func() { k.reflector(r).RunWithContext(quiet) })
 	}
 
-	late := time.NewTimer(patience)
+	late := time.NewTimer(k.patience())
 	defer late.Stop()
 	for {
 		select {
@@ -117,7 +119,7 @@ func (k *Kubernetes) Run(ctx context.Context, publish func(*model.State)) error 
 			return nil
 		case <-late.C:
 			if s := k.fallback(); s != nil {
-				k.log.Warn("no complete answer of the api server yet, using the state of the last run", "file", k.cfg.CacheFile, "revision", s.Revision)
+				k.log.Info("no complete answer of the api server yet, using the state of the last run", "file", k.cfg.CacheFile, "revision", s.Revision)
 				publish(s)
 			}
 			continue
@@ -151,6 +153,17 @@ func (k *Kubernetes) build() *model.State {
 	}
 	k.heard = time.Time{}
 	return s
+}
+
+// patience returns how long the API server may take before the State of the
+// last run is published.
+func (k *Kubernetes) patience() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.fresh {
+		return 0
+	}
+	return patience
 }
 
 // fallback returns the cached State when the live one is not complete yet.

@@ -10,18 +10,28 @@ import (
 )
 
 const (
-	// saveInterval is how long a changed State may wait for the file.
-	saveInterval = 5 * time.Second
-	// saveShare bounds the time that goes into the file: one part of so many.
+	// saveInterval is how long a changed State waits for the file: more follows
+	// soon. It bounds what a successor of a process that dies does not know.
+	saveInterval = 100 * time.Millisecond
+	// saveShare bounds the time that goes into the file: one part of so many. A
+	// State that takes long to write waits longer.
 	saveShare = 50
+	// touchInterval is how often a process says that the file is as new as what it
+	// serves, freshFor how long after that a successor believes it.
+	touchInterval = 10 * time.Second
+	freshFor      = 3 * touchInterval
 )
 
 // load takes the State of the last run from the file, for Run to begin with
-// while no API server answers.
+// while no API server answers. When the last run ended a moment ago, Run begins
+// with it at once: it is what this node did until then, and the API server's
+// answer is only moments away.
 func (k *Kubernetes) load() {
 	if k.cfg.CacheFile == "" {
 		return
 	}
+	age, err := statefile.Age(k.cfg.CacheFile)
+	fresh := err == nil && age < freshFor
 	c, err := statefile.Read(k.cfg.CacheFile)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -46,7 +56,7 @@ func (k *Kubernetes) load() {
 	k.learnServers(c.State)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.cached, k.settings = c.State, c.Settings
+	k.cached, k.settings, k.fresh, k.saved = c.State, c.Settings, fresh, true
 	k.snapshot.seed(c.State)
 }
 
@@ -58,19 +68,30 @@ func share[T any](pool *interner, list []*T) {
 }
 
 // keepSaving writes the newest of the States that it is given to the file, not
-// more often than saveInterval and once more when the channel is closed.
+// more often than saveInterval and saveShare allow and once more when the channel
+// is closed. Until there is another, it says that the file is the newest.
 func (k *Kubernetes) keepSaving(states <-chan *model.State) {
+	current := time.NewTicker(touchInterval)
+	defer current.Stop()
 	var pause <-chan time.Time
 	var newest, kept *model.State
 	for {
 		select {
 		case s, ok := <-states:
 			if !ok {
-				k.save(newest)
+				if newest != kept {
+					k.save(newest)
+				}
+				k.touch()
 				return
 			}
 			if newest = s; pause == nil {
-				pause = time.After(saveInterval) // not at once: more follows soon
+				pause = time.After(saveInterval)
+			}
+			continue
+		case <-current.C:
+			if newest == kept {
+				k.touch()
 			}
 			continue
 		case <-pause:
@@ -86,6 +107,20 @@ func (k *Kubernetes) keepSaving(states <-chan *model.State) {
 	}
 }
 
+// touch says that the file is what this process serves, if it is: before the
+// first State, the file may be one that was not taken over.
+func (k *Kubernetes) touch() {
+	k.mu.Lock()
+	mine := k.saved
+	k.mu.Unlock()
+	if !mine {
+		return
+	}
+	if err := statefile.Touch(k.cfg.CacheFile); err != nil {
+		k.log.Warn("state's file cannot be kept current", "error", err)
+	}
+}
+
 // save writes a State, if there is one, to the file.
 func (k *Kubernetes) save(s *model.State) {
 	if s == nil || k.cfg.CacheFile == "" {
@@ -96,5 +131,9 @@ func (k *Kubernetes) save(s *model.State) {
 	k.mu.Unlock()
 	if err := statefile.Write(k.cfg.CacheFile, &c); err != nil {
 		k.log.Warn("state not kept for the next start", "error", err)
+		return
 	}
+	k.mu.Lock()
+	k.saved = true
+	k.mu.Unlock()
 }

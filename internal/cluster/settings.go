@@ -29,11 +29,25 @@ var settingsMaps = [2][2]string{{"kubeadm-config", "ClusterConfiguration"}, {"ku
 
 // Settings reads kubeadm's ClusterConfiguration and the kubelets' shared
 // configuration. Without them (a cluster of another kind) it is zero. When no
-// API server answers, what the last run read counts.
+// API server answers, what the last run read counts. When that run ended a moment
+// ago it counts at once, for pods wait meanwhile, and what is read is for the next.
 func (k *Kubernetes) Settings(ctx context.Context) (Settings, error) {
 	k.mu.Lock()
-	known := k.settings
+	known, fresh := k.settings, k.fresh
 	k.mu.Unlock()
+	if known != nil && fresh {
+		go func() {
+			if _, err := k.readSettings(ctx, known); err != nil {
+				k.log.Warn("cluster's settings not read", "error", err)
+			}
+		}()
+		return *known, nil
+	}
+	return k.readSettings(ctx, known)
+}
+
+// readSettings asks the API server; known is what counts when it does not answer.
+func (k *Kubernetes) readSettings(ctx context.Context, known *Settings) (Settings, error) {
 	if known != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, settingsTimeout)

@@ -1,9 +1,12 @@
 package flow_test
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/netctl/netctl/internal/flow"
@@ -96,6 +99,34 @@ func benchLookup(b *testing.B, t *flow.Table, keys []packet.Tuple) {
 	}
 }
 
+// BenchmarkOpen is how long a start waits for the table of its predecessor.
+func BenchmarkOpen(b *testing.B) {
+	for _, size := range []struct{ slots, flows int }{{1 << 19, 10_000}, {1 << 19, 150_000}, {1 << 22, 1_000_000}} {
+		b.Run(fmt.Sprintf("slots=%d/flows=%d", size.slots, size.flows), func(b *testing.B) {
+			dir, err := os.MkdirTemp("/dev/shm", "flow")
+			if err != nil {
+				b.Skip("needs a file system in memory:", err)
+			}
+			defer os.RemoveAll(dir)
+			cfg := flow.Config{Path: filepath.Join(dir, "flows"), Slots: size.slots}
+			t := open(b, cfg)
+			fill(b, t, size.flows)
+			for b.Loop() {
+				if err := t.Close(); err != nil {
+					b.Fatal(err)
+				}
+				t = open(b, cfg)
+			}
+			if t.Len() != size.flows {
+				b.Fatalf("%d connections", t.Len())
+			}
+			if err := t.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
+
 func BenchmarkInsertRemove(b *testing.B) {
 	t := open(b, flow.Config{Slots: 1 << 19})
 	fill(b, t, 100_000)
@@ -119,5 +150,31 @@ func BenchmarkExpire(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		t.Expire(2)
+	}
+}
+
+// BenchmarkPortable is what a handover to another version costs.
+func BenchmarkPortable(b *testing.B) {
+	for _, n := range []int{10_000, 150_000} {
+		old := open(b, flow.Config{})
+		fill(b, old, n)
+		var stream bytes.Buffer
+		b.Run(fmt.Sprintf("export/flows=%d", n), func(b *testing.B) {
+			for b.Loop() {
+				stream.Reset()
+				if err := old.Export(&stream); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.SetBytes(int64(stream.Len()))
+		})
+		b.Run(fmt.Sprintf("import/flows=%d", n), func(b *testing.B) {
+			next := open(b, flow.Config{})
+			for b.Loop() {
+				if got, err := next.Import(bytes.NewReader(stream.Bytes())); got < n*99/100 || err != nil {
+					b.Fatal(got, err)
+				}
+			}
+		})
 	}
 }

@@ -8,7 +8,13 @@ const expireParts = 60
 // Expire looks at the next sixtieth of the table and forgets what has been idle
 // for longer than its timeout. Called once a second it is a clock hand that
 // comes by every minute. It returns the number of connections that it freed.
+//
+// When a process that shared the table has died since, it repairs what that one
+// left: writers wait meanwhile.
 func (t *Table) Expire(now uint32) int {
+	if t.file.Died() {
+		t.mend()
+	}
 	part := (t.bucketMask + expireParts) / expireParts
 	hand := t.hand.Add(part) - part
 	freed := 0

@@ -34,6 +34,26 @@
 // source that is stored in the file: who does not know the key cannot aim at a
 // bucket.
 //
+// # Versions
+//
+// A process maps only files of its own layout, and every table starts empty
+// otherwise. What another version had reaches it in the encoding of package
+// portable, in both directions, an upgrade and its rollback:
+//
+//   - At a handover the old process calls Export and the new one Import. Both
+//     live: the new one, which cannot join the file, has put one of its own in its
+//     place (Report says RefusedVersion and not Joined).
+//   - A process that ends by Close leaves that encoding in a file beside the
+//     table, which Open reads when it refuses the table for its version and
+//     deletes in any case.
+//   - A process that is killed leaves the mapped file only. Its successor is of
+//     the same version, unless the program was changed at that very moment; the
+//     table is then lost, and Report says so.
+//
+// So the layout may change at will, with version; who changes it keeps no reader
+// of the former one. In the encoding a number is for ever: a field, state or flag
+// whose meaning changes gets a new one.
+//
 // # Testing
 //
 // The map-based twin in twin_test.go gives the same answers as the table on
@@ -42,10 +62,10 @@
 package flow
 
 import (
-	"os"
 	"sync"
 	"sync/atomic"
 
+	"github.com/netctl/netctl/internal/mapfile"
 	"github.com/netctl/netctl/internal/packet"
 )
 
@@ -118,6 +138,9 @@ func (r Ref) seq() uint32  { return low(uint64(r)) }
 // number of goroutines.
 type Table struct {
 	// Immutable after Open.
+	file       *mapfile.File
+	path       string // of the file, "" without one
+	epoch      string
 	key        [hashWords]uint64
 	slots      []slot
 	nslots     uint32
@@ -133,9 +156,6 @@ type Table struct {
 	mu     [stripes]stripeLock // stripe locks among the goroutines of this process
 	hand   atomic.Uint32       // the bucket at which Expire goes on
 	stats  counters
-
-	data []byte   // the mapping, nil for an anonymous table
-	file *os.File // holds the file lock
 }
 
 type stripeLock struct {
@@ -145,8 +165,8 @@ type stripeLock struct {
 
 // counters of this process.
 type counters struct {
-	inserted, removed, expired, evicted    atomic.Uint64
-	clash, ownerFull, tableFull, lockTaken atomic.Uint64
+	inserted, removed, expired, evicted atomic.Uint64
+	clash, ownerFull, tableFull, mended atomic.Uint64
 }
 
 // Lookup finds the connection that a packet with tuple k belongs to and copies
@@ -210,7 +230,7 @@ type Stats struct {
 	Inserted, Removed           uint64
 	Expired, Evicted            uint64
 	Clash, OwnerFull, TableFull uint64
-	LocksTaken                  uint64 // from a process that died while it held them
+	Mended                      uint64 // times that another process died which had the table open
 }
 
 // Stats returns the counters.
@@ -220,7 +240,7 @@ func (t *Table) Stats() Stats {
 		Inserted: t.stats.inserted.Load(), Removed: t.stats.removed.Load(),
 		Expired: t.stats.expired.Load(), Evicted: t.stats.evicted.Load(),
 		Clash: t.stats.clash.Load(), OwnerFull: t.stats.ownerFull.Load(), TableFull: t.stats.tableFull.Load(),
-		LocksTaken: t.stats.lockTaken.Load(),
+		Mended: t.stats.mended.Load(),
 	}
 }
 

@@ -1,10 +1,14 @@
 package flow
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"github.com/netctl/netctl/internal/mapfile"
+)
 
 // hashWords is the length of the hash key: six words for NH over the tuple's
 // five words and a padding zero, and two for the second round.
-const hashWords = 8
+const hashWords = mapfile.KeyWords
 
 // hash is NH over the tuple: the sum of products of keyed pairs, modulo 2^128,
 // taken twice. Two tuples chosen without knowledge of the key meet with a

@@ -1,14 +1,12 @@
 package flow
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/bits"
-	"os"
-	"sync/atomic"
+
+	"github.com/netctl/netctl/internal/mapfile"
+	"github.com/netctl/netctl/internal/portable"
 )
 
 // Config says how to open a table.
@@ -53,35 +51,19 @@ func (c *Config) setDefaults() {
 }
 
 // ErrInUse is returned by Open when another process has the table mapped.
-var ErrInUse = errors.New("flow table is in use by another process")
+var ErrInUse = mapfile.ErrInUse
 
 // Refusal is why a file was not taken over.
-type Refusal uint8
+type Refusal = mapfile.Refusal
 
 // The refusals.
 const (
-	NotRefused     Refusal = iota
-	RefusedForeign         // not a flow table
-	RefusedVersion         // of another layout
-	RefusedTorn            // cut short, or its header does not add up
-	RefusedEpoch           // from another boot
+	NotRefused     = mapfile.NotRefused
+	RefusedForeign = mapfile.RefusedForeign // not a flow table
+	RefusedVersion = mapfile.RefusedVersion // of another layout
+	RefusedTorn    = mapfile.RefusedTorn    // cut short, or its header does not add up
+	RefusedEpoch   = mapfile.RefusedEpoch   // from another boot
 )
-
-// String says the reason in words.
-func (r Refusal) String() string {
-	switch r {
-	case RefusedForeign:
-		return "not a flow table"
-	case RefusedVersion:
-		return "layout of another version"
-	case RefusedTorn:
-		return "torn: size or header checksum is wrong"
-	case RefusedEpoch:
-		return "from another boot"
-	default:
-		return "not refused"
-	}
-}
 
 // Report says what Open found.
 type Report struct {
@@ -90,32 +72,53 @@ type Report struct {
 	Dropped int     // slots thrown away: half-written, halves of pairs, doubles
 	Joined  bool    // another process has the table open too
 	Resized int     // the number of slots of the file when it was another
+
+	Imported  int   // connections that a process of another version left in words for all
+	ImportErr error // why what it left could not be read
+}
+
+// String says it for a log.
+func (r Report) String() string {
+	out := fmt.Sprintf("%d connections taken over", r.Adopted+r.Imported)
+	if r.Dropped > 0 {
+		out += fmt.Sprintf(", %d half-written slots thrown away", r.Dropped)
+	}
+	if r.Refusal != NotRefused {
+		out += fmt.Sprintf(", file refused: %s", r.Refusal)
+	}
+	if r.ImportErr != nil {
+		out += fmt.Sprintf(", nor can what was left be read: %v", r.ImportErr)
+	}
+	return out
 }
 
 // Report returns what Open found.
 func (t *Table) Report() Report { return t.report }
 
-// The header's words.
+// The layout in words, behind the header of every mapped file.
 const (
-	headMagic    = 0
-	headVersion  = 1 // layout version 32 | slot bytes 32
-	headSlots    = 2
-	headEpoch    = 3
-	headKey      = 4 // hashWords words
-	headSum      = headKey + hashWords
-	headCount    = 64 // connections; a cache line of its own
-	headEnd      = 512
-	locksAt      = headEnd
-	ownersAt     = locksAt + 512
-	tagsAt       = ownersAt + ownerSlots
-	magic        = 0x776f6c666c74636e // "nctlflow"
-	version      = 2
-	pageWords    = 512
-	headIdentity = uint64(version)<<32 | slotBytes
+	headCount = mapfile.HeadUser // connections; a cache line of its own
+	locksAt   = mapfile.HeadWords
+	ownersAt  = locksAt + 512
+	tagsAt    = ownersAt + ownerSlots
+	magic     = 0x776f6c666c74636e // "nctlflow"
+	version   = 2
+	pageWords = 512
 )
 
-// sizeWords returns the number of words of a table.
-func sizeWords(slots int) int { return slotsAt(slots) + slots*slotWords }
+//nolint:gochecknoglobals // a description known at compile time
+var format = mapfile.Format{
+	Name: "flow table", Magic: magic, Version: version, Unit: slotBytes, Min: minSlots, Max: maxSlots, Words: sizeWords,
+}
+
+// sizeWords returns the number of words of a table, or a negative number when
+// no table has so many slots.
+func sizeWords(slots int) int {
+	if bits.OnesCount(uint(slots)) != 1 {
+		return -1
+	}
+	return slotsAt(slots) + slots*slotWords
+}
 
 // slotsAt returns the word at which the slots begin, on a page.
 func slotsAt(slots int) int {
@@ -131,13 +134,9 @@ func Open(cfg Config) (*Table, error) {
 		return nil, err
 	}
 	cfg.setDefaults()
-	if cfg.Path == "" {
-		t := build(make([]atomic.Uint64, sizeWords(cfg.Slots)), &cfg)
-		return t, t.format(&cfg)
-	}
-	f, err := os.OpenFile(cfg.Path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := mapfile.Open(&format, mapfile.Config{Path: cfg.Path, Units: cfg.Slots, Epoch: cfg.Epoch, Join: cfg.Join})
 	if err != nil {
-		return nil, fmt.Errorf("open flow table: %w", err)
+		return nil, err
 	}
 	t, err := openFile(f, &cfg)
 	if err != nil {
@@ -146,204 +145,58 @@ func Open(cfg Config) (*Table, error) {
 	return t, nil
 }
 
-// openFile takes the lock, exclusively when nobody else has the file, and maps
-// it. Everybody keeps a shared lock while the file is mapped: who can get an
-// exclusive one is alone and may repair.
-func openFile(f *os.File, cfg *Config) (*Table, error) {
-	err := lockFile(f, true)
-	if errors.Is(err, ErrInUse) && cfg.Join {
-		return join(f, cfg)
-	}
-	if err != nil {
-		return nil, err
-	}
-	slots, refusal, err := judge(f, cfg)
-	if err != nil {
-		return nil, err
-	}
-	var t *Table
+// openFile makes a table of a file's words and, while it is ours alone, puts
+// them in order.
+func openFile(f *mapfile.File, cfg *Config) (*Table, error) {
+	t := build(f, cfg)
+	found := f.Report()
 	switch {
-	case refusal != NotRefused || slots == 0:
-		t, err = create(f, cfg)
-	case slots != cfg.Slots:
-		t, err = resize(f, slots, cfg)
-	default:
-		t, err = adopt(f, cfg)
+	case found.Joined:
+		if f.Died() { // the one before, beside one that retires
+			t.mend()
+		}
+		t.report = Report{Joined: true, Adopted: t.Len()}
+		return t, nil
+	case found.Found:
+		for i := range t.locks {
+			t.locks[i].Store(0)
+		}
+		t.report.Adopted, t.report.Dropped = t.repair()
 	}
-	if err != nil {
-		return nil, err
+	if found.Found && f.Units() != cfg.Slots {
+		var err error
+		if t, err = resize(t, cfg); err != nil {
+			return nil, err
+		}
 	}
-	t.report.Refusal = refusal
-	if err := lockFile(f, false); err != nil {
-		return nil, errors.Join(err, unmap(t.data))
+	t.report.Refusal = found.Refusal
+	if cfg.Path != "" {
+		t.report.Imported, t.report.ImportErr = portable.Take(cfg.Path, found.Refusal == RefusedVersion, t.Import)
 	}
-	t.file = f
-	return t, nil
+	return t, f.Share()
 }
 
-// judge reads the header. No slots and no refusal means an empty file.
-func judge(f *os.File, cfg *Config) (slots int, r Refusal, err error) {
-	st, err := f.Stat()
-	if err != nil {
-		return 0, 0, err
-	}
-	if !st.Mode().IsRegular() {
-		return 0, 0, errors.New("not a regular file")
-	}
-	if st.Size() == 0 {
-		return 0, NotRefused, nil
-	}
-	var b [(headSum + 1) * 8]byte
-	if _, err := f.ReadAt(b[:], 0); err != nil {
-		return 0, RefusedForeign, nil //nolint:nilerr // too short to be one
-	}
-	var w [headSum + 1]uint64
-	for i := range w {
-		w[i] = binary.NativeEndian.Uint64(b[i*8:])
-	}
-	switch {
-	case w[headMagic] != magic:
-		return 0, RefusedForeign, nil
-	case w[headVersion] != headIdentity:
-		return 0, RefusedVersion, nil
-	case w[headSum] != checksum(w[:headSum]), w[headSlots] > maxSlots, w[headSlots] < minSlots,
-		bits.OnesCount64(w[headSlots]) != 1, st.Size() != int64(sizeWords(int(w[headSlots])))*8: // at most maxSlots by the case before
-		return 0, RefusedTorn, nil
-	case w[headEpoch] != epochOf(cfg.Epoch):
-		return 0, RefusedEpoch, nil
-	}
-	return int(w[headSlots]), NotRefused, nil // at most maxSlots
-}
-
-// create makes the file an empty table. The magic is written last.
-func create(f *os.File, cfg *Config) (*Table, error) {
-	size := sizeWords(cfg.Slots) * 8
-	if err := f.Truncate(0); err != nil {
-		return nil, err
-	}
-	free, err := freeSpace(f)
-	if err != nil {
-		return nil, err
-	}
-	if free < uint64(size) { // a size is not negative
-		return nil, fmt.Errorf("file system has %d bytes left, the table needs up to %d", free, size)
-	}
-	if err := f.Truncate(int64(size)); err != nil {
-		return nil, err
-	}
-	t, err := mapTable(f, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if err := t.format(cfg); err != nil {
-		return nil, errors.Join(err, unmap(t.data))
-	}
-	return t, nil
-}
-
-// adopt takes over a table that nobody has open.
-func adopt(f *os.File, cfg *Config) (*Table, error) {
-	t, err := mapTable(f, cfg)
-	if err != nil {
-		return nil, err
-	}
-	t.loadKey()
-	t.repair()
-	return t, nil
-}
-
-// join maps a table that another process works on; nothing is repaired.
-func join(f *os.File, cfg *Config) (*Table, error) {
-	if err := lockFile(f, false); err != nil {
-		return nil, err
-	}
-	slots, refusal, err := judge(f, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if refusal != NotRefused || slots == 0 {
-		return nil, fmt.Errorf("join: %w: %s", ErrInUse, refusal)
-	}
-	own := *cfg
-	own.Slots = slots
-	t, err := mapTable(f, &own)
-	if err != nil {
-		return nil, err
-	}
-	t.loadKey()
-	t.report = Report{Joined: true, Adopted: t.Len()}
-	t.file = f
-	return t, nil
-}
-
-func mapTable(f *os.File, cfg *Config) (*Table, error) {
-	data, err := mapFile(f, sizeWords(cfg.Slots)*8)
-	if err != nil {
-		return nil, err
-	}
-	t := build(wordsOf(data), cfg)
-	t.data = data
-	return t, nil
-}
-
-// build cuts the words into the table's parts.
-func build(w []atomic.Uint64, cfg *Config) *Table {
-	at, n := slotsAt(cfg.Slots), cfg.Slots
+// build cuts the words of a file into the table's parts.
+func build(f *mapfile.File, cfg *Config) *Table {
+	w, n := f.Words(), f.Units()
+	at := slotsAt(n)
 	return &Table{
-		head: w[:headEnd], locks: w[locksAt : locksAt+stripes], owners: w[ownersAt : ownersAt+ownerSlots],
-		tags: w[tagsAt : tagsAt+n/bucketSize], slots: slotsOf(w[at : at+n*slotWords]), nslots: uint32(n), // at most maxSlots
+		file: f, path: cfg.Path, key: f.Key(), epoch: cfg.Epoch,
+		head: w[:mapfile.HeadWords], locks: w[locksAt : locksAt+stripes], owners: w[ownersAt : ownersAt+ownerSlots],
+		tags: w[tagsAt : tagsAt+n/bucketSize], slots: mapfile.Records[slot](w[at : at+n*slotWords]), nslots: uint32(n), // at most maxSlots
 		bucketMask: uint32(n/bucketSize) - 1, perOwner: uint32(cfg.PerOwner), timeouts: cfg.Timeouts, // at most maxSlots
-	}
-}
-
-// format writes the header of an empty table with a new hash key.
-func (t *Table) format(cfg *Config) error {
-	var b [hashWords * 8]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return fmt.Errorf("flow table hash key: %w", err)
-	}
-	var w [headSum]uint64
-	w[headMagic], w[headVersion], w[headSlots], w[headEpoch] = magic, headIdentity, uint64(cfg.Slots), epochOf(cfg.Epoch) // validated
-	for i := range hashWords {
-		w[headKey+i] = binary.NativeEndian.Uint64(b[i*8:])
-	}
-	t.head[headSum].Store(checksum(w[:]))
-	for i := headSum - 1; i >= 0; i-- {
-		t.head[i].Store(w[i])
-	}
-	t.loadKey()
-	return nil
-}
-
-func (t *Table) loadKey() {
-	for i := range t.key {
-		t.key[i] = t.head[headKey+i].Load()
 	}
 }
 
 // Close undoes the mapping and releases the file, which stays. No other method
 // may be called during or after Close: the memory is gone.
+//
+// Who has the table last leaves it for a successor of another version as well.
 func (t *Table) Close() error {
-	if t.file == nil {
-		return nil
+	var err error
+	if t.path != "" && t.slots != nil && !t.file.Shared() {
+		err = portable.Leave(t.path, t.Export)
 	}
-	err := errors.Join(unmap(t.data), unlockFile(t.file), t.file.Close())
-	t.file, t.data, t.slots, t.nslots, t.tags = nil, nil, nil, 0, nil
-	return err
-}
-
-func checksum(w []uint64) uint64 {
-	h := fnv.New64a()
-	var b [8]byte
-	for _, v := range w {
-		binary.LittleEndian.PutUint64(b[:], v)
-		_, _ = h.Write(b[:]) // a hash never fails
-	}
-	return h.Sum64()
-}
-
-func epochOf(s string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(s)) // a hash never fails
-	return h.Sum64()
+	t.slots, t.nslots, t.tags = nil, 0, nil
+	return errors.Join(err, t.file.Close())
 }

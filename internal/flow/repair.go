@@ -2,96 +2,152 @@ package flow
 
 import (
 	"fmt"
-	"os"
-
-	"github.com/netctl/netctl/internal/packet"
+	"runtime"
+	"sync"
 )
 
-// repair makes a table that nobody else has open consistent again, whatever is
-// in it. A process killed in the middle of a write leaves an odd sequence
-// number, half a pair, a tag too many or too few, a held lock or a wrong count;
-// a hostile file can hold anything. What is kept is exactly: pairs whose two
-// slots name each other, one of them the reverse, both where their tuples hash
-// to, no tuple twice. Tags, locks and counts are made anew.
+// repair makes a table consistent again, whatever is in it. The caller has it
+// alone, or holds all of its locks. A process killed in the middle of a write
+// leaves an odd sequence number, half a pair, a tag too many or too few, or a
+// wrong count; a hostile file can hold anything. What is kept is exactly: pairs
+// whose two slots name each other, one of them the reverse, both where their
+// tuples hash to, no tuple twice. Counts are made anew. What is in order is not
+// touched, so that readers find it all the time. It returns the number of
+// connections and that of the slots which it threw away.
 //
 // Only slots with a tag are looked at: one without is free whatever it holds,
 // and reading it would make a sparse file take memory.
-func (t *Table) repair() {
-	for i := range t.locks {
-		t.locks[i].Store(0)
+func (t *Table) repair() (connections, dropped int) {
+	kept := make([]bool, t.nslots)
+	parts := make([]count, min(runtime.GOMAXPROCS(0), maxRepairers))
+	var wg sync.WaitGroup
+	n := len(t.tags) / len(parts)
+	for k := range parts {
+		from, to := k*n, (k+1)*n
+		if k == len(parts)-1 {
+			to = len(t.tags)
+		}
+		wg.Go(func() { parts[k] = t.survey(from, to, kept) })
+	}
+	wg.Wait()
+	owners := make(map[uint32]uint64)
+	for _, c := range parts {
+		connections += c.pairs
+		dropped += c.tagged
+		for o, n := range c.owners {
+			owners[o] += n
+		}
+	}
+	dropped -= 2 * connections
+	if dropped != 0 {
+		t.eachTagged(0, len(t.tags), func(i uint32) {
+			if !kept[i] {
+				t.clear(i)
+			}
+		})
 	}
 	for i := range t.owners {
-		if t.owners[i].Load() != 0 {
-			t.owners[i].Store(0)
+		if n := owners[uint32(i)]; t.owners[i].Load() != n { // at most ownerSlots
+			t.owners[i].Store(n)
 		}
 	}
-	good := make([]bool, t.nslots) // by slot: tagged, and plausible by itself
-	var forward []uint32
-	tagged := 0
-	for b := range t.tags {
-		m := usedTags(t.tags[b].Load())
-		if m == 0 {
-			continue
-		}
-		t.tags[b].Store(0)
-		for ; m != 0; m &= m - 1 {
-			i := uint32(b)*bucketSize + firstTag(m)
-			tagged++
-			if good[i] = t.plausible(i); good[i] && flagsOf(t.slots[i][wordPorts].Load())&FlagReverse == 0 {
-				forward = append(forward, i)
-			}
-		}
-	}
-	pairs := 0
-	for _, i := range forward {
-		if p := high(t.slots[i][wordPartner].Load()); p < t.nslots && good[p] && t.link(i, p) {
-			pairs++
-		}
-	}
-	t.head[headCount].Store(uint64(pairs))
-	t.report.Adopted, t.report.Dropped = pairs, tagged-2*pairs
+	t.head[headCount].Store(uint64(connections)) // not negative
+	return connections, dropped
 }
 
-// plausible looks at one slot by itself.
-func (t *Table) plausible(i uint32) bool {
+// maxRepairers bounds the goroutines of repair, which mostly wait for memory.
+const maxRepairers = 8
+
+// count is what was found in a part of the table.
+type count struct {
+	tagged, pairs int
+	owners        map[uint32]uint64 // pairs by their owner's count
+}
+
+// survey marks the slots of the pairs that are in order and whose forward slot
+// is in some buckets. It changes nothing in the table.
+func (t *Table) survey(from, to int, kept []bool) count {
+	c := count{owners: make(map[uint32]uint64)}
+	t.eachTagged(from, to, func(i uint32) {
+		c.tagged++
+		p, ok := t.pairAt(i)
+		if !ok {
+			return
+		}
+		kept[i], kept[p] = true, true // of one pair only
+		c.pairs++
+		if owner := high(t.slots[i][wordSeq].Load()); owner != 0 {
+			c.owners[owner%ownerSlots]++
+		}
+	})
+	return c
+}
+
+// eachTagged calls f for every slot of some buckets that has a tag.
+func (t *Table) eachTagged(from, to int, f func(i uint32)) {
+	for b := from; b < to; b++ {
+		for m := usedTags(t.tags[b].Load()); m != 0; m &= m - 1 {
+			f(uint32(b)*bucketSize + firstTag(m))
+		}
+	}
+}
+
+// mend repairs what a process left that died while it shared the table.
+func (t *Table) mend() {
+	for id := range t.locks {
+		t.mu[id].Lock()
+		t.file.Lock(&t.locks[id])
+	}
+	t.file.Died() // of the same process: its locks are ours now
+	t.repair()
+	for id := range t.locks {
+		t.file.Unlock(&t.locks[id])
+		t.mu[id].Unlock()
+	}
+	t.stats.mended.Add(1)
+}
+
+// pairAt returns the partner of a forward slot when both are in order and the
+// ones that lookups of their tuples find: of doubles the first stays.
+func (t *Table) pairAt(i uint32) (uint32, bool) {
+	if flagsOf(t.slots[i][wordPorts].Load())&FlagReverse != 0 {
+		return 0, false
+	}
+	p := high(t.slots[i][wordPartner].Load())
+	if p >= t.nslots || !t.wholePair(i, p) {
+		return 0, false
+	}
+	a, ok := t.sound(i)
+	if !ok {
+		return 0, false
+	}
+	b, ok := t.sound(p)
+	if !ok || a.w == b.w {
+		return 0, false
+	}
+	first, ok := t.find(&a)
+	if !ok || first != i {
+		return 0, false
+	}
+	first, ok = t.find(&b)
+	return p, ok && first == p
+}
+
+// sound looks at one slot by itself, and returns where its tuple may live.
+func (t *Table) sound(i uint32) (home, bool) {
 	s := &t.slots[i]
 	s0, ports := s[wordSeq].Load(), s[wordPorts].Load()
 	if s0&1 != 0 || low(s0) == 0 || ports&usedMark == 0 {
-		return false
+		return home{}, false
 	}
 	if st := activity(s[wordActivity].Load()).state(); st == 0 || st >= numStates {
-		return false
+		return home{}, false
 	}
 	w := s.key()
 	k := w.tuple()
 	h := t.homeOf(&k)
-	return i/bucketSize == h.b1 || i/bucketSize == h.b2
-}
-
-// link takes forward slot i and slot p into the table if they are a pair and
-// neither tuple is taken: of doubles the first stays.
-func (t *Table) link(i, p uint32) bool {
-	if !t.wholePair(i, p) {
-		return false
-	}
-	wa, wb := t.slots[i].key(), t.slots[p].key()
-	ka, kb := wa.tuple(), wb.tuple()
-	if ka == kb {
-		return false
-	}
-	ha, hb := t.homeOf(&ka), t.homeOf(&kb)
-	if _, ok := t.find(&ha); ok {
-		return false
-	}
-	if _, ok := t.find(&hb); ok {
-		return false
-	}
-	t.setTag(i, ha.tag)
-	t.setTag(p, hb.tag)
-	if owner := high(t.slots[i][wordSeq].Load()); owner != 0 {
-		t.owners[owner%ownerSlots].Add(1)
-	}
-	return true
+	tag := t.tags[i/bucketSize].Load() >> (i % bucketSize * 8) & 0xff
+	return h, tag == h.tag && (i/bucketSize == h.b1 || i/bucketSize == h.b2)
 }
 
 // wholePair reports whether forward slot i and slot p name each other and
@@ -116,58 +172,25 @@ func (s *slot) key() key {
 	return w
 }
 
-// resize copies the connections of a file with another number of slots into a
-// table of the size that is asked for, in the same file.
-func resize(f *os.File, slots int, cfg *Config) (*Table, error) {
-	was := *cfg
-	was.Slots = slots
-	old, err := adopt(f, &was)
-	if err != nil {
-		return nil, err
-	}
-	type pair struct {
-		k, rk packet.Tuple
-		e, re Entry
-	}
+// resize copies the connections of a table that nobody else has into one of the
+// size that is asked for, in the same file.
+func resize(old *Table, cfg *Config) (*Table, error) {
 	pairs := make([]pair, 0, old.Len())
-	old.each(func(i, seq uint32, w *key, e *Entry) bool {
-		p := pair{k: w.tuple(), e: *e}
-		if _, ok := old.Pair(makeRef(i, seq), &p.rk, &p.re); ok && e.Flags&FlagReverse == 0 {
-			pairs = append(pairs, p)
-		}
+	old.eachPair(func(p *pair) bool {
+		pairs = append(pairs, *p)
 		return true
 	})
-	report := old.report
-	if err := unmap(old.data); err != nil {
-		return nil, err
-	}
-	t, err := create(f, cfg)
-	if err != nil {
+	report := Report{Resized: int(old.nslots), Dropped: old.report.Dropped}
+	if err := old.file.Make(cfg.Slots); err != nil {
 		return nil, fmt.Errorf("resize: %w", err)
 	}
-	t.report = Report{Resized: slots, Dropped: report.Dropped}
+	t := build(old.file, cfg)
+	t.report = report
 	for i := range pairs {
-		p := &pairs[i]
-		ref, res := t.Insert(&p.k, &p.rk, &p.e, &p.re, p.e.LastSeen)
-		if res != Inserted {
+		if !t.replace(&pairs[i]) {
 			t.report.Dropped += 2
-			continue
 		}
-		t.restore(ref, &p.e, &p.re)
 	}
 	t.report.Adopted = t.Len()
 	return t, nil
-}
-
-// restore gives a copied pair its activity back.
-func (t *Table) restore(ref Ref, e, re *Entry) {
-	i := ref.slot()
-	p := high(t.slots[i][wordPartner].Load())
-	for _, x := range []struct {
-		s *slot
-		e *Entry
-	}{{&t.slots[i], e}, {&t.slots[p], re}} {
-		x.s[wordActivity].Store(uint64(makeActivity(x.e.LastSeen, x.e.State, x.e.FrontSlot)))
-		x.s.setTally(x.e.Packets, x.e.Bytes)
-	}
 }

@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"runtime"
 	"sync/atomic"
 
 	"github.com/netctl/netctl/internal/packet"
@@ -332,28 +331,16 @@ func (l *lockSet) add(bucket uint32) {
 	l.n++
 }
 
-// lockSpins bounds the wait for a process that shares the mapping: a lock is
-// held for less than a microsecond, so one that outlasts this many turns
-// belongs to a process that was killed while it held it.
-const lockSpins = 1 << 20
-
 func (t *Table) lock(l *lockSet) {
 	for _, id := range l.ids[:l.n] {
 		t.mu[id].Lock()
-		w := &t.locks[id]
-		for spins := 0; !w.CompareAndSwap(0, 1); spins++ {
-			if spins == lockSpins {
-				t.stats.lockTaken.Add(1)
-				break
-			}
-			runtime.Gosched()
-		}
+		t.file.Lock(&t.locks[id])
 	}
 }
 
 func (t *Table) unlock(l *lockSet) {
 	for _, id := range l.ids[:l.n] {
-		t.locks[id].Store(0)
+		t.file.Unlock(&t.locks[id])
 		t.mu[id].Unlock()
 	}
 }

@@ -188,3 +188,62 @@ func TestClosedTUNNeverHitsAnotherFile(t *testing.T) {
 		t.Errorf("device stayed: %+v, %v", links, err)
 	}
 }
+
+// A TUN goes to another owner by its descriptor alone, and its carrier stays.
+func TestAdoptTUN(t *testing.T) {
+	t.Parallel()
+	needTUN(t)
+	home, pod := newNS(t), newNS(t)
+	cfg := podInterface()
+	cfg.Persist = true
+	tun, err := kernel.CreateTUNIn(pod, cfg, kernel.AllOffloads())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, inode := pod.Inode()
+	_, elsewhere := home.Inode()
+	copied := func() int {
+		fd, err := kernel.DupFD(tun.FD())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	r, _ := pipe(t)
+	noTUN, err := kernel.DupFD(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, try := range map[string]func() (*kernel.TUN, error){
+		"another name":      func() (*kernel.TUN, error) { return kernel.AdoptTUN(copied(), "eth1", tun.Index(), inode) },
+		"another namespace": func() (*kernel.TUN, error) { return kernel.AdoptTUN(copied(), "eth0", tun.Index(), elsewhere) },
+		"a pipe":            func() (*kernel.TUN, error) { return kernel.AdoptTUN(noTUN, "eth0", tun.Index(), inode) },
+	} {
+		if got, err := try(); err == nil {
+			t.Errorf("%s: adopted %+v", name, got)
+		}
+	}
+	again, err := kernel.AdoptTUN(copied(), "eth0", tun.Index(), inode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tun.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if link, err := kernel.Describe(pod, "eth0"); err != nil || !link.Carrier || !again.PinsNamespace() {
+		t.Errorf("adopted: %+v, %v, pins %t", link, err, again.PinsNamespace())
+	}
+	gone, err := kernel.DupFD(again.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kernel.DeleteInterface(pod, "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kernel.AdoptTUN(gone, "eth0", tun.Index(), inode); !errors.Is(err, kernel.ErrGone) {
+		t.Errorf("a deleted device: %v", err)
+	}
+	if err := again.Destroy(); err != nil {
+		t.Error(err)
+	}
+}

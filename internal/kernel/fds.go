@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,6 +35,60 @@ func RecvFDs(c *net.UnixConn, payload []byte) (n int, fds []int, err error) {
 		return 0, nil, fmt.Errorf("receive descriptors: %w", err)
 	}
 	return n, fds, nil
+}
+
+// SendFDs sends one message with copies of up to MaxFDs descriptors, which stay
+// the caller's. The payload must not be empty.
+func SendFDs(c *net.UnixConn, payload []byte, fds ...int) error {
+	if len(fds) > MaxFDs || len(payload) == 0 {
+		return fmt.Errorf("send descriptors: %d of them with %d bytes: want at most %d and at least one", len(fds), len(payload), MaxFDs)
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if _, _, err := c.WriteMsgUnix(payload, rights, nil); err != nil {
+		return fmt.Errorf("send descriptors: %w", err)
+	}
+	return nil
+}
+
+// DupFD returns a close-on-exec copy of a descriptor. O_NONBLOCK is shared and
+// stays as it is.
+func DupFD(fd int) (int, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("copy descriptor %d: %w", fd, err)
+	}
+	return dup, nil
+}
+
+// DupOf returns a copy of a socket's or file's descriptor, which is the caller's.
+// Unlike File() it leaves the socket non-blocking.
+func DupOf(c syscall.Conn) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("copy descriptor: %w", err)
+	}
+	dup, dupErr := -1, error(nil)
+	if err := raw.Control(func(fd uintptr) { dup, dupErr = DupFD(int(fd)) }); err != nil {
+		return -1, fmt.Errorf("copy descriptor: %w", err)
+	}
+	return dup, dupErr
+}
+
+// MemoryFile returns a file of that name that has no place but memory and holds data,
+// to be read from its beginning. Its content never reaches a disk.
+func MemoryFile(name string, data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.WriteAt(data, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("write a file in memory: %w", err), f.Close())
+	}
+	return f, nil
 }
 
 // setReceived puts O_NONBLOCK back: it belongs to the file description, which

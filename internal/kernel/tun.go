@@ -135,6 +135,54 @@ func AttachTUN(ns *Namespace, name string, index int) (*TUN, error) {
 	return t, nil
 }
 
+// AdoptTUN takes over the descriptor of a TUN that another process opened, with
+// nothing of the device touched: its carrier does not move. The device must be the
+// one with that name in the namespace with that inode, 0 for the caller's own, and
+// is believed to have that index. The descriptor is the TUN's from then on, also
+// when it is refused: then it is closed. The error wraps ErrGone when its device was
+// deleted, and ErrChanged when it is another one.
+func AdoptTUN(fd int, name string, index int, netns uint64) (*TUN, error) {
+	t := &TUN{fd: fd, name: name, index: index, persist: true}
+	err := t.inspect(netns)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("adopt TUN %q: %w", name, err)
+	}
+	t.reserve()
+	return t, nil
+}
+
+// inspect makes sure that a descriptor is what its owner was told.
+func (t *TUN) inspect(netns uint64) error {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(t.fd, unix.TUNGETIFF, ifr); err != nil {
+		return fmt.Errorf("ask for its device: %w", tunErr(err))
+	}
+	if flags := ifr.Uint16(); ifr.Name() != t.name || flags&unix.IFF_TUN == 0 || flags&unix.IFF_NO_PI == 0 || flags&unix.IFF_VNET_HDR == 0 {
+		return fmt.Errorf("it is %q with flags %#x: %w", ifr.Name(), flags, ErrChanged)
+	}
+	at, err := t.Namespace()
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	if netns == 0 {
+		here, err := CurrentNamespace()
+		if err != nil {
+			return err
+		}
+		_, netns = here.Inode()
+		here.Close()
+	}
+	if at.ino != netns {
+		return fmt.Errorf("it is in namespace %d instead of %d: %w", at.ino, netns, ErrChanged)
+	}
+	return t.findPin(at)
+}
+
 func checkTUN(name string, index int) error {
 	link, err := linkByName(name)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -205,16 +206,23 @@ func (l *Lab) stateDir(node string) string { return l.path("nodes", node, "run")
 
 func (l *Lab) socket(node string) string { return l.stateDir(node) + "/cni.sock" }
 
-// StartAgent starts a node's agent process.
-func (l *Lab) StartAgent(node string) error {
+// StartAgent starts a node's agent process under a holder, which starts another one
+// when it dies.
+func (l *Lab) StartAgent(node string) error { return l.startAgent(node) }
+
+// startAgent starts one with more flags.
+func (l *Lab) startAgent(node string, flags ...string) error {
+	// Two of them stand side by side during an upgrade.
+	holder := filepath.Join(l.stateDir(node), "holders", strconv.FormatInt(time.Now().UnixNano(), 36)+".sock")
 	args := []string{
+		"netctl", "hold", "--now", "--socket=" + holder, "--",
 		"netctl", "agent", "--node=" + node, "--cluster-dir=" + l.clusterDir(), "--state-dir=" + l.stateDir(node), "--data-dir=" + l.stateDir(node),
 		"--resolv-conf=" + l.path("nodes", node, "resolv.conf"), "--log-level=debug",
 	}
 	for _, p := range l.plan.podCIDRs {
 		args = append(args, "--cluster-cidrs="+p.String())
 	}
-	cmd, err := l.hostCommand(node, args)
+	cmd, err := l.hostCommand(node, append(args, flags...))
 	if err != nil {
 		return err
 	}
@@ -252,27 +260,71 @@ func (l *Lab) AwaitAgent(ctx context.Context, node string) error {
 // AgentPID returns the process of a node's agent.
 func (l *Lab) AgentPID(node string) (int, bool) {
 	for _, pid := range processesIn(l.netnsPath(node)) {
-		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err == nil && strings.HasPrefix(string(cmdline), "netctl\x00agent\x00") {
+		if isNetctl(pid, "agent") {
 			return pid, true
 		}
 	}
 	return 0, false
 }
 
-// KillAgent ends a node's agent the hard way.
+// KillAgent ends a node's agent the hard way, and its holder with it: there is none
+// until StartAgent.
 func (l *Lab) KillAgent(node string) error {
 	pid, ok := l.AgentPID(node)
 	if !ok {
 		return fmt.Errorf("no agent runs on %s", node)
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if holder := parentOf(pid); holder > 1 && isNetctl(holder, "hold") {
+		if err := kill(holder); err != nil {
+			return fmt.Errorf("kill the holder of %s: %w", node, err)
+		}
+	}
+	if err := kill(pid); err != nil {
 		return fmt.Errorf("kill the agent of %s: %w", node, err)
+	}
+	return nil
+}
+
+// CrashAgent ends a node's agent the hard way. Its holder starts another one.
+func (l *Lab) CrashAgent(node string) error {
+	pid, ok := l.AgentPID(node)
+	if !ok {
+		return fmt.Errorf("no agent runs on %s", node)
+	}
+	if err := kill(pid); err != nil {
+		return fmt.Errorf("kill the agent of %s: %w", node, err)
+	}
+	return nil
+}
+
+// kill returns when the process has ended.
+func kill(pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return err
 	}
 	for !ended(pid) {
 		pause(time.Millisecond)
 	}
 	return nil
+}
+
+// isNetctl reports whether a process runs that command of netctl.
+func isNetctl(pid int, command string) bool {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && strings.HasPrefix(string(cmdline), "netctl\x00"+command+"\x00")
+}
+
+// parentOf returns the parent of a process, 0 when it has ended.
+func parentOf(pid int) int {
+	stat := processStat(pid)
+	if len(stat) < 2 {
+		return 0
+	}
+	parent, err := strconv.Atoi(stat[1])
+	if err != nil {
+		return 0
+	}
+	return parent
 }
 
 // ended reports whether all of a process has ended, reaped or not: its main

@@ -20,6 +20,7 @@ type datagrams struct {
 	flows  map[packet.Tuple]*flow   // guarded by mu
 	recent map[recentKey]*list.List // guarded by mu; of *flow, most recent first; no empty lists
 	closed bool                     // guarded by mu
+	heir   Heir                     // guarded by mu; nil: this stack serves
 
 	idMu sync.Mutex
 	ids  map[echoID]struct{} // guarded by idMu; identifiers in use on raw sockets
@@ -48,7 +49,7 @@ func (d *datagrams) receiveUDP(p *packet.Packet) {
 		d.stack.counters.drop(DropChecksum)
 		return
 	}
-	f := d.flow(&p.Tuple)
+	f := d.flow(p)
 	if f == nil {
 		return
 	}
@@ -70,9 +71,17 @@ func (d *datagrams) receiveUDP(p *packet.Packet) {
 	}
 }
 
-// flow returns the flow of a tuple, a new one if there is none; nil: a bound
-// is reached, or closing.
-func (d *datagrams) flow(key *packet.Tuple) *flow {
+// flow returns the flow of a packet, a new one if there is none; nil: a bound
+// is reached, or closing, or new flows are an heir's.
+func (d *datagrams) flow(p *packet.Packet) *flow {
+	f := d.find(&p.Tuple)
+	if f == nil {
+		d.stack.giveBack(p.Buf, d.stack.link)
+	}
+	return f
+}
+
+func (d *datagrams) find(key *packet.Tuple) *flow {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if f := d.flows[*key]; f != nil {
@@ -87,6 +96,21 @@ func (d *datagrams) flow(key *packet.Tuple) *flow {
 		d.stack.counters.drop(DropClosing)
 		return nil
 	}
+	if d.heir != nil {
+		return nil
+	}
+	f := newFlow(d, *key)
+	if d.enter(f) != nil {
+		return nil
+	}
+	d.stack.counters.flowsOpened.Add(1)
+	return f
+}
+
+// enter takes a new flow in and runs it, unless a bound is reached. Called with
+// mu held.
+func (d *datagrams) enter(f *flow) error {
+	key := &f.key
 	q, full := d.flowQuota, DropFlowLimit
 	if key.Proto != packet.ProtoUDP {
 		q, full = d.echoQuota, DropEchoLimit
@@ -101,13 +125,12 @@ func (d *datagrams) flow(key *packet.Tuple) *flow {
 	}
 	if g == quota.None {
 		d.stack.counters.drop(full)
-		return nil
+		return ErrLimit
 	}
-	f := newFlow(d, *key)
 	if !d.stack.start(f.run) {
 		q.Give(owner)
 		d.stack.counters.drop(DropClosing)
-		return nil
+		return ErrClosed
 	}
 	d.flows[*key] = f
 	f.order = d.recent[who]
@@ -116,8 +139,7 @@ func (d *datagrams) flow(key *packet.Tuple) *flow {
 		d.recent[who] = f.order
 	}
 	f.element = f.order.PushFront(f)
-	d.stack.counters.flowsOpened.Add(1)
-	return f
+	return nil
 }
 
 // has reports whether a pod has a flow of that tuple.
@@ -141,14 +163,22 @@ func (d *datagrams) evict(who recentKey) {
 
 // detach takes a flow out of the tables. Called with mu held; idempotent.
 func (d *datagrams) detach(f *flow) {
+	if d.remove(f) && d.heir != nil && f.key.Proto == packet.ProtoUDP {
+		d.heir.Ended(f.key)
+	}
+}
+
+// remove is detach without a word to the heir; false: it was out.
+func (d *datagrams) remove(f *flow) bool {
 	if d.flows[f.key] != f {
-		return
+		return false
 	}
 	delete(d.flows, f.key)
 	f.order.Remove(f.element)
 	if f.order.Len() == 0 {
 		delete(d.recent, recentKey{f.key.Src, f.key.Proto})
 	}
+	return true
 }
 
 // ended is the last thing a flow's goroutine does.

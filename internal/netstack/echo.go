@@ -50,7 +50,7 @@ func (d *datagrams) receiveEcho(p *packet.Packet) {
 		d.stack.counters.drop(DropChecksum)
 		return
 	}
-	f := d.flow(&p.Tuple)
+	f := d.flow(p)
 	if f == nil {
 		return
 	}

@@ -186,12 +186,21 @@ func (f *flow) original() []byte {
 func (f *flow) run() {
 	defer f.set.ended(f)
 	defer f.close()
-	if err := f.open(); err != nil {
-		f.fail(err)
-		return
+	if !f.opened() {
+		if err := f.open(); err != nil {
+			f.fail(err)
+			return
+		}
 	}
 	for f.wait() {
 	}
+}
+
+// opened reports whether the flow came with its socket.
+func (f *flow) opened() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.socket.conn != nil
 }
 
 // open opens the socket and sends what waited for it.

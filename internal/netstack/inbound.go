@@ -146,6 +146,12 @@ func (c *inboundConn) connect(src netip.AddrPort) error {
 	if terr != nil {
 		return errnoOf(terr)
 	}
+	c.key.dst = src
+	if s.isElders(c.key.tuple()) {
+		ep.Close()
+		return syscall.EADDRINUSE
+	}
+	s.live.begin(c.key.tuple())
 	ep.SocketOptions().SetReuseAddress(true) // one client port may lead to several backends
 	s.tune(ep, nil, s.inConns.Held(quota.Client(src.Addr())) > crowd)
 	if terr = ep.Bind(full(src)); terr == nil {
@@ -153,12 +159,13 @@ func (c *inboundConn) connect(src netip.AddrPort) error {
 	}
 	if _, ok := terr.(*tcpip.ErrConnectStarted); !ok {
 		ep.Close()
+		s.live.end(c.key.tuple())
 		if _, ok := terr.(*tcpip.ErrBadLocalAddress); ok {
 			return syscall.EADDRINUSE // gVisor's word for a tuple that is taken
 		}
 		return errnoOf(terr)
 	}
-	c.pod, c.key.dst = ep, src
+	c.pod = ep
 	c.TCPConn = gonet.NewTCPConn(&c.events, ep)
 	return nil
 }
@@ -254,7 +261,10 @@ func (c *inboundConn) release() {
 	c.give()
 }
 
-func (c *inboundConn) give() { c.stack.inConns.Give(quota.Client(c.key.dst.Addr())) }
+func (c *inboundConn) give() {
+	c.stack.live.end(c.key.tuple())
+	c.stack.inConns.Give(quota.Client(c.key.dst.Addr()))
+}
 
 // errnoOf is what a kernel would have said.
 func errnoOf(err tcpip.Error) error {

@@ -25,6 +25,7 @@ type inFlows struct {
 	mu     sync.RWMutex
 	flows  map[packet.Tuple]*InFlow // guarded by mu
 	closed bool                     // guarded by mu
+	heir   Heir                     // guarded by mu; nil: this stack serves
 }
 
 // InFlow is one conversation of datagrams between a client outside and a pod.
@@ -50,6 +51,18 @@ func newInFlows(s *Stack) *inFlows {
 // block. The caller owes the flow Close, and decides when it has been idle for
 // too long.
 func (s *Stack) Datagrams(src, dst netip.AddrPort, receive func(data []byte)) (*InFlow, error) {
+	return s.openInFlow(src, dst, receive, (*inFlows).add)
+}
+
+// Resume is Datagrams for a conversation that a predecessor had: src stays as it
+// was, and packets for it go to the predecessor no more.
+func (s *Stack) Resume(src, dst netip.AddrPort, receive func(data []byte)) (*InFlow, error) {
+	return s.openInFlow(src, dst, receive, (*inFlows).take)
+}
+
+func (s *Stack) openInFlow(src, dst netip.AddrPort, receive func(data []byte),
+	enter func(d *inFlows, f *InFlow, src, dst netip.AddrPort) error,
+) (*InFlow, error) {
 	if err := s.checkEnds(src, dst); err != nil {
 		return nil, err
 	}
@@ -60,7 +73,7 @@ func (s *Stack) Datagrams(src, dst netip.AddrPort, receive func(data []byte)) (*
 	}
 	f := &InFlow{set: d, receive: receive}
 	f.mtu.Store(int32(s.cfg.MTU))
-	if err := d.add(f, src, dst); err != nil {
+	if err := enter(d, f, src, dst); err != nil {
 		d.quota.Give(owner)
 		return nil, err
 	}
@@ -69,24 +82,54 @@ func (s *Stack) Datagrams(src, dst netip.AddrPort, receive func(data []byte)) (*
 
 // add enters the flow under a tuple that nobody uses.
 func (d *inFlows) add(f *InFlow, src, dst netip.AddrPort) error {
-	key := packet.Tuple{
-		Src: packet.AddrFrom(dst.Addr()), SrcPort: dst.Port(),
-		Dst: packet.AddrFrom(src.Addr()), DstPort: src.Port(), Proto: packet.ProtoUDP,
-	}
+	key := answersOf(src, dst)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		return ErrClosed
 	}
 	for range sourcePorts {
-		if key.DstPort != 0 && d.flows[key] == nil && !d.stack.datagrams.has(&key) {
+		if key.DstPort != 0 && d.flows[key] == nil && !d.stack.datagrams.has(&key) && !d.stack.isElders(key) {
 			f.key = key
 			d.flows[key] = f
+			if d.heir != nil {
+				d.heir.Began(key, true)
+			}
 			return nil
 		}
 		key.DstPort = uint16(1024 + rand.Uint32N(65536-1024))
 	}
 	return syscall.EADDRINUSE
+}
+
+// take enters the flow under the tuple that it had in a predecessor.
+func (d *inFlows) take(f *InFlow, src, dst netip.AddrPort) error {
+	key := answersOf(src, dst)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.closed:
+		return ErrClosed
+	case key.DstPort == 0 || d.flows[key] != nil || d.stack.datagrams.has(&key):
+		return syscall.EADDRINUSE
+	}
+	f.key = key
+	d.flows[key] = f
+	if e := d.stack.elder.Load(); e != nil {
+		e.forgetTuple(key)
+	}
+	if d.heir != nil {
+		d.heir.Began(key, true)
+	}
+	return nil
+}
+
+// answersOf is the tuple of the answers that go from dst to src.
+func answersOf(src, dst netip.AddrPort) packet.Tuple {
+	return packet.Tuple{
+		Src: packet.AddrFrom(dst.Addr()), SrcPort: dst.Port(),
+		Dst: packet.AddrFrom(src.Addr()), DstPort: src.Port(), Proto: packet.ProtoUDP,
+	}
 }
 
 // LocalAddr is what the pod sees as the client.
@@ -139,6 +182,9 @@ func (f *InFlow) end(why syscall.Errno) {
 	}
 	f.set.mu.Lock()
 	delete(f.set.flows, f.key)
+	if h := f.set.heir; h != nil {
+		h.Ended(f.key)
+	}
 	f.set.mu.Unlock()
 	f.set.quota.Give(quota.Client(f.key.Dst.Netip()))
 }

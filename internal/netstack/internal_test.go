@@ -176,3 +176,73 @@ func TestExpiry(t *testing.T) {
 		t.Errorf("half-closed connection lives %d sweeps, want %d", got, halfClosedSweeps+2)
 	}
 }
+
+// fullPredecessor takes no packet.
+type fullPredecessor struct{}
+
+func (fullPredecessor) Packet([]byte, bool) bool { return false }
+func (fullPredecessor) Forget(netip.Addr)        {}
+
+// BenchmarkPredecessor is what a packet of this stack's own pays for connections
+// that may be a predecessor's.
+func BenchmarkPredecessor(b *testing.B) {
+	s, err := New(Config{Out: func([]byte) {}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	tuple := func(i int) packet.Tuple {
+		return packet.Tuple{
+			Src: packet.AddrFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 16), byte(i >> 8)})), SrcPort: uint16(i),
+			Dst: packet.AddrFrom(netip.MustParseAddr("192.0.2.1")), DstPort: 443, Proto: packet.ProtoTCP,
+		}
+	}
+	for _, set := range []struct {
+		name string
+		size int
+	}{{"none", -1}, {"ended", 0}, {"1", 1}, {"16k", 16 << 10}} {
+		b.Run(set.name, func(b *testing.B) {
+			s.elder.Store(nil)
+			if set.size >= 0 {
+				e := s.Inherit(fullPredecessor{})
+				for i := range set.size {
+					e.Began(tuple(i), false)
+				}
+			}
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				p := packet.Packet{Tuple: tuple(1 << 20)}
+				for i := 0; pb.Next(); i++ {
+					p.Tuple.SrcPort = uint16(i)
+					if e := s.elder.Load(); e != nil && e.take(&p, s.link) {
+						b.Fatal("taken")
+					}
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkRetire is what a retired stack with many connections tells its heir.
+func BenchmarkRetire(b *testing.B) {
+	old, err := New(Config{Out: func([]byte) {}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer old.Close()
+	next, err := New(Config{Out: func([]byte) {}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer next.Close()
+	const many = 16 << 10
+	for i := range many {
+		old.live.begin(packet.Tuple{SrcPort: uint16(i), DstPort: uint16(i >> 16), Proto: packet.ProtoTCP})
+	}
+	b.ResetTimer()
+	for range b.N {
+		old.Retire(next.Inherit(fullPredecessor{}))
+		old.Reinstate()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/many, "ns/connection")
+}

@@ -25,7 +25,7 @@ import (
 type link struct {
 	owner      *Stack
 	id         tcpip.NICID
-	out        func(buf []byte)
+	cfgOut     func(buf []byte)
 	dispatcher stack.NetworkDispatcher // set once by CreateNIC, before any packet
 }
 
@@ -50,6 +50,18 @@ func (*link) ARPHardwareType() header.ARPHardwareType      { return header.ARPHa
 func (*link) GSOMaxSize() uint32                           { return 65535 }
 func (*link) SupportedGSO() stack.SupportedGSO             { return stack.HostGSOSupported }
 func (*link) Capabilities() stack.LinkEndpointCapabilities { return stack.CapabilityRXChecksumOffload }
+
+// out sends a packet to the router: this process', or the heir's.
+func (l *link) out(buf []byte) {
+	if h := l.owner.heir.Load(); h != nil {
+		h.Packet(buf, l.id == nicInbound)
+		return
+	}
+	l.cfgOut(buf)
+}
+
+// ready reports whether there is a router at the other end.
+func (l *link) ready() bool { return l.cfgOut != nil || l.owner.heir.Load() != nil }
 
 // Attach keeps the dispatcher when the stack is taken down (nil): a Write that
 // is on its way then finds an interface that takes nothing, not none.

@@ -185,6 +185,9 @@ type Stack struct {
 	copier       *splice.Copier
 	fragmentID   atomic.Uint32
 	began        time.Time // immutable; what flow times count from
+	live         live
+	heir         atomic.Pointer[heirRef]     // nil: this stack serves
+	elder        atomic.Pointer[Inheritance] // nil: nothing is left of a predecessor
 
 	closing   atomic.Bool
 	closeOnce sync.Once
@@ -235,6 +238,7 @@ func New(cfg Config) (*Stack, error) {
 		copier:   splice.New(),
 		attempts: make(map[connKey]*attempt),
 		open:     make(map[*spliced]struct{}),
+		live:     live{tuples: make(map[packet.Tuple]count)},
 	}
 	s.buffers.New = func() any { return new([bufferSize]byte) }
 	s.fragments = newFragments(&s.counters)
@@ -272,10 +276,14 @@ func (s *Stack) receive(p *packet.Packet, on *link) {
 	case packet.KindFirstFragment, packet.KindLaterFragment:
 		s.reassemble(p, on)
 		return
-	case packet.KindICMPError:
+	case packet.KindICMPError, packet.KindNone, packet.KindWhole:
+	}
+	if e := s.elder.Load(); e != nil && e.take(p, on) {
+		return
+	}
+	if p.Kind == packet.KindICMPError {
 		s.receiveError(p)
 		return
-	case packet.KindNone, packet.KindWhole:
 	}
 	switch {
 	case p.Tuple.Proto == packet.ProtoTCP:
@@ -381,6 +389,9 @@ func (s *Stack) Forget(pod netip.Addr) {
 	}
 	s.datagrams.forget(pod)
 	s.inFlows.forget(pod)
+	if e := s.elder.Load(); e != nil {
+		e.from.Forget(pod)
+	}
 }
 
 // start runs f in a goroutine that shutdown waits for; false: closing, f does

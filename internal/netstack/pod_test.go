@@ -71,8 +71,16 @@ type network struct {
 func start(t testing.TB, change func(*netstack.Config)) *network {
 	t.Helper()
 	p := newPod(t)
+	t.Cleanup(p.stack.Destroy)
+	s := startStack(t, p, change)
+	p.send = s.Write
+	return &network{stack: s, pod: p}
+}
+
+// startStack runs a stack beside a pod, which does not use it yet.
+func startStack(t testing.TB, p *pod, change func(*netstack.Config)) *netstack.Stack {
+	t.Helper()
 	cfg := netstack.Config{
-		Out:    p.receive,
 		Refuse: func(netip.Addr) error { return nil },
 		DialTCP: func(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
 			var d net.Dialer
@@ -82,6 +90,9 @@ func start(t testing.TB, change func(*netstack.Config)) *network {
 			return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(toLoopback(dst)))
 		},
 	}
+	if p != nil {
+		cfg.Out = p.receive
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -89,7 +100,6 @@ func start(t testing.TB, change func(*netstack.Config)) *network {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.send = s.Write
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan struct{})
 	go func() {
@@ -103,9 +113,8 @@ func start(t testing.TB, change func(*netstack.Config)) *network {
 		case <-time.After(10 * time.Second):
 			t.Error("Run did not return")
 		}
-		p.stack.Destroy()
 	})
-	return &network{stack: s, pod: p}
+	return s
 }
 
 // pod is a gVisor stack that plays a pod with offloads, as a TUN gives them.

@@ -28,6 +28,7 @@ const (
 	DropAnswerFull        // the queue of answers is full
 	DropInboundLimit      // too many connections or flows from outside
 	DropClosing           // shutting down
+	DropElder             // the predecessor, whose connection it is, takes no more just now
 	dropEnd
 )
 
@@ -56,6 +57,7 @@ var dropNames = [Drops]string{
 	DropAnswerFull:   "answer_queue_full",
 	DropInboundLimit: "inbound_limit",
 	DropClosing:      "closing",
+	DropElder:        "predecessor_full",
 }
 
 // String names the reason.
@@ -87,6 +89,9 @@ type Stats struct {
 	Inbound                    uint64 // TCP: connections that Dial opened
 	InboundFailed              uint64 // TCP: connections that Dial could not open
 	InboundConns, InboundFlows int    // now
+
+	Inherited int    // connections and flows that still live in a predecessor
+	Adopted   uint64 // UDP flows that were taken over from one
 }
 
 type counters struct {
@@ -97,6 +102,7 @@ type counters struct {
 	bytesUp, bytesDown             atomic.Uint64
 	flowsOpened, evicted, complete atomic.Uint64
 	inbound, inboundFailed         atomic.Uint64
+	adopted                        atomic.Uint64
 }
 
 func (c *counters) drop(d Drop) { c.drops[d].Add(1) }
@@ -115,6 +121,10 @@ func (s *Stack) Stats() Stats {
 		Flows: s.datagrams.flowQuota.Size(), Echoes: s.datagrams.echoQuota.Size(),
 		Inbound: c.inbound.Load(), InboundFailed: c.inboundFailed.Load(),
 		InboundConns: s.inConns.Size(), InboundFlows: s.inFlows.quota.Size(),
+		Adopted: c.adopted.Load(),
+	}
+	if e := s.elder.Load(); e != nil {
+		out.Inherited = int(e.size.Load())
 	}
 	for i := range out.Drops {
 		out.Drops[i] = c.drops[i].Load()

@@ -72,8 +72,8 @@ func (s *Stack) startTCP() error {
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
 		HandleLocal:        false,
 	})
-	s.link = &link{owner: s, id: nicPods, out: s.cfg.Out}
-	s.inLink = &link{owner: s, id: nicInbound, out: s.cfg.Inbound}
+	s.link = &link{owner: s, id: nicPods, cfgOut: s.cfg.Out}
+	s.inLink = &link{owner: s, id: nicInbound, cfgOut: s.cfg.Inbound}
 	if err := s.configureTCP(); err != nil {
 		s.stack.Destroy()
 		return err
@@ -157,6 +157,16 @@ func (s *Stack) admit(key connKey, id stack.TransportEndpointID, pkt *stack.Pack
 	if _, ok := s.attempts[key]; ok {
 		return
 	}
+	if !s.live.admit(key.tuple()) {
+		s.returnSYN(pkt)
+		return
+	}
+	admitted := false
+	defer func() {
+		if !admitted {
+			s.live.end(key.tuple())
+		}
+	}()
 	owner := key.src.Addr()
 	if s.dials.Take(owner) == quota.None {
 		s.counters.drop(DropDialLimit)
@@ -177,6 +187,19 @@ func (s *Stack) admit(key connKey, id stack.TransportEndpointID, pkt *stack.Pack
 		s.dials.Give(owner)
 		s.conns.Give(owner)
 		s.work.Done()
+		return
+	}
+	admitted = true
+}
+
+// returnSYN gives the beginning of a connection to the heir. Its checksum was
+// looked at, and may not be in the packet at all.
+func (s *Stack) returnSYN(pkt *stack.PacketBuffer) {
+	buf := s.buffer()
+	defer s.buffers.Put(buf)
+	if n := encode(buf[:], pkt); n > 0 {
+		packet.VNet{Flags: packet.VNetDataValid}.Put(buf[:])
+		s.giveBack(buf[:n], s.link)
 	}
 }
 
@@ -190,6 +213,7 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 		dst: netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort),
 	}
 	defer s.conns.Give(key.src.Addr())
+	defer s.live.end(key.tuple())
 
 	var server func(net.Conn)
 	if s.cfg.Serve != nil {
@@ -221,11 +245,15 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 	}
 	defer s.unregister(c)
 	s.counters.opened.Add(1)
+	if host != nil {
+		splice.ResetOnClose(host) // by the kernel, should this process die
+	}
 	if server != nil {
 		s.counters.served.Add(1)
 		server(gonet.NewTCPConn(&c.events, ep))
 	} else {
 		c.run()
+		splice.FlushOnClose(host)
 	}
 	c.finish()
 }

@@ -136,11 +136,7 @@ func (t *flows) open(key flowKey) *flow {
 	}
 	f.backend = to.backend
 	f.answers = newAnswerer(key.listener, key.client, key.asked)
-	receive := func(data []byte) {
-		f.heard.Store(int64(time.Since(t.began)))
-		f.replied.Store(true)
-		f.answers.send(data)
-	}
+	receive := t.receiver(f)
 	if to.path == PathHost {
 		f.path, err = s.openHostFlow(to.backend, receive)
 	} else {
@@ -156,6 +152,15 @@ func (t *flows) open(key flowKey) *flow {
 	}
 	t.enter(f)
 	return f
+}
+
+// receiver takes the answers of a flow's backend.
+func (t *flows) receiver(f *flow) func(data []byte) {
+	return func(data []byte) {
+		f.heard.Store(int64(time.Since(t.began)))
+		f.replied.Store(true)
+		f.answers.send(data)
+	}
 }
 
 // take makes room for one flow of a client.

@@ -15,8 +15,9 @@ import (
 
 type nowhere struct{}
 
-func (nowhere) Send([]byte) error { return nil }
-func (nowhere) Close()            {}
+func (nowhere) Send([]byte) error         { return nil }
+func (nowhere) LocalAddr() netip.AddrPort { return netip.AddrPort{} }
+func (nowhere) Close()                    {}
 
 func TestIdleFlowsExpire(t *testing.T) {
 	t.Parallel()

@@ -21,6 +21,10 @@
 //   - UDP answers leave from the address that was asked.
 //   - Connections and flows are bounded in total and per client (package quota).
 //   - After Close nothing is left: no socket, no goroutine.
+//   - Of two processes that have the same socket only one takes what comes in: the
+//     one stops (StopListening) before the other begins (Adopt, Apply).
+//   - A connection whose process dies is reset by the kernel, not ended as if
+//     everything had been said.
 //
 // Tests need no root: clients and backends are on loopback addresses, and a
 // fake cluster records from which address it was dialled.
@@ -52,6 +56,8 @@ type Listener struct {
 type Flow interface {
 	// Send sends a datagram. An error means that the flow is of no use any more.
 	Send(data []byte) error
+	// LocalAddr is what the backend sees as the client.
+	LocalAddr() netip.AddrPort
 	Close()
 }
 
@@ -77,6 +83,9 @@ type Config struct {
 	// Datagrams opens a flow of datagrams into the cluster that comes from src.
 	// What comes back goes to receive, which does not block or keep its buffer.
 	Datagrams func(src, dst netip.AddrPort, receive func(data []byte)) (Flow, error)
+	// Resume is like Datagrams for a flow of a predecessor (AdoptFlows), whose source
+	// stays what it was. nil: Datagrams.
+	Resume func(src, dst netip.AddrPort, receive func(data []byte)) (Flow, error)
 
 	// DialHost and DialHostUDP open connections to backends that are hosts'
 	// addresses; nil means a net.Dialer.
@@ -86,6 +95,9 @@ type Config struct {
 	Limits Limits
 	Logger *slog.Logger // nil: silent
 }
+
+// ErrStopped is what Apply answers after StopListening.
+var ErrStopped = errors.New("node sockets are given to a successor")
 
 // ErrClosed is what Apply answers after Close, or after Run has returned.
 var ErrClosed = errors.New("node sockets are closed")

@@ -99,6 +99,8 @@ type Server struct {
 
 	mu        sync.Mutex
 	closed    bool                  // guarded by mu; no new work
+	stopped   bool                  // guarded by mu; written only with apply held too
+	adopted   adoption              // guarded by mu; until the first Apply
 	listeners map[listenKey]socket  // guarded by mu; written only with apply held too
 	sessions  map[*session]struct{} // guarded by mu
 }
@@ -116,6 +118,9 @@ func keyOf(l Listener) listenKey {
 // socket is a listening socket at work.
 type socket interface {
 	update(want Listener) // the same address and protocol
+	stop()                // takes nothing in any more; idempotent
+	resume() error        // takes stop back
+	duplicate() (int, error)
 	close()
 }
 
@@ -124,6 +129,9 @@ func New(cfg Config) *Server {
 	cfg.Limits = cfg.Limits.withDefaults()
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Resume == nil {
+		cfg.Resume = cfg.Datagrams
 	}
 	if cfg.DialHost == nil {
 		cfg.DialHost = dialHost
@@ -150,6 +158,10 @@ func share(whole, perClient int) *quota.Quota { return quota.New(whole, perClien
 func (s *Server) Apply(want []Listener) error {
 	s.apply.Lock()
 	defer s.apply.Unlock()
+	if s.isStopped() {
+		return ErrStopped
+	}
+	defer s.dropAdopted()
 	wanted := make(map[listenKey]Listener, len(want))
 	var errs []error
 	for _, l := range want {
@@ -323,6 +335,7 @@ func (s *Server) Close() error {
 			x.abort()
 		}
 		s.flows.endIf(func(*flow) bool { return true })
+		s.dropAdopted()
 		s.work.Wait()
 	})
 	return nil

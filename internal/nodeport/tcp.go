@@ -23,13 +23,30 @@ type tcpListener struct {
 	server *Server
 	want   atomic.Pointer[Listener]
 	socket *net.TCPListener
-	done   chan struct{} // closed when accepting has ended
+	pause  gate
 }
 
 // listenTCP opens the socket. SO_REUSEADDR, which Go sets, lets it take a port
 // on which connections of an earlier listener are still open.
 func (s *Server) listenTCP(want Listener) (socket, error) {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive()}
+	tcp := s.adoptTCP(want)
+	if tcp == nil {
+		var err error
+		if tcp, err = openTCP(want); err != nil {
+			return nil, err
+		}
+	}
+	l := &tcpListener{server: s, socket: tcp}
+	l.want.Store(&want)
+	if err := l.resume(); err != nil {
+		tcp.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func openTCP(want Listener) (*net.TCPListener, error) {
+	lc := net.ListenConfig{KeepAlive: -1} // admit sets it
 	lc.SetMultipathTCP(false)
 	sock, err := lc.Listen(context.Background(), "tcp"+familyOf(want.Addr.Addr()), want.Addr.String())
 	if err != nil {
@@ -40,13 +57,7 @@ func (s *Server) listenTCP(want Listener) (socket, error) {
 		sock.Close()
 		return nil, errors.ErrUnsupported
 	}
-	l := &tcpListener{server: s, socket: tcp, done: make(chan struct{})}
-	l.want.Store(&want)
-	if !s.start(l.accept) {
-		tcp.Close()
-		return nil, ErrClosed
-	}
-	return l, nil
+	return tcp, nil
 }
 
 // familyOf is the end of Go's name for a network of one family; an IPv6 socket
@@ -63,18 +74,36 @@ func (l *tcpListener) update(want Listener) { l.want.Store(&want) }
 // close ends accepting; connections go on.
 func (l *tcpListener) close() {
 	l.socket.Close()
-	<-l.done
+	l.pause.wait()
 }
 
+// stop leaves what waits in the queue to whoever has the socket too.
+func (l *tcpListener) stop() {
+	l.pause.set(true)
+	_ = l.socket.SetDeadline(time.Unix(1, 0)) // fails only on a closed socket
+	l.pause.wait()
+}
+
+func (l *tcpListener) resume() error {
+	if err := l.socket.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	if !l.pause.open(l.server, l.accept) {
+		return ErrClosed
+	}
+	return nil
+}
+
+func (l *tcpListener) duplicate() (int, error) { return duplicate(l.socket) }
+
 func (l *tcpListener) accept() {
-	defer close(l.done)
 	s := l.server
 	for {
 		c, err := l.socket.AcceptTCP()
 		switch {
 		case err == nil:
 			s.admit(l, c)
-		case errors.Is(err, net.ErrClosed):
+		case errors.Is(err, net.ErrClosed), l.pause.isSet():
 			return
 		case errors.Is(err, syscall.ECONNABORTED):
 		default: // no descriptors, no memory: the client waits in the queue
@@ -104,6 +133,8 @@ type session struct {
 // admit begins a session unless the client has its share.
 func (s *Server) admit(l *tcpListener, c *net.TCPConn) {
 	s.counts.accepted.Add(1)
+	_ = c.SetKeepAliveConfig(keepAlive()) // fails only on a closed socket, as the next does
+	splice.ResetOnClose(c)                // by the kernel, should this process die
 	client := addrPort(c.RemoteAddr())
 	owner := quota.Client(client.Addr())
 	if s.conns.Take(owner) == quota.None {
@@ -165,6 +196,8 @@ func (x *session) run(l *Listener, client netip.AddrPort) {
 	}()
 	x.carry(x.client, x.backend)
 	<-up
+	splice.FlushOnClose(x.client) // if it failed, both are closed already
+	splice.FlushOnClose(x.backend)
 }
 
 // dial opens the connection to the backend, unless the session is ended.
@@ -191,6 +224,7 @@ func (x *session) dial(to route) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.backend = c
+	splice.ResetOnClose(c)
 	if x.ended {
 		reset(c)
 		return ErrClosed

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +21,7 @@ type udpListener struct {
 	wildcard bool
 	conn     *net.UDPConn
 	raw      syscall.RawConn
-	done     chan struct{} // closed when reading has ended
+	pause    gate
 
 	in incoming // reading goroutine only
 }
@@ -40,14 +41,39 @@ type incoming struct {
 // which of them was asked, so that the answer leaves from that one.
 func (s *Server) listenUDP(want Listener) (socket, error) {
 	addr := want.Addr.Addr().Unmap()
-	wildcard := addr.IsUnspecified()
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		if !wildcard {
-			return nil
+	conn := s.adoptUDP(want)
+	if conn == nil {
+		var err error
+		if conn, err = openUDP(want); err != nil {
+			return nil, err
 		}
-		return receiveDestination(c, addr.Is4())
-	}}
-	pc, err := lc.ListenPacket(context.Background(), "udp"+familyOf(addr), want.Addr.String())
+	}
+	wildcard := addr.IsUnspecified()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if wildcard {
+		if err := receiveDestination(raw, addr.Is4()); err != nil {
+			conn.Close()
+			return nil, err
+		}
+	}
+	l := &udpListener{server: s, wildcard: wildcard, conn: conn, raw: raw}
+	l.want.Store(&want)
+	l.in.readOnceFun = l.readOnce
+	s.restoreFlows(l)
+	if err := l.resume(); err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func openUDP(want Listener) (*net.UDPConn, error) {
+	var lc net.ListenConfig
+	pc, err := lc.ListenPacket(context.Background(), "udp"+familyOf(want.Addr.Addr()), want.Addr.String())
 	if err != nil {
 		return nil, err
 	}
@@ -56,19 +82,7 @@ func (s *Server) listenUDP(want Listener) (socket, error) {
 		pc.Close()
 		return nil, errors.ErrUnsupported
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	l := &udpListener{server: s, wildcard: wildcard, conn: conn, raw: raw, done: make(chan struct{})}
-	l.want.Store(&want)
-	l.in.readOnceFun = l.readOnce
-	if !s.start(l.read) {
-		conn.Close()
-		return nil, ErrClosed
-	}
-	return l, nil
+	return conn, nil
 }
 
 func (l *udpListener) update(want Listener) { l.want.Store(&want) }
@@ -76,17 +90,36 @@ func (l *udpListener) update(want Listener) { l.want.Store(&want) }
 // close ends the flows too: their answers would have no socket to leave by.
 func (l *udpListener) close() {
 	l.conn.Close()
-	<-l.done
+	l.pause.wait()
 	l.server.flows.endIf(func(f *flow) bool { return f.key.listener == l })
 }
 
-// read passes on datagrams until the socket is closed.
+// stop leaves what waits in the socket to whoever has it too. The flows stay, and
+// their answers still go out.
+func (l *udpListener) stop() {
+	l.pause.set(true)
+	_ = l.conn.SetReadDeadline(time.Unix(1, 0)) // fails only on a closed socket
+	l.pause.wait()
+}
+
+func (l *udpListener) resume() error {
+	if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	if !l.pause.open(l.server, l.read) {
+		return ErrClosed
+	}
+	return nil
+}
+
+func (l *udpListener) duplicate() (int, error) { return duplicate(l.conn) }
+
+// read passes on datagrams until the socket is closed, or reading stopped.
 func (l *udpListener) read() {
-	defer close(l.done)
 	s := l.server
 	for {
-		if err := l.raw.Read(l.in.readOnceFun); err != nil {
-			return // closed
+		if l.pause.isSet() || l.raw.Read(l.in.readOnceFun) != nil {
+			return // stopped or closed
 		}
 		if l.in.err == nil {
 			s.flows.receive(l, &l.in)
@@ -194,13 +227,26 @@ func (s *Server) openHostFlow(dst netip.AddrPort, receive func([]byte)) (Flow, e
 		conn.Close()
 		return nil, err
 	}
-	h := &hostFlow{conn: conn, raw: raw}
-	h.writeFun = h.writeOnce
+	h := newHostFlow(conn, raw)
 	if !s.start(func() { h.read(s.flows, receive) }) {
 		conn.Close()
 		return nil, ErrClosed
 	}
 	return h, nil
+}
+
+func newHostFlow(conn *net.UDPConn, raw syscall.RawConn) *hostFlow {
+	h := &hostFlow{conn: conn, raw: raw}
+	h.writeFun = h.writeOnce
+	return h
+}
+
+// LocalAddr is the node's own address, as its kernel chose.
+func (h *hostFlow) LocalAddr() netip.AddrPort {
+	if a, ok := h.conn.LocalAddr().(*net.UDPAddr); ok {
+		return a.AddrPort()
+	}
+	return netip.AddrPort{}
 }
 
 // read passes on what the backend says until the socket is closed.

@@ -144,6 +144,8 @@ func (f *udpFlow) Send(b []byte) error {
 	return err
 }
 
+func (f *udpFlow) LocalAddr() netip.AddrPort { return f.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
+
 func (f *udpFlow) Close() {
 	f.conn.Close()
 	<-f.done

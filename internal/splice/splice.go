@@ -127,3 +127,10 @@ func ResetOnClose(c net.Conn) {
 		_ = l.SetLinger(0) // fails only on a closed socket
 	}
 }
+
+// FlushOnClose takes ResetOnClose back: what was written still goes.
+func FlushOnClose(c net.Conn) {
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(-1) // fails only on a closed socket
+	}
+}

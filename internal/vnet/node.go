@@ -100,7 +100,7 @@ func (c *Cluster) addOverlay(n *Node, key overlay.PrivateKey, self []netip.Addr)
 	inputs := n.Router.NewInputs(agent.OverlayPort)
 	var err error
 	n.Engine, err = overlay.NewWireGuard(overlay.WireGuardConfig{
-		Key: key, ListenPort: tunnelPort, MTU: c.cfg.MTU, Bind: c.Network.Bind(self...), Logger: c.log,
+		Key: key, ListenPort: tunnelPort, MTU: c.cfg.MTU, Wire: c.Network.Wire(self...), Logger: c.log,
 		Sink: func(packets [][]byte) {
 			packets = slices.DeleteFunc(packets, func(buf []byte) bool { return c.isProbe(n.Name, buf) })
 			count := 0
@@ -119,6 +119,9 @@ func (c *Cluster) addOverlay(n *Node, key overlay.PrivateKey, self []netip.Addr)
 			c.tb.Error(err)
 		}
 	})
+	if err := n.Engine.Start(); err != nil {
+		c.tb.Fatal(err)
+	}
 	lp.Port = &tunnel{Port: agent.EnginePort{Engine: n.Engine}, mtu: c.cfg.MTU, entered: &c.entered}
 	n.fixed = append(n.fixed, lp)
 }

@@ -1,4 +1,4 @@
-// Package overlaytest is an underlay in memory: binds with addresses of their
+// Package overlaytest is an underlay in memory: wires with addresses of their
 // own on one Network, which loses, delays, reorders and shows datagrams as a
 // test asks it to.
 //
@@ -17,8 +17,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"golang.zx2c4.com/wireguard/conn"
 )
 
 // Datagram is what a Network carries. Its payload must not be kept or changed.
@@ -42,7 +40,7 @@ type Config struct {
 const (
 	// queueLen is a socket's receive buffer in datagrams.
 	queueLen = 4096
-	// ephemeral is the first port given to a bind that does not ask for one.
+	// ephemeral is the first port given to a wire that does not ask for one.
 	ephemeral = 32768
 	// maxLate is how long a reordered datagram waits for its successor.
 	maxLate  = 2 * time.Millisecond
@@ -50,7 +48,7 @@ const (
 	headers6 = 48
 )
 
-// Network connects binds.
+// Network connects wires and binds.
 type Network struct {
 	tap func(Datagram)
 
@@ -95,38 +93,64 @@ func (n *Network) Inject(d Datagram) {
 	}
 }
 
-// Bind returns a bind that has these addresses. It serves one engine.
-func (n *Network) Bind(addrs ...netip.Addr) *Bind {
-	return &Bind{network: n, addrs: addrs}
-}
-
-// Bind is a node's sockets on a Network.
-type Bind struct {
+// socket is an address on the network, for one who uses it or several in turn.
+type socket struct {
 	network *Network
 	addrs   []netip.Addr
 
 	mu     sync.Mutex
 	port   uint16 // 0: not open; guarded by mu
+	users  int    // guarded by mu
 	inbox  *inbox // guarded by mu
-	failed error  // what Send returns; guarded by mu
+	failed error  // what sending returns; guarded by mu
 }
 
-var _ conn.Bind = (*Bind)(nil)
+// open opens the socket, or joins those who use it.
+func (s *socket) open(port uint16) (*inbox, uint16, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.port == 0 {
+		in := &inbox{queue: make(chan parcel, queueLen)}
+		port, err := s.network.listen(s.addrs, port, in)
+		if err != nil {
+			return nil, 0, err
+		}
+		s.port, s.inbox = port, in
+	}
+	s.users++
+	return s.inbox, s.port, nil
+}
 
-// Open listens on all addresses of the bind.
-func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.port != 0 {
-		return nil, 0, conn.ErrBindAlreadyOpen
+func (s *socket) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users--; s.users > 0 {
+		return
 	}
-	in := &inbox{queue: make(chan parcel, queueLen), closed: make(chan struct{})}
-	port, err := b.network.listen(b.addrs, port, in)
-	if err != nil {
-		return nil, 0, err
+	s.network.mu.Lock()
+	defer s.network.mu.Unlock()
+	for _, a := range s.addrs {
+		delete(s.network.binds, netip.AddrPortFrom(a, s.port))
 	}
-	b.port, b.inbox = port, in
-	return []conn.ReceiveFunc{in.receive}, port, nil
+	s.port = 0
+}
+
+// source is the first address of the destination's family.
+func (s *socket) source(to netip.AddrPort) (netip.AddrPort, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.port == 0 {
+		return netip.AddrPort{}, net.ErrClosed
+	}
+	if s.failed != nil {
+		return netip.AddrPort{}, s.failed
+	}
+	for _, a := range s.addrs {
+		if a.Is4() == to.Addr().Is4() {
+			return netip.AddrPortFrom(a, s.port), nil
+		}
+	}
+	return netip.AddrPort{}, errors.New("network is unreachable")
 }
 
 func (n *Network) listen(addrs []netip.Addr, port uint16, in *inbox) (uint16, error) {
@@ -145,64 +169,6 @@ func (n *Network) listen(addrs []netip.Addr, port uint16, in *inbox) (uint16, er
 		n.binds[netip.AddrPortFrom(a, port)] = in
 	}
 	return port, nil
-}
-
-// Close stops listening.
-func (b *Bind) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.port == 0 {
-		return nil
-	}
-	b.network.mu.Lock()
-	defer b.network.mu.Unlock()
-	for _, a := range b.addrs {
-		delete(b.network.binds, netip.AddrPortFrom(a, b.port))
-	}
-	close(b.inbox.closed)
-	b.port = 0
-	return nil
-}
-
-// Fail makes Send return err, as a network that is down does; nil mends it.
-func (b *Bind) Fail(err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.failed = err
-}
-
-// Send delivers the datagrams as the network pleases.
-func (b *Bind) Send(bufs [][]byte, ep conn.Endpoint) error {
-	to, ok := ep.(Endpoint)
-	if !ok {
-		return conn.ErrWrongEndpointType
-	}
-	from, err := b.source(to.AddrPort)
-	if err != nil {
-		return err
-	}
-	for _, buf := range bufs {
-		b.network.send(Datagram{From: from, To: to.AddrPort, Payload: buf})
-	}
-	return nil
-}
-
-// source is the bind's first address of the destination's family.
-func (b *Bind) source(to netip.AddrPort) (netip.AddrPort, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.port == 0 {
-		return netip.AddrPort{}, net.ErrClosed
-	}
-	if b.failed != nil {
-		return netip.AddrPort{}, b.failed
-	}
-	for _, a := range b.addrs {
-		if a.Is4() == to.Addr().Is4() {
-			return netip.AddrPortFrom(a, b.port), nil
-		}
-	}
-	return netip.AddrPort{}, errors.New("network is unreachable")
 }
 
 func (n *Network) send(d Datagram) {
@@ -247,9 +213,8 @@ type parcel struct {
 // inbox is a socket's receive buffer and the wire before it. One goroutine
 // receives.
 type inbox struct {
-	queue  chan parcel
-	closed chan struct{}
-	next   *parcel // taken from the queue, not due yet; owned by receive
+	queue chan parcel
+	next  *parcel // taken from the queue, not due yet; owned by receive
 
 	mu   sync.Mutex
 	late *parcel // waits for its successor; guarded by mu
@@ -289,33 +254,39 @@ func (in *inbox) put(p parcel) {
 	}
 }
 
-// receive waits for a datagram and returns it with all others that are there.
-func (in *inbox) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-	if err := in.await(); err != nil {
-		return 0, err
+// receive waits for a datagram and calls yield for it and for all others that
+// are there, until stop is closed or yield wants no more.
+func (in *inbox) receive(stop <-chan struct{}, yield func(parcel) bool) error {
+	if err := in.await(stop); err != nil {
+		return err
 	}
-	n := 0
-	for in.next != nil && n < len(bufs) && time.Until(in.next.due) <= 0 {
-		sizes[n] = copy(bufs[n], in.next.payload)
-		eps[n] = Endpoint{in.next.from}
-		n++
+	for in.next != nil && time.Until(in.next.due) <= 0 {
+		p := *in.next
 		in.next = nil
 		select {
-		case p := <-in.queue:
-			in.next = &p
+		case next := <-in.queue:
+			in.next = &next
 		default:
 		}
+		if !yield(p) {
+			break
+		}
 	}
-	return n, nil
+	return nil
 }
 
 // await returns when next is due.
-func (in *inbox) await() error {
+func (in *inbox) await(stop <-chan struct{}) error {
+	select {
+	case <-stop:
+		return net.ErrClosed
+	default:
+	}
 	if in.next == nil {
 		select {
 		case p := <-in.queue:
 			in.next = &p
-		case <-in.closed:
+		case <-stop:
 			return net.ErrClosed
 		}
 	}
@@ -328,46 +299,7 @@ func (in *inbox) await() error {
 	select {
 	case <-timer.C:
 		return nil
-	case <-in.closed:
+	case <-stop:
 		return net.ErrClosed
 	}
 }
-
-// ParseEndpoint reads "address:port".
-func (*Bind) ParseEndpoint(s string) (conn.Endpoint, error) {
-	a, err := netip.ParseAddrPort(s)
-	if err != nil {
-		return nil, fmt.Errorf("endpoint: %w", err)
-	}
-	return Endpoint{a}, nil
-}
-
-// SetMark does nothing.
-func (*Bind) SetMark(uint32) error { return nil }
-
-// BatchSize is that of the real sockets.
-func (*Bind) BatchSize() int { return conn.IdealBatchSize }
-
-// Endpoint is an address on a Network.
-type Endpoint struct{ netip.AddrPort }
-
-// ClearSrc does nothing: a bind chooses the source by family.
-func (Endpoint) ClearSrc() {}
-
-// SrcToString returns nothing.
-func (Endpoint) SrcToString() string { return "" }
-
-// DstToString returns "address:port".
-func (e Endpoint) DstToString() string { return e.String() }
-
-// DstToBytes returns the address as handshake cookies use it.
-func (e Endpoint) DstToBytes() []byte {
-	b, _ := e.MarshalBinary()
-	return b
-}
-
-// DstIP returns the address.
-func (e Endpoint) DstIP() netip.Addr { return e.Addr() }
-
-// SrcIP returns nothing.
-func (Endpoint) SrcIP() netip.Addr { return netip.Addr{} }

@@ -61,3 +61,58 @@ dataDir: {{ .dataDir | quote }}
 logLevel: {{ .logLevel | quote }}
 {{- end }}
 {{- end -}}
+
+{{- /* What both containers may do, and no more. */ -}}
+{{- define "netctl.security" -}}
+securityContext:
+  runAsUser: 0
+  runAsGroup: 0
+  privileged: false
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+    add:
+      - NET_ADMIN # TUN devices, addresses and routes
+      - SYS_ADMIN # setns into the pods' network namespaces
+      - NET_RAW # pings from pods to the outside
+      - NET_BIND_SERVICE # DNS at port 53, host ports below 1024
+  seccompProfile:
+    type: RuntimeDefault
+  # The default profiles of AppArmor and SELinux refuse setns and the
+  # plugin's directories.
+  appArmorProfile:
+    type: Unconfined
+  seLinuxOptions:
+    type: spc_t
+    level: s0
+{{- end -}}
+
+{{- /* What both containers see: the holder starts agents, too. */ -}}
+{{- define "netctl.mounts" -}}
+volumeMounts:
+  - name: config
+    mountPath: /etc/netctl
+    readOnly: true
+  - name: pod
+    mountPath: /run/netctl-pod
+  - name: state
+    mountPath: {{ .Values.config.stateDir | quote }}
+  - name: data
+    mountPath: {{ .Values.config.dataDir | quote }}
+  - name: cni-bin
+    mountPath: {{ .Values.config.cniBinDir | quote }}
+  - name: cni-conf
+    mountPath: {{ .Values.config.cniConfDir | quote }}
+  # The runtime mounts a namespace here for every pod that starts.
+  - name: netns
+    mountPath: /run/netns
+    mountPropagation: HostToContainer
+  - name: tun
+    mountPath: /dev/net/tun
+  {{- with .Values.config.kubeletConf }}
+  - name: kubelet-conf
+    mountPath: {{ . | quote }}
+    readOnly: true
+  {{- end }}
+{{- end -}}

@@ -3,21 +3,30 @@
 // one has the seat.
 //
 //	new                                     old
-//	 | state of the cluster is known         | serves
-//	 |── handover.sock: "give way" ─────────▶| stops, lets go of everything
-//	 |                                       | unlocks the seat
-//	 |◀─────────────────────────── "left" ───| stays, retired, until it is ended
-//	 | locks the seat, serves                |
+//	 | is prepared                           | serves
+//	 |── switch.sock: "hand over" ──────────▶| ends calls under way, stops reading
+//	 |◀──────────── names, descriptors ... ──|
+//	 |◀──────────── the seat, as a lock's ───| listens to nobody
+//	 | has made all its own                  |
+//	 |── "serving" ─────────────────────────▶| lets go, drains
+//	 | reads                                 |
 //
-// The seat is a file lock, so it is free the moment that its holder dies,
-// whatever it was doing. A retired agent watches it, and serves again at once when
+// Until "serving" the old one has all that it had; when the new one dies or fails
+// before, it goes on. Packets wait in the devices' queues meanwhile.
+//
+// An agent of an earlier version knows another way, which is kept for upgrades from
+// it and for rollbacks to it: "give way" on handover.sock, and "left" when all is
+// let go of, so that everything must be opened anew.
+//
+// The seat is a file lock, so it is free the moment that its last holder dies,
+// whatever it was doing; handed over, it is never free in between. A retired agent
+// watches it, and serves again at once when
 // its successor failed before it served, or ended in order without being asked;
 // when it just went, after Patience, for it is likely to be started anew. An agent
 // whose successor failed gives way to no other for a while, so that one that can
 // never start does not take the node's network down with every attempt. What the
-// holder has come to is written in the lock's file. What the agents hand on lies on disk and in the kernel
-// (persistent TUNs, records, the flow table); this package only says whose turn
-// it is.
+// holder has come to is written in the lock's file. What lies on disk and in the
+// kernel (persistent TUNs, records, the flow table) is not this package's affair.
 //
 // Tests hold both ends, and kill the ones in between.
 package handover
@@ -47,6 +56,9 @@ const (
 	leaveTime = 30 * time.Second
 	// pollTime is how often a seat is looked at that nobody answers for.
 	pollTime = 100 * time.Millisecond
+	// firstPoll is how soon it is looked at again; each further wait is longer, up to
+	// pollTime: what a dead process held is free a moment later.
+	firstPoll = time.Millisecond
 	// An agent whose successor failed stays for firstStay; each further failure in
 	// a row doubles that, up to lastStay.
 	firstStay = time.Minute
@@ -54,7 +66,8 @@ const (
 
 	lockName   = "agent.lock"
 	socketName = "handover.sock"
-	request    = "give way\n"
+	switchName = "switch.sock"
+	giveWay    = "give way\n"
 	answer     = "left\n"
 )
 
@@ -69,85 +82,151 @@ const (
 // ErrStays is returned when the holder of the seat was asked and does not leave.
 var ErrStays = errors.New("the agent that runs on this node does not give way")
 
-// Seat is the right to be the node's agent. It is given back by Leave, or by the
-// end of the process.
+// Seat is the right to be the node's agent. It is given back by Leave, handed over
+// by Heir.Leave, or lost with the process.
 type Seat struct {
-	dir      string
-	stay     time.Duration // since began, nobody is listened to
-	began    time.Time
-	serving  atomic.Bool
-	lock     *os.File
-	listener *net.UnixListener
-	asked    chan struct{} // closed at the first request
-	left     chan struct{} // closed by Leave
-	once     sync.Once
-	work     sync.WaitGroup
+	dir   string
+	asked chan struct{} // closed at the first request to give way
+	heirs chan *Heir
+	left  chan struct{} // closed by Leave, and when it was handed over
+	once  sync.Once
+	work  sync.WaitGroup
+	from  *net.UnixConn // whoever handed the seat over and waits, nil: nobody did
+
+	serving atomic.Bool
+
+	mu        sync.Mutex
+	stay      time.Duration   // since began, nobody is listened to; guarded by mu
+	began     time.Time       // guarded by mu
+	lock      *os.File        // immutable
+	listeners [2]net.Listener // guarded by mu: to give way, to hand over
 }
 
-// Take returns when the seat in dir is ours, after asking who has it to give way.
-// It fails with ErrStays when that one does not.
-func Take(ctx context.Context, dir string) (*Seat, error) {
+// Take returns when the seat in dir is ours, after asking who has it to hand it
+// over; what came with it is then a Legacy, and nil when there was nobody to ask or
+// one of an earlier version. wants are words that Heir.Wants is asked for. It fails
+// with ErrStays when that one does not.
+func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("take the agent's seat: %w", err)
+		return nil, nil, fmt.Errorf("take the agent's seat: %w", err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, leaveTime, ErrStays)
 	defer cancel()
-	for {
+	for wait := firstPoll; ; wait = min(2*wait, pollTime) {
 		lock, err := tryLock(dir)
 		if err == nil {
-			return occupy(dir, lock, 0)
+			s, err := occupy(dir, lock, 0, nil)
+			return s, nil, err
 		}
 		if !errors.Is(err, errTaken) {
-			return nil, err
+			return nil, nil, err
 		}
-		if ask(ctx, dir) == nil {
+		legacy, err := request(ctx, dir, wants)
+		if err == nil {
+			s, err := occupy(dir, legacy.lock, 0, legacy.conn)
+			if err != nil {
+				legacy.Close()
+				return nil, nil, errors.Join(err, legacy.conn.Close())
+			}
+			return s, legacy, nil
+		}
+		if errors.Is(err, errNobody) && ask(ctx, dir) == nil {
 			continue // it is free now, unless a third one was faster
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("take the agent's seat in %s: %w", dir, context.Cause(ctx))
-		case <-time.After(pollTime): // it may be on its way in or out, or be looked at
+			return nil, nil, fmt.Errorf("take the agent's seat in %s: %w", dir, errors.Join(context.Cause(ctx), err))
+		case <-time.After(wait): // it may be on its way in or out, or be looked at
 		}
 	}
 }
 
 // occupy listens for successors. It owns the lock.
-func occupy(dir string, lock *os.File, stay time.Duration) (*Seat, error) {
-	if err := mark(lock, marksTaken); err != nil {
+func occupy(dir string, lock *os.File, stay time.Duration, from *net.UnixConn) (*Seat, error) {
+	s := &Seat{
+		dir: dir, stay: stay, began: time.Now(), lock: lock, from: from,
+		asked: make(chan struct{}), heirs: make(chan *Heir), left: make(chan struct{}),
+	}
+	if err := errors.Join(mark(lock, marksTaken), s.open()); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	path := filepath.Join(dir, socketName)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(fmt.Errorf("take the agent's seat: %w", err), lock.Close())
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}) // the agent's directory is its own
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("take the agent's seat: %w", err), lock.Close())
-	}
-	s := &Seat{dir: dir, stay: stay, began: time.Now(), lock: lock, listener: l, asked: make(chan struct{}), left: make(chan struct{})}
-	s.work.Go(s.listen)
 	return s, nil
 }
 
-// Asked is closed when a successor wants the seat.
+// open makes the sockets that successors ask at.
+func (s *Seat) open() error {
+	serve := [2]func(net.Listener){s.listen, s.listenHeirs}
+	for i, at := range [2]net.UnixAddr{{Name: socketName, Net: "unix"}, {Name: switchName, Net: "unixpacket"}} {
+		at.Name = filepath.Join(s.dir, at.Name)
+		err := os.Remove(at.Name)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			s.listeners[i], err = listenAt(&at) // the agent's directory is its own
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("take the agent's seat: %w", err), s.deafen())
+		}
+	}
+	for i, l := range s.listeners {
+		s.work.Go(func() { serve[i](l) })
+	}
+	return nil
+}
+
+func listenAt(at *net.UnixAddr) (net.Listener, error) {
+	l, err := net.ListenUnix(at.Net, at)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return l, nil
+}
+
+// deafen closes the sockets that successors ask at.
+func (s *Seat) deafen() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for i, l := range s.listeners {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+		s.listeners[i] = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Asked is closed when a successor of an earlier version wants the seat.
 func (s *Seat) Asked() <-chan struct{} { return s.asked }
 
+// Heirs gives successors, one at a time, that want the seat handed over. Whoever
+// receives one owes it Leave and Await, or Refuse.
+func (s *Seat) Heirs() <-chan *Heir { return s.heirs }
+
 // Serving is to be called once nothing is left that could keep the holder from
-// serving.
+// serving. Whoever handed the seat over is told, and it is an error when that one
+// does not hear it: it serves on.
 func (s *Seat) Serving() error {
+	if s.from != nil {
+		if err := announce(s.from); err != nil {
+			return err
+		}
+	}
 	s.serving.Store(true)
 	return mark(s.lock, marksServing)
 }
 
 // Leave gives the seat back, and then tells those who asked for it. Everything
 // that only one agent may hold must be let go of before. It returns when nothing
-// of the Seat is left; leaving again is fine.
+// of the Seat is left; leaving again is fine, and so is leaving one that was handed
+// over.
 func (s *Seat) Leave() error {
 	var err error
 	s.once.Do(func() {
-		// The socket's file goes first: once the seat is free the next holder's
-		// socket may have that name.
-		err = errors.Join(s.listener.Close(), s.markEnd(), s.lock.Close())
+		// The sockets' files go first: once the seat is free the next holder's
+		// sockets may have those names.
+		err = errors.Join(s.deafen(), s.markEnd(), s.lock.Close())
+		if s.from != nil && !s.serving.Load() {
+			err = errors.Join(err, s.from.Close()) // it serves on
+		}
 		close(s.left)
 	})
 	s.work.Wait()
@@ -167,38 +246,50 @@ func (s *Seat) markEnd() error {
 	return mark(s.lock, marksEnded)
 }
 
-// listen answers those who ask, until Leave.
-func (s *Seat) listen() {
-	var once sync.Once
+// accept calls f with whoever connects, until the listener is closed.
+func (s *Seat) accept(l net.Listener, f func(*net.UnixConn)) {
 	for {
-		conn, err := s.listener.AcceptUnix()
+		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
 		if err != nil {
-			select {
-			case <-s.left:
-				return
-			case <-time.After(pollTime): // too many open files, or Leave is about to say so
-			}
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
+			time.Sleep(pollTime) // too many open files
 			continue
 		}
-		if time.Since(s.began) < s.stay {
+		if u, ok := conn.(*net.UnixConn); ok {
+			f(u)
+		}
+	}
+}
+
+// stays returns how long nobody is listened to.
+func (s *Seat) stays() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stay - time.Since(s.began)
+}
+
+// listen answers those who ask the seat's holder to give way, until Leave.
+func (s *Seat) listen(l net.Listener) {
+	var once sync.Once
+	s.accept(l, func(conn *net.UnixConn) {
+		if s.stays() > 0 {
 			_ = conn.Close() // it will ask again
-			continue
+			return
 		}
 		s.work.Go(func() {
 			defer func() { _ = conn.Close() }()
 			_ = conn.SetDeadline(time.Now().Add(leaveTime))
-			line, err := bufio.NewReaderSize(conn, len(request)).ReadString('\n')
-			if err != nil || line != request {
+			line, err := bufio.NewReaderSize(conn, len(giveWay)).ReadString('\n')
+			if err != nil || line != giveWay {
 				return // gone, or not one of us
 			}
 			once.Do(func() { close(s.asked) })
 			<-s.left
 			_, _ = conn.Write([]byte(answer)) // it sees the free seat, too
 		})
-	}
+	})
 }
 
 // ask asks the holder to give way and returns nil when it has left.
@@ -211,7 +302,7 @@ func ask(ctx context.Context, dir string) error {
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	if _, err := conn.Write([]byte(request)); err != nil {
+	if _, err := conn.Write([]byte(giveWay)); err != nil {
 		return err
 	}
 	line, err := bufio.NewReaderSize(conn, len(answer)).ReadString('\n')
@@ -249,9 +340,9 @@ func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
 			}
 			switch {
 			case what == marksTaken:
-				return occupy(s.dir, lock, min(max(2*s.stay, firstStay), lastStay))
+				return occupy(s.dir, lock, longer(s.stay), nil)
 			case what == marksEnded || now.Sub(since) >= Patience:
-				return occupy(s.dir, lock, 0)
+				return occupy(s.dir, lock, 0, nil)
 			}
 			// Whoever takes the seat in this very moment tries again.
 			if err := lock.Close(); err != nil {
@@ -260,6 +351,9 @@ func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
 		}
 	}
 }
+
+// longer is how long an agent stays after another successor failed.
+func longer(stay time.Duration) time.Duration { return min(max(2*stay, firstStay), lastStay) }
 
 // mark writes what the holder of the lock has come to.
 func mark(lock *os.File, what string) error {

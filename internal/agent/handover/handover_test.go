@@ -19,18 +19,44 @@ const holdSeat = "HANDOVER_TEST_HOLD"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(holdSeat) != "" {
-		if _, err := Take(context.Background(), "."); err != nil {
+		if _, _, err := Take(context.Background(), "."); err != nil {
 			panic(err)
 		}
 		_, _ = os.Stdout.WriteString("seated\n")
 		select {} // until it is killed
 	}
+	if step := os.Getenv(killHeir); step != "" {
+		heir(step)
+	}
 	os.Exit(m.Run())
+}
+
+// takeAsBefore is Take of the version that knew no handing over.
+func takeAsBefore(ctx context.Context, dir string) (*Seat, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, leaveTime, ErrStays)
+	defer cancel()
+	for {
+		lock, err := tryLock(dir)
+		if err == nil {
+			return occupy(dir, lock, 0, nil)
+		}
+		if !errors.Is(err, errTaken) {
+			return nil, err
+		}
+		if ask(ctx, dir) == nil {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(pollTime):
+		}
+	}
 }
 
 func take(t *testing.T, dir string) *Seat {
 	t.Helper()
-	s, err := Take(t.Context(), dir)
+	s, _, err := Take(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +96,7 @@ func TestOneAfterTheOther(t *testing.T) {
 	for range 20 {
 		next := make(chan *Seat)
 		go func() {
-			s, err := Take(t.Context(), dir)
+			s, err := takeAsBefore(t.Context(), dir)
 			if err != nil {
 				t.Error(err)
 			}
@@ -111,7 +137,7 @@ func TestManySuccessors(t *testing.T) {
 	for range many {
 		go func() {
 			defer func() { done <- struct{}{} }()
-			s, err := Take(t.Context(), dir)
+			s, err := takeAsBefore(t.Context(), dir)
 			if err != nil {
 				t.Error(err)
 				return
@@ -149,12 +175,12 @@ func TestHolderIsKilled(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
+	if _, _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a holder that does not give way: %v", err)
 	}
 	next := make(chan error)
 	go func() {
-		s, err := Take(t.Context(), dir)
+		s, err := takeAsBefore(t.Context(), dir)
 		if err == nil {
 			err = s.Leave()
 		}
@@ -178,7 +204,7 @@ func TestHolderThatStays(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = lock.Close() }()
-		if _, err := Take(t.Context(), dir); !errors.Is(err, ErrStays) {
+		if _, _, err := Take(t.Context(), dir); !errors.Is(err, ErrStays) {
 			t.Errorf("got %v, want ErrStays", err)
 		}
 	})
@@ -259,7 +285,7 @@ func TestRetakeAfterFailures(t *testing.T) {
 	succeed := func() *Seat {
 		next := make(chan *Seat)
 		go func() {
-			n, err := Take(t.Context(), dir)
+			n, err := takeAsBefore(t.Context(), dir)
 			if err != nil {
 				t.Error(err)
 			}
@@ -295,7 +321,7 @@ func TestRetakeAfterFailures(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 3*pollTime)
 	defer cancel()
-	if _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
+	if _, _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("gave way during its stay: %v", err)
 	}
 	select {
@@ -336,7 +362,7 @@ func TestHold(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*pollTime)
 	defer cancel()
-	if _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
+	if _, _, err := Take(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("taken while it is held: %v", err)
 	}
 	if err := release(); err != nil {

@@ -1,12 +1,22 @@
 // Package statefile keeps the last State of a source in a file, for an agent
-// that starts while no API server answers.
+// that starts while no API server answers, or after one that died.
 //
 // The file is replaced as a whole, readable by its owner only, and never the
-// only copy of anything: one that is damaged, too large or of another version
-// is an error of Read, and the reader goes on without it. It is meant for a
-// file system in memory (/run), so it is compact and not forced to a disk.
+// only copy of anything: one that is damaged, too large, of another version or
+// not what a source makes is an error of Read, and the reader goes on without
+// it. It is meant for a file system in memory (/run), so it is compact and not
+// forced to a disk.
 //
 //	magic and version | gob of Content, deflated | CRC-32C of all before
+//
+// # How old it is
+//
+// Its time of modification says until when its content was the newest: whoever
+// keeps it calls Touch while nothing changes. The content itself is older than
+// what its writer knew by the time between two writes, which follows from what
+// one costs (package cluster): a tenth of a second in a small cluster, 3 seconds
+// with 5000 services and 50 000 endpoints, whose file has 0.5 MB, takes 50 ms to
+// write and 40 ms to read.
 //
 // Tests: round trips, every kind of damage, and a fuzz target of the decoder.
 package statefile
@@ -25,6 +35,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
+	"time"
 
 	"github.com/netctl/netctl/internal/model"
 )
@@ -57,9 +69,20 @@ type Settings struct {
 	ClusterDNS     []netip.Addr // where the kubelets send pods
 }
 
+// leftover is the age at which a file that Write was interrupted at is deleted.
+const leftover = time.Minute
+
 // Write replaces the file.
 func Write(path string, c *Content) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+	temporary := "." + filepath.Base(path) + ".*"
+	if old, err := filepath.Glob(filepath.Join(filepath.Dir(path), temporary)); err == nil {
+		for _, name := range old {
+			if age, err := Age(name); err == nil && age > leftover {
+				_ = os.Remove(name) // it costs memory and nothing else
+			}
+		}
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), temporary) // mode 0600
 	if err != nil {
 		return fmt.Errorf("keep the state: %w", err)
 	}
@@ -100,13 +123,31 @@ func trailer(w io.Writer, sum hash.Hash32) error {
 	return binary.Write(w, binary.BigEndian, sum.Sum32())
 }
 
+// Touch says that the content of the file is the newest still.
+func Touch(path string) error {
+	now := time.Now()
+	return os.Chtimes(path, now, now)
+}
+
+// Age returns for how long nobody has said that the content is the newest.
+func Age(path string) (time.Duration, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	return time.Since(st.ModTime()), nil
+}
+
 // Read reads the file. That it does not exist is fs.ErrNotExist.
 func Read(path string) (*Content, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is not a regular file", path), err)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, err
@@ -143,6 +184,9 @@ func unpack(body []byte) (*Content, error) {
 	}
 	if c.State == nil || !c.State.Synced {
 		return nil, errors.New("holds no complete state")
+	}
+	if err := check(c.State); err != nil {
+		return nil, fmt.Errorf("not what a source makes: %w", err)
 	}
 	return &c, nil
 }

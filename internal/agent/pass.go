@@ -1,0 +1,203 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/netip"
+	"os"
+
+	"github.com/netctl/netctl/internal/agent/estate"
+	"github.com/netctl/netctl/internal/agent/handover"
+	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/drain"
+	"github.com/netctl/netctl/internal/flow"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/mapfile"
+	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/nodeport"
+	"github.com/netctl/netctl/internal/packet"
+)
+
+// What passes from process to process besides descriptors that are simply kept:
+// connections that end in sockets, and tables in words for another version.
+
+// maxExport bounds what is read of such words.
+const maxExport = 1 << 30
+
+// wants are what this process cannot map of what the one before has.
+func (a *Agent) wants() []string {
+	out := []string{estate.Sessions}
+	if a.flows.Report().Refusal == flow.RefusedVersion {
+		out = append(out, estate.Flows)
+	}
+	if a.affinity.Report().Refusal == mapfile.RefusedVersion {
+		out = append(out, estate.Affinities)
+	}
+	return out
+}
+
+// exportAll gives an heir what it cannot map.
+func (a *Agent) exportAll(heir *handover.Heir) error {
+	var errs []error
+	for name, export := range map[string]func(io.Writer) error{
+		estate.Flows: a.flows.Export, estate.Affinities: a.affinity.Export,
+		estate.Sessions: func(w io.Writer) error {
+			_, err := w.Write(a.engine.ExportSessions())
+			return err
+		},
+	} {
+		if !heir.Wants(name) {
+			continue
+		}
+		var b bytes.Buffer
+		err := export(&b)
+		if err == nil {
+			err = give(heir, name, b.Bytes())
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func give(heir *handover.Heir, name string, data []byte) error {
+	f, err := kernel.MemoryFile(name, data)
+	if err != nil {
+		return err
+	}
+	fd, err := kernel.DupOf(f)
+	if err == nil {
+		err = heir.Give(name, fd)
+		kernel.CloseFDs([]int{fd})
+	}
+	return errors.Join(err, f.Close())
+}
+
+// importAll takes what the agent before exported.
+func (a *Agent) importAll(e estate.Estate) error {
+	var errs []error
+	for name, take := range map[string]func([]byte) error{
+		estate.Flows: func(b []byte) error {
+			_, err := a.flows.Import(bytes.NewReader(b))
+			return err
+		},
+		estate.Affinities: func(b []byte) error {
+			_, err := a.affinity.Import(bytes.NewReader(b))
+			return err
+		},
+		estate.Sessions: func(b []byte) error {
+			if len(b) == 0 || a.engine.Report() == "" {
+				return nil // the file is as good
+			}
+			return a.engine.ImportSessions(b)
+		},
+	} {
+		fd, ok := e.TakeOne(name)
+		if !ok {
+			continue
+		}
+		f := os.NewFile(uintptr(fd), name)
+		data, err := io.ReadAll(io.NewSectionReader(f, 0, math.MaxInt64))
+		if err == nil {
+			err = take(data[:min(len(data), maxExport)])
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ends are where connections end in this process.
+func (a *Agent) ends() drain.Ends {
+	return drain.Ends{Stack: a.stack, Sockets: a.sockets, Logger: a.log}
+}
+
+// inheritSockets takes the node's listening sockets, and learns of the connections
+// that stay with the agent before.
+func (a *Agent) inheritSockets(e estate.Estate) error {
+	if fd, ok := e.TakeOne(estate.Drain); ok {
+		conn, err := drain.Conn(fd)
+		if err != nil {
+			return fmt.Errorf("take connections over: %w", err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
+		defer cancel()
+		if a.heritage, err = drain.New(ctx, conn, a.ends()); err != nil {
+			return fmt.Errorf("take connections over: %w", err)
+		}
+	}
+	var sockets []nodeport.Socket
+	e.Listeners(func(at netip.AddrPort, proto model.Protocol, fd int) {
+		sockets = append(sockets, nodeport.Socket{Addr: at, Proto: proto, FD: fd})
+	})
+	if len(sockets) > 0 {
+		a.sockets.Adopt(sockets)
+	}
+	return nil
+}
+
+// syncListeners has the holder keep the listening sockets that there are; applying
+// is held.
+func (a *Agent) syncListeners() {
+	if a.listening == nil {
+		return // not before it has been given everything
+	}
+	listeners, err := a.sockets.Listeners()
+	if err != nil {
+		a.log.Warn("listening sockets are not kept", "error", err)
+		return
+	}
+	now := make(map[string]bool, len(listeners))
+	for _, l := range listeners {
+		name := estate.Listener(l.Addr, l.Proto)
+		if now[name] = true; !a.listening[name] {
+			a.keeper.Put(name, l.FD)
+		}
+		kernel.CloseFDs([]int{l.FD})
+	}
+	for name := range a.listening {
+		if !now[name] {
+			a.keeper.Drop(name) // or the port would stay taken
+		}
+	}
+	a.listening = now
+}
+
+// keepAll gives the holder everything.
+func (a *Agent) keepAll() {
+	a.applying.Lock()
+	defer a.applying.Unlock()
+	all, done := a.borrowed()
+	defer done()
+	a.keeper.Own(all)
+	a.listening = make(map[string]bool)
+	for name := range all {
+		if estate.IsListener(name) {
+			a.listening[name] = true
+		}
+	}
+}
+
+// knock has pods find out that what ended in the sockets of an agent that died is
+// gone: some of them only wait.
+func (a *Agent) knock() {
+	var lost []packet.Tuple
+	var inbound []bool
+	a.flows.Each(func(k packet.Tuple, e flow.Entry) bool {
+		out := datapath.PortID(e.Out)
+		if k.Proto == packet.ProtoTCP && (out == NetstackPort || out == InboundPort) {
+			lost = append(lost, packet.Tuple{Src: e.Rewrite.Src, Dst: e.Rewrite.Dst, SrcPort: e.Rewrite.SrcPort, DstPort: e.Rewrite.DstPort, Proto: k.Proto})
+			inbound = append(inbound, out == InboundPort)
+		}
+		return true
+	})
+	for i, t := range lost {
+		a.stack.Knock(t, inbound[i])
+	}
+}

@@ -1,0 +1,221 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+
+	"github.com/gaissmai/bart"
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/overlay/handshake"
+	"github.com/netctl/netctl/overlay/udp"
+)
+
+// pieceSize is the longest piece that a socket gives: it joins no more than one
+// IP packet could hold.
+const pieceSize = 1 << 16
+
+// reader is what one queue's goroutine needs: a batch of pieces, and what has
+// been opened of it so far.
+type reader struct {
+	w        *WireGuard
+	bufs     [][]byte
+	sizes    []int
+	segments []int
+	from     []netip.AddrPort
+	merge    packet.Coalescer
+	nonce    [chacha20poly1305.NonceSize]byte
+	routes   *bart.Table[*peer]
+
+	// The run of messages of one session that is being counted.
+	kp          *keypair
+	at          netip.AddrPort // where the last came from
+	src         netip.Addr     // the last inner source that was the peer's own
+	bytes, data int            // since the run began: of messages, and packets in them
+
+	segmentsIn, bytesIn int // of the batch, to be counted
+}
+
+// read is the goroutine of a queue: everything that happens to a received packet
+// happens in it.
+func (w *WireGuard) read(queue int) {
+	r := &reader{
+		w: w, bufs: make([][]byte, udp.Batch), sizes: make([]int, udp.Batch), segments: make([]int, udp.Batch),
+		from: make([]netip.AddrPort, udp.Batch),
+	}
+	for i := range r.bufs {
+		r.bufs[i] = make([]byte, pieceSize)
+	}
+	for {
+		n, err := w.wire.Receive(queue, r.bufs, r.sizes, r.segments, r.from)
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				w.log.Error("overlay socket cannot be read any more", "err", err)
+			}
+			return
+		}
+		if !r.batch(n) {
+			return
+		}
+	}
+}
+
+// batch opens n pieces and gives the sink what was in them; false: the engine
+// has been stopped.
+func (r *reader) batch(n int) bool {
+	w := r.w
+	if !w.enter() {
+		return false
+	}
+	r.routes = w.routes.Load()
+	datagrams := 0
+	for i := range n {
+		piece, size := r.bufs[i][:r.sizes[i]], r.segments[i]
+		for len(piece) > 0 {
+			k := min(size, len(piece))
+			r.datagram(piece[:k:k], r.from[i])
+			piece = piece[k:]
+			datagrams++
+		}
+	}
+	r.endRun()
+	w.leave()
+	w.count.rxDatagrams.Add(uint64(datagrams))
+	w.count.rxBatches.Add(1)
+	r.deliver()
+	return true
+}
+
+// deliver gives the batch's packets to the sink.
+func (r *reader) deliver() {
+	if r.segmentsIn == 0 {
+		return
+	}
+	out := r.merge.Flush()
+	r.w.count.rxSegments.Add(uint64(r.segmentsIn))
+	r.w.count.rxBytes.Add(uint64(r.bytesIn))
+	r.w.count.rxPackets.Add(uint64(len(out)))
+	r.segmentsIn, r.bytesIn = 0, 0
+	if len(out) > 0 {
+		r.w.cfg.Sink(out)
+	}
+}
+
+// datagram handles one datagram, which may be anything.
+func (r *reader) datagram(msg []byte, from netip.AddrPort) {
+	switch kind := handshake.KindOf(msg); kind {
+	case handshake.KindTransport:
+		if !r.open(msg, from) {
+			r.w.count.drop(DropForeign)
+		}
+	case 0:
+		r.w.count.drop(DropForeign)
+	default:
+		r.w.admit(msg, kind, from)
+	}
+}
+
+// open handles a transport message; false: it is not one of a session of ours,
+// or was seen before.
+func (r *reader) open(msg []byte, from netip.AddrPort) bool {
+	kp := r.kp
+	if index := handshake.Receiver(msg); kp == nil || kp.local != index {
+		if kp = r.w.find(index); kp == nil {
+			return false
+		}
+		r.endRun()
+		r.kp, r.src = kp, netip.Addr{}
+		if !kp.good(r.w.clock.now()) {
+			r.kp = nil
+			return false
+		}
+	}
+	counter := handshake.Counter(msg)
+	binary.LittleEndian.PutUint64(r.nonce[4:], counter)
+	body := msg[handshake.TransportHeader:]
+	ip, err := kp.receive.Open(body[:0], r.nonce[:], body, nil)
+	if err != nil || !kp.accept(counter) {
+		return false
+	}
+	r.at = from
+	r.bytes += len(msg)
+	if !kp.confirmed.Load() {
+		kp.peer.confirm(kp)
+	}
+	if len(ip) == 0 {
+		return true // a keepalive
+	}
+	r.data++
+	r.take(kp, ip)
+	return true
+}
+
+// take adds an opened packet to the batch, if its source is the peer's.
+func (r *reader) take(kp *keypair, ip []byte) {
+	src, n := source(ip)
+	if n == 0 {
+		r.w.count.drop(DropMalformed)
+		return
+	}
+	if src != r.src {
+		if p, ok := r.routes.Lookup(src); !ok || p != kp.peer {
+			r.w.count.drop(DropSource)
+			return
+		}
+		r.src = src
+	}
+	r.merge.Add(ip[:n])
+	r.segmentsIn++
+	r.bytesIn += n
+}
+
+// source reads where an opened packet says it is from, and its length without
+// padding; 0: it is no packet.
+func source(ip []byte) (netip.Addr, int) {
+	const len4, len6, src4, src6 = 20, 40, 12, 8
+	switch {
+	case len(ip) >= len4 && ip[0]>>4 == 4:
+		if n := int(binary.BigEndian.Uint16(ip[2:])); n >= len4 && n <= len(ip) {
+			return netip.AddrFrom4([4]byte(ip[src4:])), n
+		}
+	case len(ip) >= len6 && ip[0]>>4 == 6:
+		if n := len6 + int(binary.BigEndian.Uint16(ip[4:])); n <= len(ip) {
+			return netip.AddrFrom16([16]byte(ip[src6:])), n
+		}
+	}
+	return netip.Addr{}, 0
+}
+
+// endRun tells the peer what came from it since the run began.
+func (r *reader) endRun() {
+	kp := r.kp
+	r.kp = nil
+	if kp == nil || r.bytes == 0 {
+		return
+	}
+	kp.peer.received(kp, r.bytes, r.data, r.at)
+	r.bytes, r.data = 0, 0
+}
+
+// received notes that authentic messages came.
+func (p *peer) received(kp *keypair, bytes, data int, from netip.AddrPort) {
+	now := p.w.clock.now()
+	p.rxBytes.Add(uint64(bytes))
+	if p.unanswered.Load() != 0 {
+		p.unanswered.Store(0)
+	}
+	if data > 0 && p.owed.Load() == 0 && p.owed.CompareAndSwap(0, now) {
+		p.remind(now + int64(keepaliveTimeout))
+	}
+	if p.w.cfg.Roaming && *p.endpoint.Load() != from {
+		p.endpoint.Store(&from)
+	}
+	if kp.initiator && now-kp.created > int64(renewLate) && kp.renewing.CompareAndSwap(false, true) {
+		p.mu.Lock()
+		p.initiate(now)
+		p.mu.Unlock()
+	}
+}

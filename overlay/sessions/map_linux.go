@@ -1,0 +1,100 @@
+package sessions
+
+import (
+	"errors"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// This is the one file of the package that knows of pointers and of the
+// operating system: it shows a mapping as atomic words.
+
+// file is a mapped file.
+type file struct {
+	f     *os.File
+	data  []byte
+	words []atomic.Uint64
+	ready int // bytes from the start that have memory behind them
+}
+
+// mapFile maps the first size bytes of f, shared and writable. It owns f.
+func mapFile(f *os.File, size int) (*file, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	var b []byte
+	var merr error
+	if err := raw.Control(func(fd uintptr) {
+		b, merr = syscall.Mmap(int(fd), 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	}); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if merr != nil {
+		return nil, errors.Join(os.NewSyscallError("mmap", merr), f.Close())
+	}
+	_ = unix.Madvise(b, unix.MADV_DONTDUMP)                                                                                // keys stay out of core dumps; a kernel without it has none of ours anyway
+	return &file{f: f, data: b, words: unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)}, nil // page-aligned, len(b)/8 words long
+}
+
+func (m *file) close() error {
+	return errors.Join(os.NewSyscallError("munmap", syscall.Munmap(m.data)), m.f.Close())
+}
+
+// reserve sees to it that the first n slots have memory behind them: a sparse
+// mapping that meets a full tmpfs would end in SIGBUS.
+func (s *Store) reserve(n int) error {
+	const step = 64 << 10
+	need := sizeWords(n) * 8
+	if s.file == nil || need <= s.file.ready {
+		return nil
+	}
+	need = min((need+step-1)/step*step, len(s.file.data))
+	if err := allocate(s.file.f, need); err != nil {
+		return err
+	}
+	s.file.ready = need
+	return nil
+}
+
+// allocate gives the first n bytes of f memory.
+func allocate(f *os.File, n int) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) {
+		for {
+			ferr = syscall.Fallocate(int(fd), 0, 0, int64(n))
+			if !errors.Is(ferr, syscall.EINTR) {
+				return
+			}
+		}
+	}); err != nil {
+		return err
+	}
+	return os.NewSyscallError("fallocate", ferr)
+}
+
+// onTmpfs reports whether what lies in dir stays in memory.
+func onTmpfs(dir string) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return false, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC, nil
+}
+
+// Now returns the nanoseconds since boot, time asleep included.
+func Now() (int64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, os.NewSyscallError("clock_gettime", err)
+	}
+	return ts.Nano(), nil
+}

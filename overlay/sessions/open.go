@@ -1,0 +1,230 @@
+package sessions
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+)
+
+const (
+	// DefaultSlots is four key pairs (the last, the present, the next and one
+	// being negotiated) for 8192 peers.
+	DefaultSlots = 4 * 8192
+	maxSlots     = 1 << 20
+)
+
+// Config says how to open a store.
+type Config struct {
+	Path  string // "": in this process's memory
+	Slots int    // DefaultSlots when 0
+	// Epoch names the time in which sessions have a meaning: the kernel's boot id,
+	// because their times are counted since boot.
+	Epoch string
+	Owner [KeySize]byte // our public key
+	// AnyFilesystem lets the file lie on a disk. For tests: it has keys in it.
+	AnyFilesystem bool
+}
+
+// Refusal is why a file was not taken over.
+type Refusal uint8
+
+// The refusals.
+const (
+	NotRefused     Refusal = iota
+	RefusedForeign         // no table of sessions
+	RefusedVersion         // of another layout
+	RefusedTorn            // cut short, or its header does not add up
+	RefusedEpoch           // from another boot
+	RefusedOwner           // another private key's
+	RefusedDisk            // would lie on a disk
+)
+
+// String says the reason in words.
+func (r Refusal) String() string {
+	switch r {
+	case NotRefused:
+		return "not refused"
+	case RefusedForeign:
+		return "not a session file"
+	case RefusedVersion:
+		return "layout of another version"
+	case RefusedTorn:
+		return "torn: size or header checksum is wrong"
+	case RefusedEpoch:
+		return "from another boot"
+	case RefusedOwner:
+		return "of another private key"
+	case RefusedDisk:
+		return "not on tmpfs, and session keys must not reach a disk"
+	default:
+		return "unknown"
+	}
+}
+
+// Report says what Open found.
+type Report struct {
+	Refusal Refusal // why the file that was there, or its place, was not used
+	Adopted bool    // the file was there and is used
+}
+
+// Open opens or creates the store. It changes nothing in a file that it takes
+// over: another process may be at work on it.
+func Open(cfg Config) (*Store, error) {
+	if cfg.Slots == 0 {
+		cfg.Slots = DefaultSlots
+	}
+	if cfg.Slots < 1 || cfg.Slots > maxSlots {
+		return nil, fmt.Errorf("session store: %d slots, want 1 to %d", cfg.Slots, maxSlots)
+	}
+	s := &Store{slots: cfg.Slots}
+	if cfg.Path == "" {
+		return s, s.anonymous(&cfg)
+	}
+	memory, err := onTmpfs(filepath.Dir(cfg.Path))
+	if err != nil {
+		return nil, fmt.Errorf("session file %s: %w", cfg.Path, err)
+	}
+	if !memory && !cfg.AnyFilesystem {
+		s.report.Refusal = RefusedDisk
+		return s, s.anonymous(&cfg)
+	}
+	f, refusal, err := existing(&cfg)
+	if err == nil && f == nil {
+		f, err = create(&cfg)
+	} else if err == nil {
+		s.report.Adopted = true
+	}
+	if err != nil {
+		return nil, fmt.Errorf("session file %s: %w", cfg.Path, err)
+	}
+	s.report.Refusal = refusal
+	s.file, s.words, s.slots = f, f.words, (len(f.words)-headWords)/slotWords
+	return s, nil
+}
+
+func (s *Store) anonymous(cfg *Config) error {
+	s.words = make([]atomic.Uint64, sizeWords(cfg.Slots))
+	format(s.words, cfg)
+	return nil
+}
+
+// Close gives the memory back. No other method, and no counter, may be used
+// during or after it.
+func (s *Store) Close() error {
+	if s.file == nil {
+		return nil
+	}
+	err := s.file.close()
+	s.file, s.words = nil, nil
+	return err
+}
+
+// header is what identifies a file.
+func header(cfg *Config, slots int) [headSum]uint64 {
+	return [headSum]uint64{magic, layout, uint64(slots), digest([]byte(cfg.Epoch)), digest(cfg.Owner[:])} // 1 to maxSlots
+}
+
+// format writes the header of an empty table, its magic last.
+func format(w []atomic.Uint64, cfg *Config) {
+	head := header(cfg, (len(w)-headWords)/slotWords)
+	for i := 1; i < headSum; i++ {
+		w[i].Store(head[i])
+	}
+	w[headSum].Store(headerSum(head))
+	w[headMagic].Store(head[headMagic])
+}
+
+func headerSum(head [headSum]uint64) uint64 {
+	var b []byte
+	for _, v := range head {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	return digest(b)
+}
+
+// existing maps the file that is there, if it is ours. No file and no refusal:
+// there is none.
+func existing(cfg *Config) (*file, Refusal, error) {
+	f, err := os.OpenFile(cfg.Path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, NotRefused, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	slots, refusal, err := judge(f, cfg)
+	if err != nil || refusal != NotRefused {
+		return nil, refusal, errors.Join(err, f.Close())
+	}
+	m, err := mapFile(f, sizeWords(slots)*8)
+	return m, NotRefused, err
+}
+
+// judge reads the header.
+func judge(f *os.File, cfg *Config) (slots int, r Refusal, err error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	if !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
+		return 0, RefusedForeign, nil
+	}
+	var b [(headSum + 1) * 8]byte
+	if _, err := f.ReadAt(b[:], 0); err != nil {
+		return 0, RefusedForeign, nil //nolint:nilerr // too short to be one
+	}
+	var head [headSum]uint64
+	for i := range head {
+		head[i] = binary.NativeEndian.Uint64(b[i*8:])
+	}
+	want := header(cfg, cfg.Slots)
+	n := head[headSlots]
+	switch {
+	case head[headMagic] != magic:
+		return 0, RefusedForeign, nil
+	case head[headLayout] != layout:
+		return 0, RefusedVersion, nil
+	case binary.NativeEndian.Uint64(b[headSum*8:]) != headerSum(head), n < 1, n > maxSlots, st.Size() != int64(sizeWords(int(n)))*8: // at most maxSlots by the case before
+		return 0, RefusedTorn, nil
+	case head[headEpoch] != want[headEpoch]:
+		return 0, RefusedEpoch, nil
+	case head[headOwner] != want[headOwner]:
+		return 0, RefusedOwner, nil
+	case n != want[headSlots]:
+		return 0, RefusedVersion, nil // a build with another bound
+	}
+	return int(n), NotRefused, nil // at most maxSlots
+}
+
+// create makes a new file and puts it under its name when it is whole.
+func create(cfg *Config) (*file, error) {
+	name := filepath.Join(filepath.Dir(cfg.Path), "."+filepath.Base(cfg.Path)+".new")
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) { // of one that was killed here
+		return nil, err
+	}
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	size := sizeWords(cfg.Slots) * 8
+	err = f.Truncate(int64(size))
+	if err == nil {
+		err = allocate(f, headWords*8)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(name))
+	}
+	m, err := mapFile(f, size)
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(name))
+	}
+	format(m.words, cfg)
+	if err := os.Rename(name, cfg.Path); err != nil {
+		return nil, errors.Join(err, m.close(), os.Remove(name))
+	}
+	return m, nil
+}

@@ -1,0 +1,300 @@
+package overlay
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/netctl/netctl/overlay/handshake"
+)
+
+const (
+	// maxShakes bounds the handshake messages that wait to be computed: some 15 ms
+	// of work.
+	maxShakes = 64
+	// loadedAt is from how many on we are under load, and ask for cookies.
+	loadedAt = maxShakes / 8
+	// loadedFor is how long.
+	loadedFor = time.Second
+)
+
+// shake is a handshake message on its way from a reader to compute.
+type shake struct {
+	from netip.AddrPort
+	size int
+	msg  [handshake.InitiationSize]byte // the longest
+}
+
+// admit lets a handshake message in that is worth the computation. It is called
+// by readers, and costs them two hashes.
+func (w *WireGuard) admit(msg []byte, kind handshake.Kind, from netip.AddrPort) {
+	if kind != handshake.KindCookie && !w.admitCostly(msg, from) {
+		return
+	}
+	s := shake{from: from, size: len(msg)}
+	copy(s.msg[:], msg)
+	select {
+	case w.shakes <- s:
+	default:
+		w.count.drop(DropHandshake)
+	}
+}
+
+// admitCostly reports whether an initiation or response may be computed.
+func (w *WireGuard) admitCostly(msg []byte, from netip.AddrPort) bool {
+	if !w.guard.Knows(msg) {
+		w.count.drop(DropHandshake)
+		return false
+	}
+	now := time.Now()
+	if len(w.shakes) >= loadedAt {
+		w.loaded.Store(w.clock.now() + int64(loadedFor))
+	} else if w.clock.now() >= w.loaded.Load() {
+		return true
+	}
+	if !w.guard.Proves(msg, from, now) {
+		var reply [handshake.CookieSize]byte
+		if err := w.guard.Reply(&reply, msg, from, now); err == nil {
+			_ = w.post(reply[:], from) // whoever needs it asks again
+		}
+		return false
+	}
+	if !w.limiter.Allow(from.Addr(), now) {
+		w.count.drop(DropHandshake)
+		return false
+	}
+	return true
+}
+
+// compute is the goroutine for public-key operations: they take a fifth of a
+// millisecond, which packets should not wait for.
+func (w *WireGuard) compute() {
+	for {
+		select {
+		case s := <-w.shakes:
+			if w.enter() {
+				w.shake(s.msg[:s.size], s.from)
+				w.leave()
+			}
+		case <-w.quit:
+			return
+		}
+	}
+}
+
+func (w *WireGuard) shake(msg []byte, from netip.AddrPort) {
+	ok := false
+	switch handshake.KindOf(msg) {
+	case handshake.KindInitiation:
+		r, err := w.id.Accept(msg)
+		if err != nil {
+			break
+		}
+		if p := (*w.known.Load())[Key(r.Peer)]; p != nil {
+			ok = p.answer(r, from)
+		}
+	case handshake.KindResponse:
+		if p := w.flyer(handshake.Receiver(msg)); p != nil {
+			ok = p.finish(msg, from)
+		}
+	case handshake.KindCookie:
+		ok = w.learn(msg)
+	}
+	if !ok {
+		w.count.drop(DropHandshake)
+	}
+}
+
+// learn gives a cookie to whose message it answers.
+func (w *WireGuard) learn(msg []byte) bool {
+	index := handshake.Receiver(msg)
+	p := w.flyer(index)
+	if kp := w.find(index); p == nil && kp != nil {
+		p = kp.peer
+	}
+	if p == nil {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.signer.Learn(msg, time.Now())
+}
+
+// fly notes that an answer to this index will be for p.
+func (w *WireGuard) fly(index uint32, p *peer) {
+	w.inmu.Lock()
+	defer w.inmu.Unlock()
+	w.flying[index] = p
+}
+
+func (w *WireGuard) land(index uint32) {
+	w.inmu.Lock()
+	defer w.inmu.Unlock()
+	delete(w.flying, index)
+}
+
+func (w *WireGuard) flyer(index uint32) *peer {
+	w.inmu.Lock()
+	defer w.inmu.Unlock()
+	return w.flying[index]
+}
+
+// initiate begins a handshake, or begins it again, unless one is under way. It
+// needs mu.
+func (p *peer) initiate(now int64) {
+	if !p.w.running.Load() || p.gone || p.attempt != nil && now < p.attempt.until {
+		return
+	}
+	if p.attempt == nil {
+		p.began = now
+	}
+	p.abandon()
+	a, err := p.newAttempt(now)
+	if err != nil {
+		p.w.log.Warn("overlay handshake not begun", "peer", p.key.String(), "err", err)
+		p.giveUp()
+		return
+	}
+	p.attempt = a
+	p.wake(a.until)
+}
+
+func (p *peer) newAttempt(now int64) (*attempt, error) {
+	slot, err := p.w.store.Alloc()
+	if err != nil {
+		return nil, err
+	}
+	a := &attempt{slot: slot, until: now + int64(p.patience())}
+	var msg [handshake.InitiationSize]byte
+	if a.index, err = p.w.newIndex(slot); err == nil {
+		a.state, err = p.w.id.Initiate(&msg, p.key, a.index)
+	}
+	if err != nil {
+		p.w.store.Free(slot)
+		return nil, err
+	}
+	p.signer.Sign(msg[:], time.Now())
+	p.w.fly(a.index, p)
+	if err := p.w.post(msg[:], *p.endpoint.Load()); err != nil {
+		p.w.debug("overlay handshake not sent", "peer", p.key.String(), "err", err) // it is repeated
+	}
+	return a, nil
+}
+
+// answer responds to a peer's initiation. The new session is used when the peer
+// has shown that it has it, too.
+func (p *peer) answer(r *handshake.Responder, from netip.AddrPort) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.w.clock.now()
+	if p.gone || !r.Timestamp.After(p.heard) || p.heardAt != 0 && now-p.heardAt < int64(shakeEvery) {
+		return false
+	}
+	p.heard, p.heardAt = r.Timestamp, now
+	slot, err := p.w.store.Alloc()
+	if err != nil {
+		p.w.log.Warn("overlay handshake not answered", "peer", p.key.String(), "err", err)
+		return false
+	}
+	var msg [handshake.ResponseSize]byte
+	kp, err := p.respond(r, &msg, slot, now)
+	if err != nil {
+		p.w.store.Free(slot)
+		p.w.debug("overlay handshake not answered", "peer", p.key.String(), "err", err)
+		return false
+	}
+	p.w.retire(p.next)
+	p.next = kp
+	p.roam(from)
+	p.wake(now + int64(rejectAfterTime))
+	p.signer.Sign(msg[:], time.Now())
+	if err := p.w.post(msg[:], *p.endpoint.Load()); err != nil {
+		p.w.debug("overlay response not sent", "peer", p.key.String(), "err", err) // the peer asks again
+	}
+	return true
+}
+
+func (p *peer) respond(r *handshake.Responder, msg *[handshake.ResponseSize]byte, slot int, now int64) (*keypair, error) {
+	local, err := p.w.newIndex(slot)
+	if err != nil {
+		return nil, err
+	}
+	remote, keys, err := r.Respond(msg, local)
+	if err != nil {
+		return nil, err
+	}
+	return p.newKeypair(slot, p.session(local, remote, false, &keys, now))
+}
+
+// finish takes the response to our initiation. An empty packet shows the peer
+// that we have the session, if no other does.
+func (p *peer) finish(msg []byte, from netip.AddrPort) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.w.clock.now()
+	a := p.attempt
+	if p.gone || a == nil || a.index != handshake.Receiver(msg) {
+		return false
+	}
+	remote, keys, err := a.state.Finish(msg)
+	if err != nil {
+		return false
+	}
+	p.w.land(a.index)
+	p.attempt = nil
+	kp, err := p.newKeypair(a.slot, p.session(a.index, remote, true, &keys, now))
+	if err != nil {
+		p.w.store.Free(a.slot)
+		return false
+	}
+	p.roam(from)
+	old := p.current.Load()
+	p.w.retire(p.previous)
+	p.previous = old
+	if p.next != nil { // the peer's own, begun at the same time: it may send with it
+		p.w.retire(old)
+		p.previous, p.next = p.next, nil
+	}
+	p.use(kp, now)
+	return true
+}
+
+// confirm makes the next key pair the current one, because the peer uses it.
+func (p *peer) confirm(kp *keypair) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone || p.next != kp {
+		return
+	}
+	p.abandon() // one handshake is enough
+	now := p.w.clock.now()
+	p.w.retire(p.previous)
+	p.previous, p.next = p.current.Load(), nil
+	p.use(kp, now)
+}
+
+// use begins to send with kp.
+func (p *peer) use(kp *keypair, now int64) {
+	p.greetings = 0
+	p.shaken = time.Now().UnixNano()
+	p.w.store.Confirm(kp.slot, now, p.shaken)
+	p.unanswered.Store(0)
+	// A session that is over must not be found meanwhile, or what is sent now
+	// would overtake what has waited.
+	if old := p.current.Load(); !old.good(now) {
+		p.current.Store(nil)
+	}
+	if !p.release(kp, now) && kp.initiator {
+		p.w.sendEmpty(p, kp)
+	}
+	p.current.Store(kp)
+	kp.confirmed.Store(true)
+	p.wake(now + int64(rejectAfterTime))
+	p.w.debug("overlay session", "peer", p.key.String(), "initiator", kp.initiator)
+}
+
+// roam follows the peer, where that is allowed.
+func (p *peer) roam(from netip.AddrPort) {
+	if p.w.cfg.Roaming && *p.endpoint.Load() != from {
+		p.endpoint.Store(&from)
+	}
+}

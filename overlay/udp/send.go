@@ -1,0 +1,140 @@
+package udp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// sender is what one Send needs; they are pooled.
+type sender struct {
+	hdrs  [MaxSegments]mmsghdr
+	iovs  [MaxSegments]unix.Iovec
+	name  unix.RawSockaddrInet6
+	oob   [controlSize]byte
+	first int // of hdrs to send
+	want  int
+	errno syscall.Errno
+	call  func(fd uintptr) // write, made once: a method value allocates
+}
+
+func newSender() *sender {
+	t := new(sender)
+	t.call = t.write
+	return t
+}
+
+// write calls sendmmsg until everything went, or an error came.
+func (t *sender) write(fd uintptr) {
+	t.errno = 0
+	for t.first < t.want {
+		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.hdrs[t.first])), uintptr(t.want-t.first), unix.MSG_DONTWAIT, 0, 0)
+		if errno == syscall.EINTR {
+			continue
+		}
+		if errno != 0 {
+			t.errno = errno
+			return
+		}
+		t.first += int(n)
+	}
+}
+
+// Send sends buf as datagrams of size bytes each, the last maybe shorter: at
+// most MaxSegments and MaxPiece bytes. It does not wait, see ErrBusy.
+func (s *Sockets) Send(buf []byte, size int, to netip.AddrPort) error {
+	q := s.to(to.Addr())
+	if q == nil {
+		return fmt.Errorf("no socket of the family of %s", to.Addr())
+	}
+	t, ok := s.senders.Get().(*sender)
+	if !ok {
+		t = newSender()
+	}
+	defer s.senders.Put(t)
+	namelen := t.address(to)
+	if s.gso.Load() && len(buf) > size {
+		t.whole(buf, size, namelen)
+		err := q.send(t)
+		switch {
+		case errors.Is(err, syscall.EIO): // a card without checksum offload: never again
+			if s.gso.Swap(false) {
+				s.refused.Add(1)
+			}
+		case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EMSGSIZE): // too large for this way: cut here, and in the network
+		default:
+			return err
+		}
+	}
+	t.single(buf, size, namelen)
+	return q.send(t)
+}
+
+// send hands the messages to the kernel.
+func (q *queue) send(t *sender) error {
+	if err := q.raw.Control(t.call); err != nil {
+		return net.ErrClosed
+	}
+	clear(t.iovs[:t.want]) // the buffer is borrowed
+	switch t.errno {
+	case 0:
+		return nil
+	case syscall.EAGAIN, syscall.ENOBUFS:
+		return ErrBusy
+	default:
+		return os.NewSyscallError("sendmmsg", t.errno)
+	}
+}
+
+// whole makes one message of all datagrams.
+func (t *sender) whole(buf []byte, size int, namelen uint32) {
+	t.message(0, buf, namelen)
+	const length, level, kind, value = 0, 8, 12, unix.SizeofCmsghdr
+	binary.NativeEndian.PutUint64(t.oob[length:], value+2)
+	binary.NativeEndian.PutUint32(t.oob[level:], unix.IPPROTO_UDP)
+	binary.NativeEndian.PutUint32(t.oob[kind:], unix.UDP_SEGMENT)
+	binary.NativeEndian.PutUint16(t.oob[value:], uint16(size)) // at most MaxPiece
+	t.hdrs[0].hdr.Control = &t.oob[0]
+	t.hdrs[0].hdr.SetControllen(controlSize)
+	t.first, t.want = 0, 1
+}
+
+// single makes one message of each datagram.
+func (t *sender) single(buf []byte, size int, namelen uint32) {
+	n := 0
+	for ; len(buf) > 0 && n < MaxSegments; n++ {
+		k := min(size, len(buf))
+		t.message(n, buf[:k], namelen)
+		buf = buf[k:]
+	}
+	t.first, t.want = 0, n
+}
+
+func (t *sender) message(i int, b []byte, namelen uint32) {
+	t.iovs[i] = unix.Iovec{Base: unsafe.SliceData(b)}
+	t.iovs[i].SetLen(len(b))
+	h := &t.hdrs[i].hdr
+	h.Name, h.Namelen = (*byte)(unsafe.Pointer(&t.name)), namelen
+	h.Iov, h.Iovlen = &t.iovs[i], 1
+	h.Control, h.Flags = nil, 0
+	h.SetControllen(0)
+}
+
+// address writes the destination and returns its length.
+func (t *sender) address(to netip.AddrPort) uint32 {
+	if a := to.Addr(); a.Is4() {
+		*(*unix.RawSockaddrInet4)(unsafe.Pointer(&t.name)) = unix.RawSockaddrInet4{ // the smaller of the two
+			Family: unix.AF_INET, Port: ntohs(to.Port()), Addr: a.As4(),
+		}
+		return unix.SizeofSockaddrInet4
+	}
+	t.name = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: ntohs(to.Port()), Addr: to.Addr().As16()}
+	return unix.SizeofSockaddrInet6
+}

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/lab"
+	"github.com/netctl/netctl/test/restart/load"
+)
+
+// The times of a lab.
+const (
+	// serveWait is how long an agent may take to serve.
+	serveWait = time.Minute
+	// grace is how long an agent that was asked to end may take, as its pod's
+	// terminationGracePeriodSeconds.
+	grace = 30 * time.Second
+)
+
+// labDriver has the load run in a lab of two nodes.
+type labDriver struct {
+	lab     *lab.Lab
+	options options
+	dir     string // of labs, this one's is in it
+	found   *scene
+	leaving sync.WaitGroup // agents that were asked to end
+}
+
+func newLabDriver(ctx context.Context, o options) (_ *labDriver, err error) {
+	if o.netctl, err = filepath.Abs(o.netctl); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(o.netctl); err != nil {
+		return nil, fmt.Errorf("%w: run 'make build' first", err)
+	}
+	d := &labDriver{options: o, found: &scene{}}
+	if d.dir, err = os.MkdirTemp("/run", "netctl-restart"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	opts := lab.Options{Root: d.dir, Exe: o.netctl, Out: io.Discard, Plugin: o.plugin}
+	if d.lab, err = lab.New(lab.Config{Name: o.name, Nodes: 2, Families: lab.IPv4}, opts); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(o.log, "restart: lab %s\n", o.name)
+	if err := d.lab.Up(ctx); err != nil {
+		return nil, err
+	}
+	found, err := cluster.ParseManifests([]byte(labManifest()), "restart.yaml")
+	if err != nil {
+		return nil, err
+	}
+	if err := d.lab.Apply(ctx, found); err != nil {
+		return nil, err
+	}
+	return d, d.look()
+}
+
+// labManifest is the scene's pods, which sleep, and Services.
+func labManifest() string {
+	var b strings.Builder
+	for _, p := range podPlaces("node1", "node2") {
+		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {service: %q}}\nspec:\n  nodeName: %s\n"+
+			"  containers: [{name: idle, command: [sleep, infinity]}]\n", p.name, p.service, p.node)
+	}
+	b.WriteString(serviceManifests())
+	return b.String()
+}
+
+// look finds what the scene consists of.
+func (d *labDriver) look() error {
+	s, err := d.lab.Status()
+	if err != nil {
+		return err
+	}
+	enter := func(name, ns, addr string) (*load.Place, error) {
+		a, err := netip.ParseAddr(addr)
+		if err != nil {
+			return nil, err
+		}
+		return load.Enter(name, filepath.Join(kernel.RuntimeDir, ns), a)
+	}
+	for _, n := range s.Nodes {
+		p, err := enter(n.Name, n.Namespace, n.Addresses[0])
+		if err != nil {
+			return err
+		}
+		d.found.nodes = append(d.found.nodes, p)
+	}
+	pods := map[string]*load.Place{}
+	for _, p := range s.Pods {
+		_, name, _ := strings.Cut(p.Name, "/")
+		if pods[name], err = enter(name, p.Namespace, p.Addresses[0]); err != nil {
+			return err
+		}
+	}
+	d.found.cast(pods)
+	prefix := strings.TrimSuffix(s.Nodes[0].Namespace, s.Nodes[0].Name)
+	if d.found.outside, err = enter("outside", prefix+"outside", labOutside); err != nil {
+		return err
+	}
+	for _, svc := range s.Services {
+		if len(svc.Addresses) == 0 {
+			continue
+		}
+		addr, err := netip.ParseAddr(svc.Addresses[0])
+		if err != nil {
+			return fmt.Errorf("service %s: %w", svc.Name, err)
+		}
+		d.found.service(svc.Name, addr)
+	}
+	return nil
+}
+
+// labOutside is the address of the host beyond the nodes, as `netctl lab` has it.
+const labOutside = "198.51.100.10"
+
+func (d *labDriver) scene() *scene { return d.found }
+
+func (d *labDriver) loads() []load.Load { return nil }
+
+func (d *labDriver) kinds() []kind {
+	return []kind{
+		{name: "nothing", full: 10, quick: 4, do: func(context.Context, int) error { return nil }},
+		{name: "crash", full: 100, quick: 10, do: d.crash},
+		{name: "handover", full: 20, quick: 4, do: d.handover},
+		{name: "pod-deleted", full: 5, quick: 1, do: d.deletePod},
+	}
+}
+
+// node returns the node that it happens to: they take turns.
+func (d *labDriver) node(i int) *load.Place { return d.found.nodes[i%len(d.found.nodes)] }
+
+func (d *labDriver) stateDir(node *load.Place) string {
+	return filepath.Join(d.dir, d.options.name, "nodes", node.Name, "run")
+}
+
+// processes returns a node's processes that are `netctl WORD`.
+func (d *labDriver) processes(node *load.Place, words ...string) []int {
+	ns, err := kernel.OpenNamespace(node.Path)
+	if err != nil {
+		return nil
+	}
+	defer ns.Close()
+	all, err := kernel.ProcessesIn(ns)
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(all, func(pid int) bool {
+		return !slices.ContainsFunc(words, func(w string) bool { return runs(pid, w) })
+	})
+}
+
+// crash kills the worker. Its holder starts another one; where there is none, we do.
+func (d *labDriver) crash(ctx context.Context, i int) error {
+	node := d.node(i)
+	old, err := worker(ctx, d.stateDir(node))
+	if err != nil {
+		return err
+	}
+	held := len(d.processes(node, "hold")) > 0
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("kill the agent of %s: %w", node.Name, err)
+	}
+	if !held {
+		if err := d.lab.StartAgent(node.Name); err != nil {
+			return err
+		}
+	}
+	return d.serves(ctx, node, old)
+}
+
+// serves waits until another worker than the old one serves.
+func (d *labDriver) serves(ctx context.Context, node *load.Place, old int) error {
+	err := await(ctx, serveWait, func() error {
+		pid, err := worker(ctx, d.stateDir(node))
+		if err == nil && pid == old {
+			err = fmt.Errorf("process %d serves still", pid)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("wait for an agent on %s: %w", node.Name, err)
+	}
+	return nil
+}
+
+// handover starts a successor with the same flags, and ends the agent that served
+// when it has given way, as a rolling update does: with its holder, if it has one.
+func (d *labDriver) handover(ctx context.Context, i int) error {
+	node := d.node(i)
+	old, err := worker(ctx, d.stateDir(node))
+	if err != nil {
+		return err
+	}
+	leave := d.processes(node, "hold")
+	if len(leave) == 0 {
+		leave = []int{old}
+	}
+	if err := d.lab.StartAgent(node.Name); err != nil {
+		return fmt.Errorf("start a successor on %s: %w", node.Name, err)
+	}
+	if err := d.serves(ctx, node, old); err != nil {
+		return err
+	}
+	for _, pid := range leave {
+		d.leaving.Go(func() { end(pid) })
+	}
+	return nil
+}
+
+// end ends a process as a kubelet ends a container's.
+func end(pid int) {
+	args := command(pid)
+	if len(args) == 0 || syscall.Kill(pid, syscall.SIGTERM) != nil {
+		return // it has ended
+	}
+	for deadline := time.Now().Add(grace); time.Now().Before(deadline); wait(context.Background(), lull) {
+		if !slices.Equal(command(pid), args) {
+			return
+		}
+	}
+	_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
+}
+
+// deletePod kills all that an agent's pod has, holder and worker, and starts it anew
+// after as long as a pod takes.
+func (d *labDriver) deletePod(ctx context.Context, i int) error {
+	node := d.node(i)
+	old, err := worker(ctx, d.stateDir(node))
+	if err != nil {
+		return err
+	}
+	for _, pid := range append(d.processes(node, "hold"), d.processes(node, "agent")...) {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended with its holder
+	}
+	err = await(ctx, serveWait, func() error {
+		if left := d.processes(node, "hold", "agent"); len(left) > 0 {
+			return fmt.Errorf("processes %v are left", left)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	wait(ctx, d.options.podStart)
+	if err := d.lab.StartAgent(node.Name); err != nil {
+		return err
+	}
+	return d.serves(ctx, node, old)
+}
+
+func (d *labDriver) weigh(ctx context.Context) (weight, error) {
+	var w weight
+	for _, n := range d.found.nodes {
+		if err := w.add(ctx, d.processes(n, "hold", "agent"), d.stateDir(n)); err != nil {
+			return w, err
+		}
+	}
+	return w, nil
+}
+
+func (d *labDriver) close() error {
+	var errs []error
+	errs = append(errs, d.found.close())
+	if d.lab != nil {
+		errs = append(errs, d.lab.Down(), d.lab.Close())
+	}
+	d.leaving.Wait() // they went with the lab
+	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
+}

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/netctl/netctl/test/restart/load"
+)
+
+// report is what a run has seen.
+type report struct {
+	options       options
+	results       []*result
+	before, after weight
+}
+
+// result is what one kind of disturbance was to the loads.
+type result struct {
+	kind  string
+	long  bool
+	times int
+	loads map[string]*seen
+}
+
+// seen is what one load has seen of one kind.
+type seen struct {
+	load.Counts
+
+	gaps []time.Duration // the longest silence of each time
+}
+
+func (res *result) add(name string, c load.Counts) {
+	s := res.loads[name]
+	if s == nil {
+		s = &seen{}
+		res.loads[name] = s
+	}
+	s.Add(c)
+	s.gaps = append(s.gaps, c.Gap)
+}
+
+// measure is a line of the table: a number of one load.
+type measure struct {
+	load, name string // as a figure's
+	title      string
+	unit       string
+	value      func(*seen) float64
+	zero       bool // anything else is a failure
+}
+
+// measures are what is said of every kind.
+func measures() []measure {
+	count := func(of func(*seen) int) func(*seen) float64 { return func(s *seen) float64 { return float64(of(s)) } }
+	gap := func(q float64) func(*seen) float64 {
+		return func(s *seen) float64 { return quantile(s.gaps, q).Seconds() * 1e3 }
+	}
+	sent := count(func(s *seen) int { return s.Sent })
+	lost := count(func(s *seen) int { return s.Lost })
+	resets := count(func(s *seen) int { return s.Resets })
+	wrong := count(func(s *seen) int { return s.Wrong })
+	failed := count(func(s *seen) int { return s.Failed })
+	each := func(s *seen) float64 { return float64(s.Lost) / float64(len(s.gaps)) }
+	share := func(of func(*seen) int) func(*seen) float64 {
+		return func(s *seen) float64 { return 100 * float64(of(s)) / float64(max(1, s.Sent)) }
+	}
+	return []measure{
+		{"udp", "gap-p50", "UDP: longest silence, median", "ms", gap(0.5), false},
+		{"udp", "gap-max", "… longest of all", "ms", gap(1), false},
+		{"udp", "sent", "… packets", "", sent, false},
+		{"udp", "lost", "… lost", "", lost, false},
+		{"udp", "duplicates", "… duplicates", "", count(func(s *seen) int { return s.Duplicates }), false},
+		{"udp", "reordered", "… reordered", "", count(func(s *seen) int { return s.Reordered }), false},
+		{"udp", "wrong", "… at a wrong backend", "", wrong, true},
+		{"bulk", "bytes", "TCP streams: delivered", "MB", func(s *seen) float64 { return float64(s.Sent) / 1e6 }, false},
+		{"bulk", "broken", "… reset or broken", "", lost, true},
+		{"bulk", "wrong", "… with wrong bytes", "", wrong, true},
+		{"bulk", "gap-p50", "… longest stall, median", "ms", gap(0.5), false},
+		{"bulk", "gap-max", "… longest of all", "ms", gap(1), false},
+		{"idle", "open", "Idle TCP connections", "", sent, false},
+		{"idle", "lost", "… lost", "", lost, true},
+		{"idle", "resets", "… of these, reset", "", resets, true},
+		{"idle", "wrong", "… at a wrong backend", "", wrong, true},
+		{"new", "opened", "New TCP connections", "", sent, false},
+		{"new", "slow", "… that took over 1 s", "%", share(func(s *seen) int { return s.Slow }), false},
+		{"new", "failed", "… that failed", "", failed, false},
+		{"new", "resets", "… that were refused or reset", "", resets, true},
+		{"dns", "asked", "DNS: questions", "", sent, false},
+		{"dns", "lost", "… without an answer", "", lost, false},
+		{"dns", "failed", "… with an error", "", failed, false},
+		{"dns", "gap-p50", "… longest silence, median", "ms", gap(0.5), false},
+		{"dns", "gap-max", "… longest of all", "ms", gap(1), false},
+		{"host", "broken", "Node processes' TCP connections: broken", "", lost, true},
+		{"host", "gap-p50", "… longest silence, median", "ms", gap(0.5), false},
+		{"host", "gap-max", "… longest of all", "ms", gap(1), false},
+		{"egress", "broken", "Connections to outside: broken each time", "", each, false},
+		{"egress", "gap-p50", "… longest silence, median", "ms", gap(0.5), false},
+		{"egress", "gap-max", "… longest of all", "ms", gap(1), false},
+		{"nodeport", "broken", "NodePort connections: broken each time", "", each, false},
+		{"nodeport", "gap-p50", "… longest silence, median", "ms", gap(0.5), false},
+		{"nodeport", "gap-max", "… longest of all", "ms", gap(1), false},
+		{"liveness", "failed", "Failed probes of a strict pod", "", failed, false},
+		{"liveness", "restarts", "… restarts of it", "", lost, true},
+	}
+}
+
+// quantile returns the smallest value that at least the share q of all values does
+// not exceed; 0 when there are none.
+func quantile(all []time.Duration, q float64) time.Duration {
+	if len(all) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(all))
+	i := int(q*float64(len(sorted)) + 0.999999)
+	return sorted[min(max(i, 1), len(sorted))-1]
+}
+
+// print prints all figures, and then the table.
+func (r *report) print(w io.Writer) {
+	for _, res := range r.results {
+		fmt.Fprintf(w, "figure restart-%s-times %d\n", res.kind, res.times)
+		for _, m := range measures() {
+			if s := res.loads[m.load]; s != nil {
+				fmt.Fprintln(w, strings.TrimSpace(fmt.Sprintf("figure restart-%s-%s-%s %s %s", res.kind, m.load, m.name, number(m.value(s)), m.unit)))
+			}
+		}
+	}
+	for _, p := range r.before.parts() {
+		fmt.Fprintf(w, "figure restart-agents-%s-before %s\n", p.name, number(p.value))
+	}
+	for _, p := range r.after.parts() {
+		fmt.Fprintf(w, "figure restart-agents-%s-after %s\n", p.name, number(p.value))
+	}
+	if fmt.Fprintln(w); r.options.markdown {
+		r.markdown(w)
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, row := range r.rows() {
+		fmt.Fprintln(t, strings.Join(row, "\t")+"\t")
+	}
+	_ = t.Flush() // as good as w is
+}
+
+// markdown prints the table as it stands in a document.
+func (r *report) markdown(w io.Writer) {
+	for i, row := range r.rows() {
+		fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | "))
+		if i == 0 {
+			fmt.Fprintf(w, "|---%s|\n", strings.Repeat("|---:", len(row)-1))
+		}
+	}
+}
+
+// rows is the table: a line for each measure, a column for each kind.
+func (r *report) rows() [][]string {
+	head := []string{""}
+	for _, res := range r.results {
+		head = append(head, fmt.Sprintf("%s ×%d", res.kind, res.times))
+	}
+	out := [][]string{head}
+	for _, m := range measures() {
+		title := m.title
+		if m.unit != "" {
+			title += ", " + m.unit
+		}
+		row, any := []string{title}, false
+		for _, res := range r.results {
+			cell := ""
+			if s := res.loads[m.load]; s != nil {
+				cell, any = number(m.value(s)), true
+			}
+			row = append(row, cell)
+		}
+		if any {
+			out = append(out, row)
+		}
+	}
+	return out
+}
+
+// number prints three digits of what is small and all of what is large.
+func number(v float64) string {
+	switch {
+	case v == float64(int64(v)) || v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2g", v)
+	}
+}
+
+// verdict returns an error for all that must not have happened.
+func (r *report) verdict() error {
+	var errs []error
+	for _, res := range r.results {
+		for _, m := range measures() {
+			s := res.loads[m.load]
+			if s == nil || !m.zero || m.value(s) == 0 || m.load == "liveness" && res.long {
+				continue
+			}
+			errs = append(errs, fmt.Errorf("FAILED %s: %s-%s is %s and has to be 0", res.kind, m.load, m.name, number(m.value(s))))
+		}
+	}
+	for _, g := range r.before.growth(&r.after) {
+		errs = append(errs, fmt.Errorf("FAILED growth: %s", g))
+	}
+	return errors.Join(errs...)
+}

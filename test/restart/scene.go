@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/netctl/netctl/test/restart/load"
+)
+
+// scene is where the load runs, however its cluster was made:
+//
+//	node1: client, near-a, near-b        Services: near, far; NodePort of far
+//	node2: far-a, far-b                  outside: a host beyond the nodes
+//
+// The client speaks with the near pods on its own node and with the far ones through
+// the tunnel. Behind each Service are two pods, so that there is a wrong one.
+type scene struct {
+	client, outside *load.Place
+	nodes, servers  []*load.Place // servers by name: near-a, near-b, far-a, far-b
+	near, far       netip.Addr    // the Services'
+	dns             netip.AddrPort
+}
+
+// The pods' names.
+const (
+	clientPod = "client"
+	nearA     = "near-a"
+	nearB     = "near-b"
+	farA      = "far-a"
+	farB      = "far-b"
+)
+
+// podPlace is where a pod runs, and the Service that it is behind.
+type podPlace struct{ name, node, service string }
+
+func podPlaces(node1, node2 string) []podPlace {
+	return []podPlace{
+		{clientPod, node1, ""}, {nearA, node1, "near"}, {nearB, node1, "near"}, {farA, node2, "far"}, {farB, node2, "far"},
+	}
+}
+
+// nodePort is that of the far pods' introducers.
+const nodePort = 30900
+
+// serviceManifests are the scene's Services.
+func serviceManifests() string {
+	ports := fmt.Sprintf("[{name: talk, port: %d}, {name: bulk, port: %d}, {name: count, port: %d, protocol: UDP}]",
+		load.TalkPort, load.BulkPort, load.CountPort)
+	var b strings.Builder
+	for _, name := range []string{"near", "far"} {
+		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec:\n  selector: {service: %s}\n  ports: %s\n", name, name, ports)
+	}
+	fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: far-node}\nspec:\n  type: NodePort\n  selector: {service: far}\n"+
+		"  ports: [{port: %d, nodePort: %d}]\n", load.TalkPort, nodePort)
+	return b.String()
+}
+
+// cast gives the pods their parts.
+func (s *scene) cast(pods map[string]*load.Place) {
+	s.client = pods[clientPod]
+	s.servers = []*load.Place{pods[nearA], pods[nearB], pods[farA], pods[farB]}
+}
+
+// service takes the address of a Service, by namespace/name.
+func (s *scene) service(name string, addr netip.Addr) {
+	switch path.Base(name) {
+	case "near":
+		s.near = addr
+	case "far":
+		s.far = addr
+	case "kube-dns":
+		s.dns = netip.AddrPortFrom(addr, 53)
+	}
+}
+
+// question is what the name server is asked for.
+const question = "far.default.svc.cluster.local"
+
+func (s *scene) close() error {
+	var errs []error
+	for _, p := range append(append([]*load.Place{s.client, s.outside}, s.nodes...), s.servers...) {
+		if p != nil {
+			errs = append(errs, p.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ways are those that are forwarded packet by packet.
+func (s *scene) ways() []load.Way {
+	return []load.Way{
+		{Name: "on one node", From: s.client, To: s.servers[0].Addr},
+		{Name: "on one node, by Service", From: s.client, To: s.near},
+		{Name: "through the tunnel", From: s.client, To: s.servers[2].Addr},
+		{Name: "through the tunnel, by Service", From: s.client, To: s.far},
+	}
+}
+
+// hosts are processes of nodes that speak with pods.
+func (s *scene) hosts() []load.Line {
+	var out []load.Line
+	for _, n := range s.nodes {
+		out = append(out,
+			load.Line{Name: "node to pod", From: n, To: netip.AddrPortFrom(s.servers[0].Addr, load.TalkPort)},
+			load.Line{Name: "node to Service", From: n, To: netip.AddrPortFrom(s.far, load.TalkPort)})
+	}
+	return out
+}
+
+// loads are the names of all loads, as -loads takes them.
+const loadNames = "udp, bulk, idle, new, dns, host, egress, nodeport"
+
+// talks is how many connections of a kind end in the sockets of each agent. Nobody
+// says so when such a socket is gone with its process, and so they do not wait as
+// long for an answer as connections that TCP has to bring through.
+const (
+	talks          = 10
+	socketPatience = 20 * time.Second
+)
+
+// egress are connections of pods, one on each node, with the host outside.
+func (s *scene) egress() []load.Line {
+	to := netip.AddrPortFrom(s.outside.Addr, load.TalkPort)
+	return []load.Line{{Name: "pod to outside", From: s.client, To: to}, {Name: "pod to outside", From: s.servers[2], To: to}}
+}
+
+// inward are connections of the host outside with the NodePort of each node.
+func (s *scene) inward() []load.Line {
+	var out []load.Line
+	for _, n := range s.nodes {
+		out = append(out, load.Line{Name: "outside to NodePort", From: s.outside, To: netip.AddrPortFrom(n.Addr, nodePort)})
+	}
+	return out
+}
+
+// reachWait is how long a new Service may take to be known.
+const reachWait = 30 * time.Second
+
+// start starts the loads that are chosen. Those that it could start are returned
+// with an error, too.
+func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err error) {
+	for _, w := range s.ways() { // what the agents are told takes its time
+		if err := await(ctx, reachWait, func() error { return load.Reach(w) }); err != nil {
+			return nil, err
+		}
+	}
+	add := func(l load.Load, e error) {
+		if err = e; err == nil {
+			loads = append(loads, l)
+		}
+	}
+	for _, each := range []struct {
+		name  string
+		start func()
+	}{
+		{"idle", func() { add(load.OpenIdle(ctx, s.ways(), o.idle)) }},
+		{"udp", func() { add(load.StartDatagrams(s.ways(), s.servers, o.packets)) }},
+		{"bulk", func() { add(load.StartBulk(ctx, s.ways(), s.servers, o.mbits)) }},
+		{"new", func() { add(load.StartConnect(s.ways(), o.connects), nil) }},
+		{"dns", func() { add(load.StartNames(s.client, s.dns, question, o.packets)) }},
+		{"host", func() { add(load.StartTalk("host", s.hosts(), 1, comeBack), nil) }},
+		{"egress", func() { add(load.StartTalk("egress", s.egress(), talks, socketPatience), nil) }},
+		{"nodeport", func() { add(load.StartTalk("nodeport", s.inward(), talks, socketPatience), nil) }},
+	} {
+		if err == nil && o.loads.MatchString(each.name) {
+			each.start()
+		}
+	}
+	return loads, err
+}
