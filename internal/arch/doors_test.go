@@ -62,6 +62,7 @@ var doors = map[string]door{
 	},
 	"golang.org/x/sys/unix": {
 		packages: []string{"cni", "internal/kernel", "internal/netstack", "internal/nodeport", "overlay/sessions", "overlay/udp"},
+		tests:    []string{"overlay"},
 		reason:   "the door to Linux; cni, netstack, nodeport and the tunnels set options of their own sockets with it, and session files are asked where they lie",
 	},
 	"golang.org/x/net/bpf": {
