@@ -145,18 +145,31 @@ func TestSessionsOutliveTheProcess(t *testing.T) {
 	}
 }
 
-// settle waits until no handshake is under way: both ends may have begun one.
+// settle waits until no handshake is under way: both ends may have begun one,
+// and the last message of one may still be on its way.
 func settle(t testing.TB, nodes ...*node) {
 	t.Helper()
+	var last string
 	until(t, "the end of handshakes", func() bool {
+		now, flying := "", 0
 		for _, n := range nodes {
-			if _, _, flying := n.SlotsInUse(); flying > 0 {
-				return false
+			peers, err := n.Peers()
+			if err != nil {
+				t.Fatal(err)
 			}
+			for _, p := range peers {
+				now += p.LastHandshake.String()
+			}
+			_, _, k := n.SlotsInUse()
+			flying += k
 		}
-		return true
+		same := now == last && flying == 0
+		last = now
+		if !same {
+			time.Sleep(100 * time.Millisecond)
+		}
+		return same
 	})
-	time.Sleep(20 * time.Millisecond) // what follows the last message
 }
 
 // TestBothProcessesSend lets the old process go on sending: a nonce is not used
