@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -270,7 +271,7 @@ func TestDrainMovesDatagrams(t *testing.T) {
 				_, _ = fmt.Fprintf(c, "%d", i)
 				n, err := c.Read(buf)
 				number, port, _ := strings.Cut(string(buf[:n]), " ")
-				if err != nil || number != fmt.Sprint(i) {
+				if err != nil || number != strconv.Itoa(i) {
 					t.Fatalf("asked %d, heard %q, %v", i, buf[:n], err)
 				}
 				return port

@@ -85,13 +85,10 @@ func (s *Stack) Idle() bool {
 }
 
 // giveBack returns a packet to the heir if there is one.
-func (s *Stack) giveBack(buf []byte, on *link) bool {
-	h := s.heir.Load()
-	if h == nil {
-		return false
+func (s *Stack) giveBack(buf []byte, on *link) {
+	if h := s.heir.Load(); h != nil {
+		h.Return(buf, on == s.inLink)
 	}
-	h.Return(buf, on == s.inLink)
-	return true
 }
 
 // retire tells the heir of the flows of UDP.
