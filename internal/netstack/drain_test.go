@@ -398,6 +398,25 @@ func TestDrainOfAPortUsedAgain(t *testing.T) {
 	eventually(t, "the SYN begins a connection in the new process", func() bool { return s.stack.Stats().Dialled == 1 })
 }
 
+// TestDrainOfAServer: what ends in a server of the old process goes on for a
+// moment, and ends in order.
+func TestDrainOfAServer(t *testing.T) {
+	t.Parallel()
+	f := families(t)[0]
+	s := succeed(t, false, func(c *netstack.Config) { c.Serve = echoOn(53) })
+	c := s.mustDial(t, f, 53)
+	speak(t, c, "before")
+	r := s.succeedBy()
+	speak(t, c, "after")
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the pod reads %v, want an end", err)
+	}
+	c.Close()
+	r.ends(t)
+	speak(t, s.mustDial(t, f, 53), "the new one's")
+}
+
 // TestDrainLosesThePredecessor: the old process is killed. A pod that only waits
 // hears of it, not only one that speaks.
 func TestDrainLosesThePredecessor(t *testing.T) {
