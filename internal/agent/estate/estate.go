@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/netctl/netctl/cni"
@@ -212,8 +213,11 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 			continue
 		}
 		client, err := holder.Dial(ctx, path)
+		if errors.Is(err, syscall.ECONNREFUSED) { // a dead one's
+			_ = os.Remove(path)
+		}
 		if err != nil {
-			continue // a dead one's socket
+			continue
 		}
 		held, err := client.All()
 		if err != nil || len(held) == 0 {
