@@ -68,8 +68,8 @@ func (w *WireGuard) match(want []Peer) (added []*peer) {
 			continue
 		}
 		// What roamed comes back only when the State says something new.
-		was := slices.IndexFunc(w.applied, func(o Peer) bool { return o.PublicKey == v.PublicKey })
-		if was < 0 || w.applied[was].Endpoint != v.Endpoint {
+		was, found := slices.BinarySearchFunc(w.applied, p.key, func(o Peer, key Key) int { return slices.Compare(o.PublicKey[:], key[:]) })
+		if !found || w.applied[was].Endpoint != v.Endpoint {
 			p.endpoint.Store(&v.Endpoint)
 		}
 	}

@@ -234,7 +234,7 @@ func TestStreamDoesNotAllocate(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	send(200)
 	runtime.ReadMemStats(&after)
-	if n := after.Mallocs - before.Mallocs; n > 200 { // the waiting allocates, too
+	if n := after.Mallocs - before.Mallocs; n > 600 { // the waiting allocates, too, and pools under the race detector
 		t.Errorf("%d allocations for 200 super-packets of 37 segments", n)
 	}
 }

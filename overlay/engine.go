@@ -150,6 +150,7 @@ type WireGuard struct {
 	orphans map[Key][]resumed  // taken over, their peers not yet applied; guarded by mu
 	staged  []sessions.Session // imported, for Start; guarded by mu
 	first   bool               // Apply was called; guarded by mu
+	served  bool               // Start was called; guarded by mu
 	stage   stage              // guarded by mu
 }
 
@@ -240,14 +241,15 @@ func (w *WireGuard) Report() string {
 }
 
 // Start takes the sessions over, begins to read, and shakes hands with every
-// peer that has none.
+// peer that has none. Peers should have been applied before: what comes from a
+// peer that is not known yet is dropped.
 func (w *WireGuard) Start() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stage != stageOpen {
 		return fmt.Errorf("overlay: start: %w", ErrClosed)
 	}
-	w.stage = stageStarted
+	w.stage, w.served = stageStarted, true
 	w.resume()
 	w.gate.Lock()
 	w.running.Store(true)

@@ -49,4 +49,5 @@ func (w *WireGuard) Kill() {
 	w.running.Store(false)
 	w.gate.Unlock()
 	w.wire.Interrupt()
+	w.readers.Wait() // only so that nobody reads in memory that tests share
 }

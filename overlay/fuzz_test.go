@@ -1,7 +1,9 @@
 package overlay_test
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -90,6 +92,44 @@ func FuzzApply(f *testing.F) {
 		got, err := a.Peers()
 		if err != nil || len(got) != 2 || len(got[0].AllowedIPs) != 1 || len(got[1].AllowedIPs) != 1 {
 			t.Fatalf("%v applied as %v, %v", peers, got, err)
+		}
+	})
+}
+
+// FuzzImport imports any bytes as sessions. Whatever is accepted does no harm:
+// the engine starts, and shakes hands with its peer.
+func FuzzImport(f *testing.F) {
+	net := overlaytest.New(overlaytest.Config{})
+	a, b := pair(f, net)
+	a.send(f, udp(pod4(1), pod4(2), "session"))
+	b.in.waitN(f, "first packet", 1)
+	if err := a.Stop(); err != nil {
+		f.Fatal(err)
+	}
+	good := a.ExportSessions()
+	f.Add(good)
+	f.Add([]byte(`{"version":1}`))
+	f.Add([]byte(`{"version":1,"sessions":[{"peer":"AA=="}]}`))
+	f.Add(bytes.Replace(good, []byte(`"created":`), []byte(`"created":1`), 1))
+	f.Add(bytes.Replace(good, []byte(`"local":`), []byte(`"local":1`), 1))
+	f.Add(bytes.Replace(good, []byte(`"sent":`), []byte(`"sent":1844674407370955161`), 1))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		n, err := overlay.NewWireGuard(overlay.WireGuardConfig{
+			Key: a.key, MTU: testMTU, Sink: func([][]byte) {}, Wire: overlaytest.New(overlaytest.Config{}).Wire(addr("192.0.2.1")),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = n.ImportSessions(data)
+		if err := errors.Join(n.Apply([]overlay.Peer{b.peer()}), n.Start()); err != nil {
+			t.Fatal(err)
+		}
+		_ = n.Send(udp(pod4(1), pod4(2), "x"))
+		if _, err := n.Peers(); err != nil {
+			t.Error(err)
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -293,11 +293,13 @@ func TestInteropCookieFromUs(t *testing.T) {
 
 func TestInteropCookieFromTheOther(t *testing.T) {
 	t.Parallel()
-	var cookies, proven atomic.Int64
+	var cookies, loaded, proven atomic.Int64
 	net := overlaytest.New(overlaytest.Config{Tap: func(d overlaytest.Datagram) {
 		switch k := handshake.KindOf(d.Payload); {
 		case k == handshake.KindCookie && d.To.Addr() == addr("192.0.2.1"):
 			cookies.Add(1)
+		case k == handshake.KindCookie:
+			loaded.Add(1)
 		case k == handshake.KindInitiation && d.From.Addr() == addr("192.0.2.1") && [16]byte(d.Payload[132:]) != [16]byte{}:
 			proven.Add(1)
 		}
@@ -323,7 +325,7 @@ func TestInteropCookieFromTheOther(t *testing.T) {
 			}
 		}
 	})
-	time.Sleep(50 * time.Millisecond)
+	until(t, "load", func() bool { return loaded.Load() > 0 })
 	n.meet(t, o)
 	n.send(t, udp(pod4(1), pod4(otherNode), "through the flood"))
 	until(t, "a cookie for us", func() bool { return cookies.Load() > 0 })

@@ -106,12 +106,13 @@ const (
 )
 
 // ExportSessions returns the sessions for a process with another layout of the
-// session file. It is nil before Stop: what is exported must not be used here
+// session file. It is nil before Start and
+// before Stop: what is exported must not be used here
 // any more, or two processes would seal with one counter.
 func (w *WireGuard) ExportSessions() []byte {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.stage != stageStopped {
+	if w.stage != stageStopped || !w.served {
 		return nil
 	}
 	out := exported{Version: exportVersion, Epoch: w.cfg.Epoch, Owner: w.self.String()}

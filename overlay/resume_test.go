@@ -103,7 +103,7 @@ func TestSessionsOutliveTheProcess(t *testing.T) {
 		if report := next.Report(); report != "" {
 			t.Fatalf("session file refused: %s", report)
 		}
-		if round > 1 { // peers may also come later
+		if round != 1 { // peers may also come later, if nothing is on its way
 			mesh(t, next, b)
 		}
 		b.send(t, udp(pod4(2), pod4(1), "meanwhile")) // the old one serves
@@ -145,18 +145,31 @@ func TestSessionsOutliveTheProcess(t *testing.T) {
 	}
 }
 
-// settle waits until no handshake is under way: both ends may have begun one.
+// settle waits until no handshake is under way: both ends may have begun one,
+// and the last message of one may still be on its way.
 func settle(t testing.TB, nodes ...*node) {
 	t.Helper()
+	var last string
 	until(t, "the end of handshakes", func() bool {
+		now, flying := "", 0
 		for _, n := range nodes {
-			if _, _, flying := n.SlotsInUse(); flying > 0 {
-				return false
+			peers, err := n.Peers()
+			if err != nil {
+				t.Fatal(err)
 			}
+			for _, p := range peers {
+				now += p.LastHandshake.String()
+			}
+			_, _, k := n.SlotsInUse()
+			flying += k
 		}
-		return true
+		same := now == last && flying == 0
+		last = now
+		if !same {
+			time.Sleep(100 * time.Millisecond)
+		}
+		return same
 	})
-	time.Sleep(20 * time.Millisecond) // what follows the last message
 }
 
 // TestBothProcessesSend lets the old process go on sending: a nonce is not used

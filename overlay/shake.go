@@ -250,9 +250,11 @@ func (p *peer) finish(msg []byte, from netip.AddrPort) bool {
 	old := p.current.Load()
 	p.w.retire(p.previous)
 	p.previous = old
-	if p.next != nil { // the peer's own, begun at the same time: it may send with it
+	if next := p.next; next != nil { // the peer's own, begun at the same time: it may send with it
 		p.w.retire(old)
-		p.previous, p.next = p.next, nil
+		p.previous, p.next = next, nil
+		next.confirmed.Store(true)
+		p.w.store.Confirm(next.slot, next.created, p.shaken) // before kp
 	}
 	p.use(kp, now)
 	return true

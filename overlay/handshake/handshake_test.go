@@ -173,8 +173,18 @@ func TestKindOf(t *testing.T) {
 		size  int
 		want  Kind
 	}{
-		{1, 148, KindInitiation}, {1, 147, 0}, {2, 92, KindResponse}, {2, 148, 0}, {3, 64, KindCookie}, {3, 92, 0},
-		{4, 32, KindTransport}, {4, 31, 0}, {4, 65000, KindTransport}, {0, 148, 0}, {5, 148, 0}, {1, 0, 0},
+		{1, 148, KindInitiation},
+		{1, 147, 0},
+		{2, 92, KindResponse},
+		{2, 148, 0},
+		{3, 64, KindCookie},
+		{3, 92, 0},
+		{4, 32, KindTransport},
+		{4, 31, 0},
+		{4, 65000, KindTransport},
+		{0, 148, 0},
+		{5, 148, 0},
+		{1, 0, 0},
 	} {
 		b := make([]byte, tt.size)
 		if tt.size > 0 {

@@ -37,8 +37,14 @@ func mapFile(f *os.File, size int) (*file, error) {
 	if merr != nil {
 		return nil, errors.Join(os.NewSyscallError("mmap", merr), f.Close())
 	}
-	_ = unix.Madvise(b, unix.MADV_DONTDUMP)                                                                                // keys stay out of core dumps; a kernel without it has none of ours anyway
+	_ = unix.Madvise(b, unix.MADV_DONTDUMP) // keys stay out of core dumps; a kernel without it has none of ours anyway
+	lock(b)
 	return &file{f: f, data: b, words: unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)}, nil // page-aligned, len(b)/8 words long
+}
+
+// lock keeps the pages that are used out of swap, where the process may.
+func lock(b []byte) {
+	_, _, _ = unix.Syscall(unix.SYS_MLOCK2, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MLOCK_ONFAULT)
 }
 
 func (m *file) close() error {

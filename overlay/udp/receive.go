@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,10 @@ import (
 
 // Batch is how many pieces one Receive takes at most.
 const Batch = 8
+
+// errorPause is how long Receive rests after an error. The next call may well
+// succeed: kernels report want of memory here, and ICMP errors of what was sent.
+const errorPause = time.Millisecond
 
 // mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
 type mmsghdr struct {
@@ -80,7 +85,8 @@ func (s *Sockets) Receive(queue int, bufs [][]byte, sizes, segments []int, from 
 		if r.errno == syscall.EBADF {
 			return 0, net.ErrClosed
 		}
-		return 0, nil // an ICMP error of an earlier datagram, for example
+		time.Sleep(errorPause)
+		return 0, nil
 	}
 	for i := range r.got {
 		h := &r.hdrs[i]
