@@ -103,7 +103,7 @@ func benchLookup(b *testing.B, t *flow.Table, keys []packet.Tuple) {
 func BenchmarkOpen(b *testing.B) {
 	for _, size := range []struct{ slots, flows int }{{1 << 19, 10_000}, {1 << 19, 150_000}, {1 << 22, 1_000_000}} {
 		b.Run(fmt.Sprintf("slots=%d/flows=%d", size.slots, size.flows), func(b *testing.B) {
-			dir, err := os.MkdirTemp("/dev/shm", "flow")
+			dir, err := os.MkdirTemp("/dev/shm", "flow") //nolint:usetesting // must be in memory
 			if err != nil {
 				b.Skip("needs a file system in memory:", err)
 			}
@@ -112,9 +112,11 @@ func BenchmarkOpen(b *testing.B) {
 			t := open(b, cfg)
 			fill(b, t, size.flows)
 			for b.Loop() {
+				b.StopTimer()
 				if err := t.Close(); err != nil {
 					b.Fatal(err)
 				}
+				b.StartTimer()
 				t = open(b, cfg)
 			}
 			if t.Len() != size.flows {

@@ -86,7 +86,7 @@ func (f *File) wait(w *atomic.Uint64) {
 			f.died.Store(true)
 			return
 		}
-		time.Sleep(nap)
+		time.Sleep(nap) //nolint:forbidigo // the dead tell nobody
 	}
 }
 

@@ -210,10 +210,10 @@ func TestMain(m *testing.M) {
 		}
 		f.Lock(&f.Words()[mapfile.HeadUser])
 		os.Stdout.WriteString("locked\n")
-		os.Stdin.Read(make([]byte, 1)) //nolint:errcheck // until somebody speaks
+		os.Stdin.Read(make([]byte, 1)) // until somebody speaks
 		f.Unlock(&f.Words()[mapfile.HeadUser])
 		os.Stdout.WriteString("unlocked\n")
-		os.Stdin.Read(make([]byte, 1)) //nolint:errcheck // until the end
+		os.Stdin.Read(make([]byte, 1)) // until the end
 		return
 	}
 	os.Exit(m.Run())
@@ -352,7 +352,7 @@ func TestInMemory(t *testing.T) {
 	if ok, err := f.InMemory(); !ok || err != nil {
 		t.Errorf("anonymous memory: %v, %v", ok, err)
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "mapfile")
+	dir, err := os.MkdirTemp("/dev/shm", "mapfile") //nolint:usetesting // must be in memory
 	if err != nil {
 		t.Skip("no tmpfs at /dev/shm:", err)
 	}
