@@ -140,7 +140,7 @@ func TestWireFull(t *testing.T) {
 func TestRecords(t *testing.T) {
 	t.Parallel()
 	flow := netstack.Flow{Tuple: tuple(7, packet.ProtoUDP), Backend: netip.MustParseAddrPort("[2001:db8::1]:53"), Replied: true, Idle: time.Second}
-	if got, err := parseFlow(appendFlow(nil, &flow)); err != nil || got != flow {
+	if got, err := parseFlow(flowRecord(&flow)); err != nil || got != flow {
 		t.Errorf("flow %+v became %+v, %v", flow, got, err)
 	}
 	udp := nodeport.UDPFlow{
@@ -169,7 +169,7 @@ func TestNewRefusesNonsense(t *testing.T) {
 		"another version": {{kindHello, append([]byte(magic), 9)}},
 		"half a tuple":    {{kindHello, hello()}, {kindBegan, make([]byte, tupleLen-1)}},
 		"no protocol":     {{kindHello, hello()}, {kindBegan, make([]byte, tupleLen)}},
-		"no socket":       {{kindHello, hello()}, {kindFlow, appendFlow(nil, &netstack.Flow{Tuple: tuple(1, packet.ProtoUDP), Backend: netip.MustParseAddrPort("192.0.2.1:53")})}},
+		"no socket":       {{kindHello, hello()}, {kindFlow, flowRecord(&netstack.Flow{Tuple: tuple(1, packet.ProtoUDP), Backend: netip.MustParseAddrPort("192.0.2.1:53")})}},
 		"no end":          {{kindHello, hello()}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -261,7 +261,7 @@ func FuzzNew(f *testing.F) {
 		Backend: netip.MustParseAddrPort("10.1.0.5:53"), Source: netip.MustParseAddrPort("10.1.0.2:1024"),
 	}
 	f.Add(conversation(message{kindBegan, appendTuple(nil, &t1, true)}, message{kindReturn, syn}, message{kindPacket, syn}, message{kindEnded, appendTuple(nil, &t1, false)}))
-	f.Add(conversation(message{kindUDPFlow, appendUDPFlow(nil, &udp)}, message{kindFlow, appendFlow(nil, &netstack.Flow{Tuple: t1, Backend: udp.Backend})}, message{kindDone, nil}))
+	f.Add(conversation(message{kindUDPFlow, appendUDPFlow(nil, &udp)}, message{kindFlow, flowRecord(&netstack.Flow{Tuple: t1, Backend: udp.Backend})}, message{kindDone, nil}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		refuse := func(netip.Addr) error { return errors.New("no") }
 		s, err := netstack.New(netstack.Config{Out: func([]byte) {}, Inbound: func([]byte) {}, Refuse: refuse})
@@ -307,10 +307,10 @@ func FuzzOld(f *testing.F) {
 }
 
 func FuzzRecords(f *testing.F) {
-	f.Add(appendFlow(nil, &netstack.Flow{Tuple: tuple(7, packet.ProtoUDP), Backend: netip.MustParseAddrPort("[2001:db8::1]:53")}))
+	f.Add(flowRecord(&netstack.Flow{Tuple: tuple(7, packet.ProtoUDP), Backend: netip.MustParseAddrPort("[2001:db8::1]:53")}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if flow, err := parseFlow(data); err == nil {
-			again, err := parseFlow(appendFlow(nil, &flow))
+			again, err := parseFlow(flowRecord(&flow))
 			if err != nil || again != flow {
 				t.Errorf("%+v became %+v, %v", flow, again, err)
 			}

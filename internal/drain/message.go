@@ -166,8 +166,8 @@ func (r *record) err() error {
 	return nil
 }
 
-func appendFlow(b []byte, f *netstack.Flow) []byte {
-	r := record{b: appendTuple(b, &f.Tuple, false)}
+func flowRecord(f *netstack.Flow) []byte {
+	r := record{b: appendTuple(nil, &f.Tuple, false)}
 	r.putAddr(f.Backend)
 	r.putFlag(f.Replied)
 	r.putTime(f.Idle)

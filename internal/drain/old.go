@@ -282,7 +282,7 @@ func (o *old) Return(buf []byte, inbound bool) {
 
 // Flow gives a flow away.
 func (o *old) Flow(f netstack.Flow, fd int) {
-	_ = o.wire.send(kindFlow, appendFlow(nil, &f), fd)
+	_ = o.wire.send(kindFlow, flowRecord(&f), fd)
 	closeFD(fd)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -270,7 +271,7 @@ func TestDrainMovesDatagrams(t *testing.T) {
 				_, _ = fmt.Fprintf(c, "%d", i)
 				n, err := c.Read(buf)
 				number, port, _ := strings.Cut(string(buf[:n]), " ")
-				if err != nil || number != fmt.Sprint(i) {
+				if err != nil || number != strconv.Itoa(i) {
 					t.Fatalf("asked %d, heard %q, %v", i, buf[:n], err)
 				}
 				return port
@@ -395,6 +396,25 @@ func TestDrainOfAPortUsedAgain(t *testing.T) {
 	r.ends(t)
 	_ = s.pod.send(syn)
 	eventually(t, "the SYN begins a connection in the new process", func() bool { return s.stack.Stats().Dialled == 1 })
+}
+
+// TestDrainOfAServer: what ends in a server of the old process goes on for a
+// moment, and ends in order.
+func TestDrainOfAServer(t *testing.T) {
+	t.Parallel()
+	f := families(t)[0]
+	s := succeed(t, false, func(c *netstack.Config) { c.Serve = echoOn(53) })
+	c := s.mustDial(t, f, 53)
+	speak(t, c, "before")
+	r := s.succeedBy()
+	speak(t, c, "after")
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the pod reads %v, want an end", err)
+	}
+	c.Close()
+	r.ends(t)
+	speak(t, s.mustDial(t, f, 53), "the new one's")
 }
 
 // TestDrainLosesThePredecessor: the old process is killed. A pod that only waits

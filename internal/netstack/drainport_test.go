@@ -215,6 +215,46 @@ func TestDrainNodePortBulk(t *testing.T) {
 	r.ends(t)
 }
 
+// TestDrainOfAnOpeningSession: the old process has accepted a client and reaches
+// the pod only when it has a successor.
+func TestDrainOfAnOpeningSession(t *testing.T) {
+	t.Parallel()
+	f := families(t)[0]
+	s := succeed(t, true, nil)
+	s.serveTCP(t, f, 80, func(c *gonet.TCPConn) { _, _ = io.Copy(c, c) })
+	first := s.stack
+	dialling, release := make(chan struct{}), make(chan struct{})
+	old := nodeport.New(nodeport.Config{
+		Place:  func(netip.Addr) nodeport.Place { return nodeport.PlacePod },
+		Router: func(bool) netip.Addr { return f.out },
+		Dial: func(ctx context.Context, src, dst netip.AddrPort) (net.Conn, error) {
+			close(dialling)
+			<-release
+			return first.Dial(ctx, src, dst)
+		},
+	})
+	t.Cleanup(func() { old.Close() })
+	at := netip.AddrPortFrom(f.loopback, freePort(t, f))
+	if err := old.Apply([]nodeport.Listener{{Addr: at, Proto: model.TCP, Owner: "test", Target: netip.AddrPortFrom(f.pod, 80)}}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	<-dialling
+	second := startStack(t, s.pod, s.change)
+	r := s.hand(second, sockets{old, nodeSockets(t, f, second)}, nil)
+	close(release)
+	speak(t, c, "opened by two")
+	if st := first.Stats(); st.Inbound != 1 || second.Stats().Inbound != 0 {
+		t.Errorf("the old process opened %d connections, want 1", st.Inbound)
+	}
+	c.Close()
+	r.ends(t)
+}
+
 // TestDrainLosesNodeSockets: the old process is killed with a session. Both ends
 // hear of it, though both only wait.
 func TestDrainLosesNodeSockets(t *testing.T) {

@@ -46,6 +46,8 @@ type heirRef struct{ Heir }
 // connections and flows of pods are returned to it; Dial and Datagrams still
 // work, for whoever has a client in hand. Pings are neither: a question after
 // this is the heir's, and an answer to an earlier one still goes out.
+// Connections to servers in this process are read a few seconds more and then
+// end as if they had been idle for too long.
 //
 // The caller stops calling Write before, except for what the heir passes on.
 // Run goes on: it ends what is idle.
@@ -57,6 +59,7 @@ func (s *Stack) Retire(h Heir) {
 	s.live.retire(h)
 	s.datagrams.retire(h)
 	s.inFlows.retire(h)
+	s.limitServed(time.Now().Add(servedPatience))
 }
 
 // Reinstate takes Retire back: the heir could not take over. Flows that were
@@ -69,6 +72,7 @@ func (s *Stack) Reinstate() {
 		e.retire(nil)
 	}
 	s.heir.Store(nil)
+	s.limitServed(time.Time{})
 }
 
 // GiveFlows gives the pods' flows of datagrams to the heir, all that have their
@@ -85,13 +89,10 @@ func (s *Stack) Idle() bool {
 }
 
 // giveBack returns a packet to the heir if there is one.
-func (s *Stack) giveBack(buf []byte, on *link) bool {
-	h := s.heir.Load()
-	if h == nil {
-		return false
+func (s *Stack) giveBack(buf []byte, on *link) {
+	if h := s.heir.Load(); h != nil {
+		h.Return(buf, on == s.inLink)
 	}
-	h.Return(buf, on == s.inLink)
-	return true
 }
 
 // retire tells the heir of the flows of UDP.
@@ -114,9 +115,12 @@ func (d *datagrams) retire(h Heir) {
 func (d *datagrams) give() {
 	d.mu.Lock()
 	var keys []packet.Tuple
-	for key := range d.flows {
-		if key.Proto == packet.ProtoUDP {
-			keys = append(keys, key)
+	for who, order := range d.recent {
+		if who.proto != packet.ProtoUDP {
+			continue
+		}
+		for e := order.Back(); e != nil; e = e.Prev() { // as they were opened or used last
+			keys = append(keys, e.Value.(*flow).key)
 		}
 	}
 	d.mu.Unlock()

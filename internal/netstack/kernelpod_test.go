@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -233,7 +234,7 @@ func BenchmarkDrained(b *testing.B) {
 	f := families(b)[0]
 	data := make([]byte, chunk)
 	for _, handovers := range []int{0, 1, 2} {
-		b.Run(fmt.Sprint(handovers), func(b *testing.B) {
+		b.Run(strconv.Itoa(handovers), func(b *testing.B) {
 			p := startLinuxPod(b)
 			c := p.dial(b, listen(b, f, func(c *net.TCPConn) {
 				for {

@@ -27,7 +27,8 @@ import (
 type spliced struct {
 	stack  *Stack
 	key    connKey
-	host   net.Conn // nil for a server in this process
+	host   net.Conn    // nil for a server in this process
+	served *servedConn // the other way round
 	pod    tcpip.Endpoint
 	events waiter.Queue
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -238,6 +239,9 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 		return
 	}
 	c.pod = ep
+	if server != nil {
+		c.served = &servedConn{TCPConn: gonet.NewTCPConn(&c.events, ep)}
+	}
 	s.tune(ep, host, s.conns.Held(key.src.Addr()) > crowd)
 	if !s.register(c) {
 		c.abort()
@@ -250,7 +254,10 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 	}
 	if server != nil {
 		s.counters.served.Add(1)
-		server(gonet.NewTCPConn(&c.events, ep))
+		if s.heir.Load() != nil {
+			c.served.limit(time.Now().Add(servedPatience))
+		}
+		server(c.served)
 	} else {
 		c.run()
 		splice.FlushOnClose(host)

@@ -1,6 +1,7 @@
 package nodeport
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -46,6 +47,9 @@ func (s *Server) Listeners() ([]Socket, error) {
 	var out []Socket
 	for k, l := range s.current() {
 		fd, err := l.duplicate()
+		if errors.Is(err, net.ErrClosed) {
+			continue // by an Apply that runs
+		}
 		if err != nil {
 			for _, one := range out {
 				unix.Close(one.FD)
@@ -271,7 +275,9 @@ func (s *Server) UDPFlows() []UDPFlow {
 	defer t.mu.Unlock()
 	now := time.Since(t.began)
 	out := make([]UDPFlow, 0, len(t.byKey))
-	for key, f := range t.byKey {
+	for e := t.all.Back(); e != nil; e = e.Prev() { // as they were heard last
+		f := e.Value.(*flow)
+		key := f.key
 		one := UDPFlow{
 			Listener: keyOf(*key.listener.want.Load()).addr, Client: key.client, Asked: key.asked,
 			Backend: f.backend, Source: f.path.LocalAddr(), Replied: f.replied.Load(),
