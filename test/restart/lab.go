@@ -26,7 +26,7 @@ const (
 	serveWait = time.Minute
 	// grace is how long an agent that was asked to end may take, as its pod's
 	// terminationGracePeriodSeconds.
-	grace = 30 * time.Second
+	grace = 330 * time.Second
 )
 
 // labDriver has the load run in a lab of two nodes.

@@ -94,7 +94,15 @@ func (r *report) disturb(ctx context.Context, d driver, loads []load.Load) (err 
 			return fmt.Errorf("%s: %w", k.name, err)
 		}
 	}
-	// What ends later than the traffic's gaps has its time now.
+	// Agents that gave way stay for the connections that end in them.
+	for _, l := range loads {
+		if t, ok := l.(*load.Talk); ok {
+			t.Renew()
+		}
+	}
+	if err := flows(ctx, loads, time.Now()); err != nil {
+		return fmt.Errorf("after all: %w", err)
+	}
 	var last error
 	for end := time.Now().Add(leaveWait); ; wait(ctx, time.Second) {
 		r.after, last = d.weigh(ctx)

@@ -59,6 +59,7 @@ func StartTalk(name string, lines []Line, each int, patience time.Duration) *Tal
 func (t *talk) run(stop <-chan struct{}) {
 	ticker := time.NewTicker(talkInterval)
 	defer ticker.Stop()
+	defer t.end()
 	for {
 		select {
 		case <-stop:
@@ -66,11 +67,7 @@ func (t *talk) run(stop <-chan struct{}) {
 		case <-ticker.C:
 		}
 		begin := time.Now()
-		err := t.once()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		t.note(begin, err)
+		t.note(begin, t.once())
 	}
 }
 
@@ -105,6 +102,10 @@ func (t *talk) note(begin time.Time, err error) {
 	}
 	if errors.Is(err, errNotOpen) {
 		return // the silence tells
+	}
+	if errors.Is(err, net.ErrClosed) {
+		t.conn = nil // by Renew or Close
+		return
 	}
 	if errors.Is(err, errWrong) {
 		t.counts.Wrong++
@@ -148,17 +149,26 @@ func (t *Talk) Flows(since time.Time) error {
 // Settle implements Load: a talk that is broken is known to be.
 func (t *Talk) Settle(ctx context.Context) { wait(ctx, time.Second) }
 
+// Renew ends all connections, each of which is followed by a new one.
+func (t *Talk) Renew() {
+	for _, one := range t.talks {
+		one.end()
+	}
+}
+
 // Close implements Load.
 func (t *Talk) Close() error {
 	close(t.stop)
-	var errs []error
-	for _, one := range t.talks {
-		one.mu.Lock()
-		if one.conn != nil {
-			errs = append(errs, one.conn.close())
-		}
-		one.mu.Unlock()
-	}
+	t.Renew()
 	t.work.Wait()
-	return errors.Join(errs...)
+	return nil
+}
+
+// end ends the connection, if there is one.
+func (t *talk) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.conn != nil {
+		_ = t.conn.close() // it may have been ended already
+	}
 }
