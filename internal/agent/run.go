@@ -226,10 +226,12 @@ func (p *process) enter(a *Agent, seat *handover.Seat) error {
 	if a.heritage != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
 		defer cancel()
-		if err := a.heritage.Serve(ctx); err != nil {
-			return err
-		}
 		h := a.heritage
+		if err := h.Serve(ctx); err != nil { // whether that one is dead or goes on, the seat knows
+			p.log.Warn("connections of the agent before are lost", "error", err)
+			a.heritage = nil
+			return seat.Serving()
+		}
 		go func() { // as long as the process, which does not stay for it
 			if err := h.Run(context.Background()); err != nil {
 				p.log.Warn("connections of the agent before are lost", "error", err)
@@ -334,12 +336,19 @@ func (p *process) handOver(ctx context.Context, a *Agent, heir *handover.Heir, d
 
 // lateAnswers is how long an agent that has handed over keeps its devices, for
 // answers of name servers that it has asked.
-const lateAnswers = 2 * time.Second
+const lateAnswers = 500 * time.Millisecond
 
 // drain is what an agent does after another one has taken over.
 func (p *process) drain(a *Agent, d *retirement, end func() error) {
 	began := time.Now()
-	time.Sleep(lateAnswers)
+	select {
+	case <-d.done:
+		if errors.Is(d.err, drain.ErrNotTaken) { // back in service, where there is none
+			_ = a.sockets.Close()
+		}
+	case <-time.After(lateAnswers):
+	}
+	time.Sleep(time.Until(began.Add(lateAnswers)))
 	err := a.letGo()
 	<-d.done
 	d.cancel()
