@@ -122,6 +122,9 @@ func (p *process) terms(ctx context.Context) error {
 	if err := a.prepare(); err != nil {
 		return errors.Join(err, a.close())
 	}
+	if err := p.awaitNews(ctx); err != nil {
+		return errors.Join(err, a.close())
+	}
 	// The one that serves is asked to hand over only now, when nothing is left to
 	// find out or to make that could keep us from serving, as far as it can be known.
 	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir, a.wants()...)
@@ -150,6 +153,29 @@ func (p *process) terms(ctx context.Context) error {
 			return errors.Join(err, a.close(), seat.Leave())
 		}
 	}
+}
+
+// newsTime bounds the wait for the API server while another agent serves, and
+// newsPoll is how often it is looked at.
+const (
+	newsTime = 5 * time.Second
+	newsPoll = 10 * time.Millisecond
+)
+
+// awaitNews waits for the newest State while another agent serves: what was kept
+// of the last one may lack what changed a moment ago. When nobody serves, pods wait.
+func (p *process) awaitNews(ctx context.Context) error {
+	for began := time.Now(); p.cfg.Cluster != nil && !p.cfg.Cluster.Live(); {
+		if time.Since(began) > newsTime || !handover.Served(p.cfg.StateDir) {
+			return nil
+		}
+		select {
+		case <-time.After(newsPoll):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // term serves until the context ends or a successor serves. It owns the Agent, and
