@@ -242,6 +242,24 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 	}
 }
 
+// Watched reports whether a holder in dir lives, which starts an agent when there is
+// none.
+func Watched(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false // there is no such directory
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for _, e := range entries {
+		if client, err := holder.Dial(ctx, filepath.Join(dir, e.Name())); err == nil {
+			_ = client.Close()
+			return true
+		}
+	}
+	return false
+}
+
 // Own gives the holder copies of everything, and makes this agent the one whose
 // death counts.
 func (c *Custodian) Own(all Estate) {

@@ -121,7 +121,13 @@ func TestHolderIsReplaced(t *testing.T) {
 func TestFoundAtOtherHolders(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), HoldersDir)
+	if Watched(dir) {
+		t.Error("nobody watches")
+	}
 	own, _ := hold(t, filepath.Join(dir, "own.sock"))
+	if !Watched(dir) {
+		t.Error("a holder watches")
+	}
 	other, _ := hold(t, filepath.Join(dir, "other.sock"))
 	dead, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(dir, "dead.sock"), Net: "unixpacket"})
 	if err != nil {
