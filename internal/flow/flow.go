@@ -162,7 +162,7 @@ type Table struct {
 	unverified atomic.Int64  // how many buckets nobody has looked at since Open
 	loose      atomic.Uint64 // slots thrown away that had no partner
 
-	stats  counters
+	stats counters
 }
 
 type stripeLock struct {
