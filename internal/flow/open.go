@@ -199,7 +199,7 @@ func build(f *mapfile.File, cfg *Config) *Table {
 // Who has the table last leaves it for a successor of another version as well.
 func (t *Table) Close() error {
 	var err error
-	if t.path != "" && t.slots != nil && !t.file.Shared() {
+	if t.file.Last() {
 		err = portable.Leave(t.path, t.Export)
 	}
 	t.slots, t.nslots, t.tags = nil, 0, nil
