@@ -229,22 +229,28 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 			return heir.Conn().Close()
 		}
 		p.log.Warn("this agent serves on, for its successor does not", "error", err)
-		if err := d.takeBack(); err != nil {
+		if e, err = a.goOn(seat, d); err != nil {
 			return fmt.Errorf("go on after a successor failed: %w", err)
 		}
-		all, done := a.borrowed()
-		for name := range all {
-			if estate.IsListener(name) {
-				delete(all, name) // at work again
-			}
-		}
-		e, err = all.Copy()
-		done()
-		if err = errors.Join(err, seat.Resume(), a.letGo()); err != nil {
-			return err
-		}
-		legacy, a.relieve, a.heritage = nil, func() {}, nil
+		legacy = nil
 	}
+}
+
+// goOn takes everything back from a successor that failed, for seize.
+func (a *Agent) goOn(seat *handover.Seat, d *retirement) (estate.Estate, error) {
+	if err := d.takeBack(); err != nil {
+		return nil, err
+	}
+	all, done := a.borrowed()
+	for name := range all {
+		if estate.IsListener(name) {
+			delete(all, name) // at work again
+		}
+	}
+	e, err := all.Copy()
+	done()
+	a.relieve, a.heritage = func() {}, nil
+	return e, errors.Join(err, seat.Resume(), a.letGo())
 }
 
 // enter is the moment from which on this agent serves and the one before does not.
@@ -374,7 +380,7 @@ func (p *process) drain(a *Agent, d *retirement, end func() error) {
 		}
 	case <-time.After(lateAnswers):
 	}
-	time.Sleep(time.Until(began.Add(lateAnswers)))
+	<-time.After(time.Until(began.Add(lateAnswers)))
 	err := a.letGo()
 	<-d.done
 	d.cancel()

@@ -94,7 +94,7 @@ func (a *Agent) openPool() error {
 		if !errors.Is(err, ipam.ErrLocked) || time.Since(began) > lockTime {
 			return err
 		}
-		time.Sleep(wait)
+		<-time.After(wait)
 	}
 }
 

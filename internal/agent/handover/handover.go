@@ -264,7 +264,7 @@ func (s *Seat) accept(l net.Listener, f func(*net.UnixConn)) {
 			return
 		}
 		if err != nil {
-			time.Sleep(pollTime) // too many open files
+			<-time.After(pollTime) // too many open files
 			continue
 		}
 		if u, ok := conn.(*net.UnixConn); ok {
