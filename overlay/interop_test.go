@@ -315,13 +315,13 @@ func TestInteropCookieFromTheOther(t *testing.T) {
 		copy(msg[8:], randomBytes(108))
 		signer.Sign(msg, time.Now())
 		for {
-			for range 300 {
+			for range 400 { // the device is under load with 128 waiting, and for a second after
 				net.Inject(overlaytest.Datagram{From: ports("198.51.100.1:1"), To: o.peer().Endpoint, Payload: msg})
 			}
 			select {
 			case <-stop:
 				return
-			case <-time.After(5 * time.Millisecond):
+			case <-time.After(300 * time.Millisecond):
 			}
 		}
 	})

@@ -2,34 +2,54 @@
 // process, fed by the router without a second TUN device.
 //
 // Peers come from the cluster state by [Compile], which is pure and refuses
-// what nodes may not claim. An [Engine] carries packets to them; [WireGuard]
-// is the engine we have. The seam is small on purpose, so that an engine of
-// our own can replace it.
+// what nodes may not claim. An [Engine] carries packets to them; [WireGuard] is
+// the engine. It speaks WireGuard, and is held against wireguard-go's device in
+// tests; packets run to completion, without queues and goroutines between:
 //
-//	router --Send--> ring --Read--> segmenter --> wireguard: seal --> bind --> UDP
-//	router <--Sink-- coalescer <----Write-------- wireguard: open <-- bind <-- UDP
+//	router --Send--> route, cut, seal in place ---------> one sendmsg per piece
+//	       \                                      in the caller's goroutine
+//	        no session: waits in a bounded queue, and a handshake begins
+//
+//	router <--Sink-- merge <-- whose source is it? <-- open in place <-- recvmmsg
+//	                                               in one goroutine per socket
+//	        handshake messages: MACs checked there, the rest by one goroutine
 //
 // A packet on the router's side is a virtio-net header and an IP packet of up
-// to 64 KiB. It is cut into tunnel-sized packets in the very buffers that
-// WireGuard encrypts, and put together again at the other end, so that a bulk
-// stream crosses in batches.
+// to 64 KiB. It is cut into tunnel-sized packets where they are encrypted, and
+// the kernel cuts and joins the datagrams of a piece.
+//
+// A peer's life is in peer.go (timers), shake.go (handshakes) and keypair.go
+// (limits); names of constants are those of the WireGuard whitepaper. What
+// strangers send is parsed in package handshake, sockets are package udp, and
+// key pairs live in a store of package sessions, which outlives the process:
+//
+//	NewWireGuard   opens sockets and file, touches nothing; another process may serve
+//	Start          takes the sessions over and serves
+//	Stop           serves no more; the file is final, the sockets are still open
+//	Close
 //
 // Invariants:
-//   - Fail closed. A destination without a peer is [ErrNoPeer]; the bind lets
-//     nothing out that is not a WireGuard message.
-//   - Nothing waits for the network: Send copies into a bounded ring or
-//     returns [ErrFull].
-//   - Memory is bounded. WireGuard's own queues are not, so this package lets
-//     only so many packets into them, in both directions (see window.go).
-//   - A peer's endpoint is what the cluster state says. Roaming is off: a
-//     packet from elsewhere is accepted when it is authentic, but answers go
-//     to the configured endpoint, so nobody on the path can divert a tunnel.
+//   - Fail closed. A destination without a peer is [ErrNoPeer]; nothing leaves
+//     but what seal and the handshake made.
+//   - No nonce is used twice, also when the process is killed, or another one
+//     works on the same sessions: see package sessions.
+//   - Nothing waits for the network: a socket without room is a counted drop.
+//   - What the network can make grow is bounded: handshake messages that wait,
+//     packets that wait for handshakes, four key pairs per peer, who may ask.
+//   - One caller's packets leave in the order in which it sent them.
+//   - A peer's endpoint is what the cluster state says. Roaming is off unless it
+//     is asked for: a packet from elsewhere is accepted when it is authentic, but
+//     answers go to the configured endpoint, so nobody on the path can divert a
+//     tunnel.
 //   - No persistent keepalives: between nodes there is no NAT to keep open.
-//     Apply shakes hands with every new peer at once, and a session that has
-//     aged out is renewed by the first packet, which waits and is not lost.
+//     Start and Apply shake hands with every new peer at once, and a session that
+//     has aged out is renewed by the first packet, which waits and is not lost.
 //
-// Test with two engines on an overlaytest.Network: real WireGuard devices on
-// in-memory wires, with loss and reordering, no root needed.
+// When both ends begin a handshake at once, both answer: each has two sessions
+// then, sends with its own and understands the other, and only one end renews.
+//
+// Test with two engines on an overlaytest.Network, in a synctest bubble where
+// time matters; no root needed.
 package overlay
 
 import (
@@ -41,8 +61,9 @@ import (
 // called from any goroutine.
 type Engine interface {
 	// Send takes one packet, or super-packet, with its virtio-net header, for
-	// the peer whose AllowedIPs hold its destination. It copies buf and never
-	// blocks or allocates. Errors: ErrNoPeer, ErrFull, ErrMalformed, ErrClosed.
+	// the peer whose AllowedIPs hold its destination. It does not keep buf, but may
+	// change its headers; it does not wait for the network, nor allocate where
+	// there is a session. Errors: ErrNoPeer, ErrFull, ErrMalformed, ErrClosed.
 	Send(buf []byte) error
 	// Apply makes peers the whole set of peers. It is idempotent, touches only
 	// what differs, and sessions of unchanged peers live on. After an error it
@@ -58,8 +79,8 @@ type Engine interface {
 
 // Sink takes decrypted packets, put together to super-packets where possible,
 // each with its virtio-net header. They are borrowed: valid until it returns,
-// and may be changed in place. It is called from several goroutines, one per
-// peer at a time, and must not wait for Close.
+// and may be changed in place. It is called from one goroutine per socket, may
+// call Send, and must not wait for Stop or Close.
 type Sink func(packets [][]byte)
 
 // Peer is another node as the engine shall know it.

@@ -278,7 +278,7 @@ func (a *Affinity) Report() AffinityReport { return a.report }
 // Who has the file last leaves it for a successor of another version as well.
 func (a *Affinity) Close() error {
 	var err error
-	if a.cfg.Path != "" && a.shards != nil && !a.file.Shared() {
+	if a.file.Last() {
 		err = portable.Leave(a.cfg.Path, a.Export)
 	}
 	a.shards = nil

@@ -61,6 +61,9 @@ type Cluster interface {
 	claim.NameServer
 	// Servers returns where API servers are reached.
 	Servers() []netip.AddrPort
+	// Live reports whether the State is what the cluster says now, and not what it
+	// said to the last process.
+	Live() bool
 }
 
 // Config says what an agent needs to know before it can ask.

@@ -147,6 +147,7 @@ func (c *compiler) self() *model.Node {
 // features compiles what the parts make of the State.
 func (c *compiler) features() {
 	s := c.in.State
+	zone := c.compileNames()
 	c.mesh = overlay.Compile(overlay.Input{
 		Self: c.in.Node, Nodes: s.Nodes, Blocks: s.Blocks, Reserved: s.ServiceCIDRs, Pools: c.podRanges(), Protected: c.in.Protected,
 		BlockPools: slices.Concat(s.BlockPools, claim.Pools(&model.State{}, c.in.ClusterCIDRs)),
@@ -181,7 +182,7 @@ func (c *compiler) features() {
 		c.problem("network policy " + p.Policy.String() + ": " + p.Reason)
 	}
 	c.tables.Policy = policies
-	c.names()
+	c.names(zone)
 	if svc := s.Service(dnsService); svc != nil && !c.in.ForeignDNS {
 		c.tables.DNSPort = DNSPort
 		for _, a := range svc.ClusterIPs {
@@ -211,17 +212,25 @@ func (c *compiler) nodes() []*model.Node {
 }
 
 // names compiles the zone of the cluster's names.
-func (c *compiler) names() {
+func (c *compiler) names(zone <-chan *dns.Zone) {
+	c.zone = <-zone
+	for _, p := range c.zone.Problems() {
+		c.problem("name " + p.String())
+	}
+}
+
+// compileNames compiles the names beside everything else: of a large cluster's first
+// State they are half of the work, and a node without an agent waits for it.
+func (c *compiler) compileNames() <-chan *dns.Zone {
 	in := dns.InputOf(c.in.State)
 	in.Domain, in.Server, in.Previous = c.in.Domain, dnsService, c.previous().Zone
 	in.Ranges = slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs)
 	if svc := c.in.State.Service(dnsService); svc != nil {
 		in.Addresses = svc.ClusterIPs
 	}
-	c.zone = dns.Compile(in)
-	for _, p := range c.zone.Problems() {
-		c.problem("name " + p.String())
-	}
+	zone := make(chan *dns.Zone, 1)
+	go func() { zone <- dns.Compile(in) }()
+	return zone
 }
 
 // routes fills the routing table from the widest range to the single address,

@@ -120,16 +120,17 @@ func (a *Agent) ends() drain.Ends {
 
 // inheritSockets takes the node's listening sockets, and learns of the connections
 // that stay with the agent before.
-func (a *Agent) inheritSockets(e estate.Estate) error {
+func (a *Agent) inheritSockets(e estate.Estate) {
 	if fd, ok := e.TakeOne(estate.Drain); ok {
 		conn, err := drain.Conn(fd)
-		if err != nil {
-			return fmt.Errorf("take connections over: %w", err)
+		if err == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), lockTime)
+			defer cancel()
+			a.heritage, err = drain.New(ctx, conn, a.ends())
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
-		defer cancel()
-		if a.heritage, err = drain.New(ctx, conn, a.ends()); err != nil {
-			return fmt.Errorf("take connections over: %w", err)
+		if err != nil { // it is dead, or of a version that speaks otherwise
+			a.log.Warn("connections of the agent before are lost", "error", err)
+			a.heritage = nil
 		}
 	}
 	var sockets []nodeport.Socket
@@ -139,7 +140,6 @@ func (a *Agent) inheritSockets(e estate.Estate) error {
 	if len(sockets) > 0 {
 		a.sockets.Adopt(sockets)
 	}
-	return nil
 }
 
 // syncListeners has the holder keep the listening sockets that there are; applying

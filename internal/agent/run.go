@@ -122,6 +122,9 @@ func (p *process) terms(ctx context.Context) error {
 	if err := a.prepare(); err != nil {
 		return errors.Join(err, a.close())
 	}
+	if err := p.awaitNews(ctx); err != nil {
+		return errors.Join(err, a.close())
+	}
 	// The one that serves is asked to hand over only now, when nothing is left to
 	// find out or to make that could keep us from serving, as far as it can be known.
 	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir, a.wants()...)
@@ -150,6 +153,29 @@ func (p *process) terms(ctx context.Context) error {
 			return errors.Join(err, a.close(), seat.Leave())
 		}
 	}
+}
+
+// newsTime bounds the wait for the API server while another agent serves, and
+// newsPoll is how often it is looked at.
+const (
+	newsTime = 5 * time.Second
+	newsPoll = 10 * time.Millisecond
+)
+
+// awaitNews waits for the newest State while another agent serves: what was kept
+// of the last one may lack what changed a moment ago. When nobody serves, pods wait.
+func (p *process) awaitNews(ctx context.Context) error {
+	for began := time.Now(); p.cfg.Cluster != nil && !p.cfg.Cluster.Live(); {
+		if time.Since(began) > newsTime || !handover.Served(p.cfg.StateDir) {
+			return nil
+		}
+		select {
+		case <-time.After(newsPoll):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // term serves until the context ends or a successor serves. It owns the Agent, and
@@ -203,22 +229,28 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 			return heir.Conn().Close()
 		}
 		p.log.Warn("this agent serves on, for its successor does not", "error", err)
-		if err := d.takeBack(); err != nil {
+		if e, err = a.goOn(seat, d); err != nil {
 			return fmt.Errorf("go on after a successor failed: %w", err)
 		}
-		all, done := a.borrowed()
-		for name := range all {
-			if estate.IsListener(name) {
-				delete(all, name) // at work again
-			}
-		}
-		e, err = all.Copy()
-		done()
-		if err = errors.Join(err, seat.Resume(), a.letGo()); err != nil {
-			return err
-		}
-		legacy, a.relieve, a.heritage = nil, func() {}, nil
+		legacy = nil
 	}
+}
+
+// goOn takes everything back from a successor that failed, for seize.
+func (a *Agent) goOn(seat *handover.Seat, d *retirement) (estate.Estate, error) {
+	if err := d.takeBack(); err != nil {
+		return nil, err
+	}
+	all, done := a.borrowed()
+	for name := range all {
+		if estate.IsListener(name) {
+			delete(all, name) // at work again
+		}
+	}
+	e, err := all.Copy()
+	done()
+	a.relieve, a.heritage = func() {}, nil
+	return e, errors.Join(err, seat.Resume(), a.letGo())
 }
 
 // enter is the moment from which on this agent serves and the one before does not.
@@ -226,10 +258,12 @@ func (p *process) enter(a *Agent, seat *handover.Seat) error {
 	if a.heritage != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
 		defer cancel()
-		if err := a.heritage.Serve(ctx); err != nil {
-			return err
-		}
 		h := a.heritage
+		if err := h.Serve(ctx); err != nil { // whether that one is dead or goes on, the seat knows
+			p.log.Warn("connections of the agent before are lost", "error", err)
+			a.heritage = nil
+			return seat.Serving()
+		}
 		go func() { // as long as the process, which does not stay for it
 			if err := h.Run(context.Background()); err != nil {
 				p.log.Warn("connections of the agent before are lost", "error", err)
@@ -334,12 +368,19 @@ func (p *process) handOver(ctx context.Context, a *Agent, heir *handover.Heir, d
 
 // lateAnswers is how long an agent that has handed over keeps its devices, for
 // answers of name servers that it has asked.
-const lateAnswers = 2 * time.Second
+const lateAnswers = 500 * time.Millisecond
 
 // drain is what an agent does after another one has taken over.
 func (p *process) drain(a *Agent, d *retirement, end func() error) {
 	began := time.Now()
-	time.Sleep(lateAnswers)
+	select {
+	case <-d.done:
+		if errors.Is(d.err, drain.ErrNotTaken) { // back in service, where there is none
+			_ = a.sockets.Close()
+		}
+	case <-time.After(lateAnswers):
+	}
+	<-time.After(time.Until(began.Add(lateAnswers)))
 	err := a.letGo()
 	<-d.done
 	d.cancel()

@@ -66,9 +66,7 @@ func (a *Agent) seize(e estate.Estate) error {
 	a.loop = loop.New(loop.Config[Output]{
 		Compile: a.compile, Problems: func(out Output) []string { return out.Problems }, Publish: a.publish, Apply: a.apply, Log: a.log,
 	})
-	if err := a.inheritSockets(e); err != nil {
-		return err
-	}
+	a.inheritSockets(e)
 	if err := a.restore(e); err != nil {
 		return err
 	}
@@ -96,7 +94,7 @@ func (a *Agent) openPool() error {
 		if !errors.Is(err, ipam.ErrLocked) || time.Since(began) > lockTime {
 			return err
 		}
-		time.Sleep(wait)
+		<-time.After(wait)
 	}
 }
 

@@ -65,7 +65,7 @@ var rows = map[string]row{
 		reason:  "names and descriptors; the less it knows the less can end it",
 	},
 	"internal/agent/cleanup": {
-		imports: []string{"cni", "internal/agent/handover", "internal/agent/record", "internal/kernel"},
+		imports: []string{"cni", "internal/agent/estate", "internal/agent/handover", "internal/agent/record", "internal/kernel"},
 		reason:  "takes away what an agent made, without being one",
 	},
 	"internal/agent/record": {

@@ -186,6 +186,13 @@ func (k *Kubernetes) missing() string {
 	return ""
 }
 
+// Live reports whether the State is the API server's and not one of the last run.
+func (k *Kubernetes) Live() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.missing() == "" && k.cached == nil
+}
+
 // hear notes when something changed, once everything was read; mu is held.
 func (k *Kubernetes) hear(at time.Time) {
 	if k.heard.IsZero() && k.missing() == "" {

@@ -112,9 +112,11 @@ func BenchmarkOpen(b *testing.B) {
 			t := open(b, cfg)
 			fill(b, t, size.flows)
 			for b.Loop() {
+				b.StopTimer()
 				if err := t.Close(); err != nil {
 					b.Fatal(err)
 				}
+				b.StartTimer()
 				t = open(b, cfg)
 			}
 			if t.Len() != size.flows {

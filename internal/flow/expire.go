@@ -9,17 +9,24 @@ const expireParts = 60
 // for longer than its timeout. Called once a second it is a clock hand that
 // comes by every minute. It returns the number of connections that it freed.
 //
-// When a process that shared the table has died since, it repairs what that one
-// left: writers wait meanwhile.
+// In the first minute it verifies what Open took over. When a process that shared
+// the table has died since, it repairs what that one left: writers wait meanwhile.
 func (t *Table) Expire(now uint32) int {
 	if t.file.Died() {
 		t.mend()
 	}
 	part := (t.bucketMask + expireParts) / expireParts
 	hand := t.hand.Add(part) - part
+	verify := t.unverified.Load() > 0
+	if verify {
+		t.unverified.Add(-int64(part))
+	}
 	freed := 0
 	for n := range part {
 		b := (hand + n) & t.bucketMask
+		if verify {
+			t.verify(b)
+		}
 		for m := usedTags(t.tags[b].Load()); m != 0; m &= m - 1 {
 			c, ok := t.inspect(b*bucketSize+firstTag(m), now)
 			if ok && !c.reverse && c.expired && t.remove(c.ref) {

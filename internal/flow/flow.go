@@ -23,6 +23,9 @@
 //   - A slot, its bucket's tag word and its sequence number are changed only
 //     under the stripe lock of its bucket; activity words (state, last seen,
 //     counters) are changed by anyone, atomically.
+//   - Those locks lie in the file. So a process that was killed while it changed
+//     something left one that is held, and only then does Open look at every slot:
+//     otherwise 150 000 connections are taken over in 5 ms instead of 150.
 //   - Both slots of a connection appear and disappear in one step under the
 //     locks of both, and each names the other.
 //   - A full neighbourhood evicts what is over, expired or was never answered,
@@ -155,7 +158,11 @@ type Table struct {
 	owners []atomic.Uint64
 	mu     [stripes]stripeLock // stripe locks among the goroutines of this process
 	hand   atomic.Uint32       // the bucket at which Expire goes on
-	stats  counters
+
+	unverified atomic.Int64  // how many buckets nobody has looked at since Open
+	loose      atomic.Uint64 // slots thrown away that had no partner
+
+	stats counters
 }
 
 type stripeLock struct {

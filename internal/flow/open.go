@@ -127,8 +127,10 @@ func slotsAt(slots int) int {
 
 // Open opens or creates the table. A file that is foreign, torn, of another
 // version or of another epoch is replaced by an empty table, and Report says
-// why; an interrupted writer's traces are repaired. It fails when the file
-// cannot be used at all, and with ErrInUse when a process has it open.
+// why; an interrupted writer's traces are repaired. Nobody else is expected to
+// write the file; should somebody have, Expire finds that within a minute. It
+// fails when the file cannot be used at all, and with ErrInUse when a process has
+// it open.
 func Open(cfg Config) (*Table, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -157,6 +159,9 @@ func openFile(f *mapfile.File, cfg *Config) (*Table, error) {
 		}
 		t.report = Report{Joined: true, Adopted: t.Len()}
 		return t, nil
+	case found.Found && f.Units() == cfg.Slots && !t.interrupted():
+		t.unverified.Store(int64(len(t.tags))) // at most maxSlots
+		t.report.Adopted = t.Len()
 	case found.Found:
 		for i := range t.locks {
 			t.locks[i].Store(0)
@@ -194,7 +199,7 @@ func build(f *mapfile.File, cfg *Config) *Table {
 // Who has the table last leaves it for a successor of another version as well.
 func (t *Table) Close() error {
 	var err error
-	if t.path != "" && t.slots != nil && !t.file.Shared() {
+	if t.file.Last() {
 		err = portable.Leave(t.path, t.Export)
 	}
 	t.slots, t.nslots, t.tags = nil, 0, nil

@@ -286,6 +286,30 @@ func TestHandoverToAnotherVersion(t *testing.T) {
 	compare(t, dump(tab), dump(exported))
 }
 
+// TestEndAfterAnotherVersion: who has handed over to another version leaves
+// nothing: its connections are the other one's, which knows better by then.
+func TestEndAfterAnotherVersion(t *testing.T) {
+	t.Parallel()
+	cfg := flow.Config{Path: filepath.Join(t.TempDir(), "flows"), Slots: 256, Epoch: "boot"}
+	old := open(t, cfg)
+	insert(old, tupleOf(1), 1, 1)
+	next, err := mapfile.Open(otherVersion(), mapfile.Config{Path: cfg.Path, Units: 100, Epoch: "boot", Join: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Share(); err != nil {
+		t.Fatal(err)
+	}
+	insert(old, tupleOf(2), 1, 1)
+	closeTable(t, old)
+	if list, err := os.ReadDir(filepath.Dir(cfg.Path)); err != nil || len(list) != 1 {
+		t.Errorf("files %v, %v; want the other's alone", list, err)
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestEndBeforeAnotherVersion: a process that ends by Close serves a successor of
 // another version, once.
 func TestEndBeforeAnotherVersion(t *testing.T) {

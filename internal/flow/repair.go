@@ -2,6 +2,7 @@ package flow
 
 import (
 	"fmt"
+	"math/bits"
 	"runtime"
 	"sync"
 )
@@ -81,6 +82,64 @@ func (t *Table) survey(from, to int, kept []bool) count {
 		}
 	})
 	return c
+}
+
+// interrupted reports whether a process was killed while it changed the table:
+// it does so under locks, which lie in the file, so that without one that is held
+// everything is whole. The tags are counted as well, which costs next to nothing.
+func (t *Table) interrupted() bool {
+	for i := range t.locks {
+		if t.locks[i].Load() != 0 {
+			return true
+		}
+	}
+	used := 0
+	for b := range t.tags {
+		used += bits.OnesCount64(usedTags(t.tags[b].Load()))
+	}
+	return uint64(used) != 2*t.head[headCount].Load() // not negative
+}
+
+// verify throws away what repair would, in one bucket of a table in use.
+func (t *Table) verify(b uint32) {
+	for m := usedTags(t.tags[b].Load()); m != 0; m &= m - 1 {
+		i := b*bucketSize + firstTag(m)
+		p := high(t.slots[i][wordPartner].Load())
+		var set lockSet
+		set.add(b)
+		if p < t.nslots {
+			set.add(p / bucketSize)
+		}
+		t.lock(&set)
+		if t.tagged(i) && high(t.slots[i][wordPartner].Load()) == p && !t.whole(i, p) {
+			t.clearLoose(i)
+		}
+		t.unlock(&set)
+	}
+}
+
+// whole reports whether slots i and p are a pair that is in order. The caller
+// has the locks of both.
+func (t *Table) whole(i, p uint32) bool {
+	if p >= t.nslots {
+		return false
+	}
+	if flagsOf(t.slots[i][wordPorts].Load())&FlagReverse != 0 {
+		i, p = p, i
+	}
+	found, ok := t.pairAt(i)
+	return ok && found == p
+}
+
+func (t *Table) tagged(i uint32) bool { return t.tags[i/bucketSize].Load()>>(i%bucketSize*8)&0xff != 0 }
+
+// clearLoose frees a slot without a partner. Two of them were counted as one
+// connection. The caller holds its lock.
+func (t *Table) clearLoose(i uint32) {
+	t.clear(i)
+	if t.loose.Add(1)%2 == 0 {
+		t.head[headCount].Add(^uint64(0))
+	}
 }
 
 // eachTagged calls f for every slot of some buckets that has a tag.

@@ -201,9 +201,14 @@ func (t *Table) charge(owner uint32) bool {
 	return true
 }
 
+// discharge undoes charge. A file may count less than it holds.
 func (t *Table) discharge(owner uint32) {
-	if owner != 0 {
-		t.owners[owner%ownerSlots].Add(^uint64(0))
+	if owner == 0 {
+		return
+	}
+	c := &t.owners[owner%ownerSlots]
+	for n := c.Load(); n > 0 && !c.CompareAndSwap(n, n-1); n = c.Load() {
+		continue
 	}
 }
 
@@ -282,8 +287,12 @@ func (t *Table) remove(ref Ref) bool {
 	s := &t.slots[i]
 	s0 := s[wordSeq].Load()
 	if low(s0) != ref.seq() || s[wordPorts].Load()&usedMark == 0 ||
-		high(s[wordPartner].Load()) != partner {
+		high(s[wordPartner].Load()) != partner || !t.tagged(i) {
 		return false
+	}
+	if high(t.slots[partner][wordPartner].Load()) != i || !t.tagged(partner) {
+		t.clearLoose(i) // a file that nobody has verified yet
+		return true
 	}
 	t.clear(i)
 	t.clear(partner)

@@ -130,7 +130,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(s.Command[0], s.Command[1:]...) //nolint:gosec,noctx // the command is the administrator's; it is ended in order
+	cmd := exec.Command(s.Command[0], s.Command[1:]...) //nolint:noctx // the command is the administrator's; it is ended in order
 	cmd.Env = append(os.Environ(), inheritedEnv+"="+cmp.Or(s.Socket, noSocket))
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{theirs}
 	err = cmd.Start()

@@ -135,6 +135,7 @@ type Report struct {
 // number of goroutines after Share.
 type File struct {
 	format *Format
+	path   string
 	epoch  string
 	report Report
 
@@ -152,7 +153,7 @@ func Open(format *Format, cfg Config) (*File, error) {
 	if cfg.Units < format.Min || cfg.Units > format.Max {
 		return nil, fmt.Errorf("%s: %d units: want %d to %d", format.Name, cfg.Units, format.Min, format.Max)
 	}
-	f := &File{format: format, epoch: cfg.Epoch, ticket: noTicket}
+	f := &File{format: format, path: cfg.Path, epoch: cfg.Epoch, ticket: noTicket}
 	if cfg.Path == "" {
 		f.words, f.units = make([]atomic.Uint64, format.Words(cfg.Units)), cfg.Units
 		return f, f.writeHeader()
@@ -367,6 +368,20 @@ func (f *File) InMemory() (bool, error) {
 		return true, nil
 	}
 	return onMemoryFS(f.file)
+}
+
+// Last reports whether the file has no other user that is seen to live and is
+// still the one at its path: what this process leaves is for the next one then.
+func (f *File) Last() bool {
+	if f.file == nil || f.Shared() {
+		return false
+	}
+	mine, err := f.file.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(f.path)
+	return err == nil && os.SameFile(mine, there)
 }
 
 // Close undoes the mapping and releases the file, which stays. The words must

@@ -145,7 +145,7 @@ func TestJoin(t *testing.T) {
 		t.Errorf("opened without joining: %v %v", f, err)
 	}
 	second := open(t, join)
-	if !second.Report().Joined || !second.Shared() || !alone.Shared() {
+	if !second.Report().Joined || !second.Shared() || !alone.Shared() || second.Last() {
 		t.Error("not joined")
 	}
 	alone.Words()[mapfile.HeadUser].Store(3)
@@ -183,8 +183,8 @@ func TestJoinAnotherVersion(t *testing.T) {
 	}
 	old.Words()[mapfile.HeadUser].Store(3)
 	next.Words()[mapfile.HeadUser].Store(4)
-	if got := old.Words()[mapfile.HeadUser].Load(); got != 3 || old.Shared() {
-		t.Errorf("the old file's word is %d, want 3", got)
+	if got := old.Words()[mapfile.HeadUser].Load(); got != 3 || old.Shared() || old.Last() || !next.Last() {
+		t.Errorf("the old file's word is %d, want 3; last %v, %v", got, old.Last(), next.Last())
 	}
 	closeFile(t, old)
 	third := open(t, cfg)

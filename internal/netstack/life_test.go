@@ -424,3 +424,24 @@ func FuzzWrite(f *testing.F) {
 		}
 	})
 }
+
+// TestForgetDuringTheHandshake: the pod is deleted when its connection is dialled
+// but not yet open.
+func TestForgetDuringTheHandshake(t *testing.T) {
+	t.Parallel()
+	f := families(t)[0]
+	port := listen(t, f, func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
+	n := start(t, nil)
+	n.pod.watch(func(buf []byte) {
+		p := packet.Packet{Buf: buf}
+		if packet.Parse(&p) == packet.FaultNone && p.TCPFlags&packet.TCPSyn != 0 {
+			n.stack.Forget(f.pod)
+		}
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if c, err := n.dial(ctx, f, port); err == nil {
+		defer c.Close()
+	}
+	eventually(t, "the connection is gone", func() bool { return n.stack.Stats().Conns == 0 && n.stack.Stats().Dials == 0 })
+}

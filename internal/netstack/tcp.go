@@ -232,8 +232,8 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 	}
 	c := &spliced{stack: s, key: key, host: host}
 	ep, terr := req.CreateEndpoint(&c.events)
-	s.settle(req, key)
 	if terr != nil {
+		s.settle(req, key)
 		s.counters.handshakes.Add(1)
 		splice.ResetOnClose(host)
 		return
@@ -243,7 +243,9 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 		c.served = &servedConn{TCPConn: gonet.NewTCPConn(&c.events, ep)}
 	}
 	s.tune(ep, host, s.conns.Held(key.src.Addr()) > crowd)
-	if !s.register(c) {
+	wanted := s.register(c) // before it is no attempt any more: Forget must find one of the two
+	s.settle(req, key)
+	if !wanted {
 		c.abort()
 		return
 	}
@@ -384,10 +386,12 @@ func (s *Stack) tune(ep tcpip.Endpoint, host net.Conn, crowded bool) {
 	}
 }
 
+// register enters an open connection; false: nobody wants it any more, as the stack
+// closes or the pod was forgotten during the handshake.
 func (s *Stack) register(c *spliced) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopped {
+	if a := s.attempts[c.key]; s.stopped || a != nil && a.stopped {
 		return false
 	}
 	s.open[c] = struct{}{}

@@ -24,9 +24,8 @@
 //
 // Every packet that enters a tunnel is counted until it has left it, so "nothing
 // more arrives" is known and not waited for (Settle). WireGuard's own timers are
-// the one thing that runs by real time: a synctest bubble cannot hold it, because
-// wireguard-go drains queues in finalizers. The package is imported by tests
-// only; the walk's own tests use it too.
+// the one thing that runs by real time, or by a synctest bubble's. The package is
+// imported by tests only; the walk's own tests use it too.
 package vnet
 
 import (

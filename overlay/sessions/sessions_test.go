@@ -331,14 +331,15 @@ func FuzzFile(f *testing.F) {
 	f.Add(b, uint64(1<<63))
 	f.Add(b[:100], uint64(0))
 	f.Add([]byte{}, uint64(0))
+	cfg.Path = filepath.Join(f.TempDir(), "sessions")
 	f.Fuzz(func(t *testing.T, b []byte, used uint64) {
-		cfg := cfg
-		cfg.Path = filepath.Join(t.TempDir(), "sessions")
+		b = bytes.Clone(b)
 		if len(b) > headUsed*8+8 {
 			for k := range 8 {
 				b[headUsed*8+k] = byte(used >> (8 * k))
 			}
 		}
+		_ = os.Remove(cfg.Path)
 		if err := os.WriteFile(cfg.Path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}

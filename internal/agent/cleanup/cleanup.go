@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/handover"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/kernel"
@@ -36,6 +37,9 @@ var ErrServed = errors.New("an agent runs on this node and would undo this")
 // Run removes everything and goes on after errors, which are joined. No agent can
 // begin to serve meanwhile.
 func Run(cfg Config) (err error) {
+	if !cfg.Force && estate.Watched(filepath.Join(cfg.StateDir, estate.HoldersDir)) {
+		return ErrServed // as soon as the one that died is replaced
+	}
 	release, err := handover.Hold(cfg.StateDir)
 	switch {
 	case errors.Is(err, handover.ErrTaken) && cfg.Force:

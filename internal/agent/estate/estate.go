@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/netctl/netctl/cni"
@@ -173,12 +174,11 @@ func (c *Custodian) again() bool { return c.client == nil && c.path != "" && !c.
 
 // failed gives up a connection that is of no use; mu is held.
 func (c *Custodian) failed(what string, err error) {
-	var refused *holder.RefusedError
 	if err == nil {
 		return
 	}
 	c.log.Warn("holder does not keep this agent's descriptors", "doing", what, "error", err)
-	if errors.As(err, &refused) {
+	if _, refused := errors.AsType[*holder.RefusedError](err); refused {
 		return
 	}
 	_ = c.client.Close()
@@ -211,13 +211,8 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 		if path == c.path || !strings.HasSuffix(e.Name(), ".sock") {
 			continue
 		}
-		client, err := holder.Dial(ctx, path)
-		if err != nil {
-			continue // a dead one's socket
-		}
-		held, err := client.All()
-		if err != nil || len(held) == 0 {
-			_ = client.Close()
+		client, held := look(ctx, path)
+		if client == nil {
 			continue
 		}
 		for name, fds := range held {
@@ -236,6 +231,42 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 			}
 		}
 	}
+}
+
+// look returns a holder that has something, and copies of that. A dead one's socket
+// goes.
+func look(ctx context.Context, path string) (*holder.Client, map[string][]int) {
+	client, err := holder.Dial(ctx, path)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		_ = os.Remove(path)
+	}
+	if err != nil {
+		return nil, nil
+	}
+	held, err := client.All()
+	if err != nil || len(held) == 0 {
+		_ = client.Close()
+		return nil, nil
+	}
+	return client, held
+}
+
+// Watched reports whether a holder in dir lives, which starts an agent when there is
+// none.
+func Watched(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false // there is no such directory
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for _, e := range entries {
+		if client, err := holder.Dial(ctx, filepath.Join(dir, e.Name())); err == nil {
+			_ = client.Close()
+			return true
+		}
+	}
+	return false
 }
 
 // Own gives the holder copies of everything, and makes this agent the one whose

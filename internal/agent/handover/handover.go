@@ -194,6 +194,16 @@ func (s *Seat) deafen() error {
 	return errors.Join(errs...)
 }
 
+// Served reports whether an agent in dir listens to successors.
+func Served(dir string) bool {
+	conn, err := net.Dial("unix", filepath.Join(dir, socketName)) //nolint:noctx // it is there or not
+	if err != nil {
+		return false
+	}
+	_ = conn.Close() // says nothing, so it asks for nothing
+	return true
+}
+
 // Asked is closed when a successor of an earlier version wants the seat.
 func (s *Seat) Asked() <-chan struct{} { return s.asked }
 
@@ -254,7 +264,7 @@ func (s *Seat) accept(l net.Listener, f func(*net.UnixConn)) {
 			return
 		}
 		if err != nil {
-			time.Sleep(pollTime) // too many open files
+			<-time.After(pollTime) // too many open files
 			continue
 		}
 		if u, ok := conn.(*net.UnixConn); ok {

@@ -351,7 +351,18 @@ func TestRetakeEnds(t *testing.T) {
 func TestHold(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
+	if Served(dir) {
+		t.Error("nobody serves")
+	}
 	s := take(t, dir)
+	if !Served(dir) {
+		t.Error("somebody serves")
+	}
+	select {
+	case <-s.Asked():
+		t.Error("a look is a question")
+	case <-time.After(pollTime / 10):
+	}
 	if _, err := Hold(dir); !errors.Is(err, ErrTaken) {
 		t.Errorf("held beside an agent: %v", err)
 	}

@@ -207,7 +207,7 @@ func announce(conn *net.UnixConn) error {
 	if rerr == nil && op == opRefused {
 		return fmt.Errorf("the agent that handed over goes on: %s", why)
 	}
-	return nil //nolint:nilerr // it is dead
+	return nil // it is dead
 }
 
 // Conn is the connection to an heir that serves, for what the two have to say to
