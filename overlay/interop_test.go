@@ -263,10 +263,10 @@ func TestInteropCookieFromUs(t *testing.T) {
 	t.Parallel()
 	var cookies, initiations atomic.Int64
 	net := overlaytest.New(overlaytest.Config{Tap: func(d overlaytest.Datagram) {
-		switch handshake.KindOf(d.Payload) {
-		case handshake.KindCookie:
+		switch k := handshake.KindOf(d.Payload); {
+		case k == handshake.KindCookie:
 			cookies.Add(1)
-		case handshake.KindInitiation:
+		case k == handshake.KindInitiation:
 			initiations.Add(1)
 		}
 	}})
