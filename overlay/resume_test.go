@@ -41,10 +41,11 @@ type watch struct {
 }
 
 func (w *watch) tap(d overlaytest.Datagram) {
-	switch k := handshake.KindOf(d.Payload); {
-	case k == handshake.KindInitiation:
+	k := handshake.KindOf(d.Payload)
+	if k == handshake.KindInitiation {
 		w.began.Add(1)
-	case k == handshake.KindTransport:
+	}
+	if k == handshake.KindTransport {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.seen == nil {
