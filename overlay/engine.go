@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,7 +44,8 @@ type Wire interface {
 	Listen(port uint16) (queues int, actual uint16, err error)
 	// Receive waits for pieces and fills bufs: sizes[i] bytes are datagrams of
 	// segments[i] bytes each, the last maybe shorter, from from[i]. One goroutine
-	// per queue calls it. After Interrupt or Close it returns net.ErrClosed.
+	// per queue calls it. After Interrupt or Close it returns net.ErrClosed; after
+	// any other error it is called again.
 	Receive(queue int, bufs [][]byte, sizes, segments []int, from []netip.AddrPort) (int, error)
 	// Send sends buf as datagrams of size bytes each, the last maybe shorter. It
 	// neither waits nor keeps buf.
@@ -338,13 +338,6 @@ func (w *WireGuard) enter() bool {
 }
 
 func (w *WireGuard) leave() { w.gate.RUnlock() }
-
-// debug logs what happens once per handshake.
-func (w *WireGuard) debug(what string, args ...any) {
-	if w.log.Enabled(context.Background(), slog.LevelDebug) {
-		w.log.Debug(what, args...)
-	}
-}
 
 // clock tells the nanoseconds since boot, which sessions are dated in: it means
 // the same to the process that takes them over.

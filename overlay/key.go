@@ -4,7 +4,6 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -55,8 +54,6 @@ func (k Key) IsZero() bool { return k == Key{} }
 // MarshalText implements encoding.TextMarshaler.
 func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-func (k Key) hex() string { return hex.EncodeToString(k[:]) }
-
 // PrivateKey is a node's secret. It prints as a placeholder everywhere, so
 // that it cannot get into a log. The zero PrivateKey is no key.
 type PrivateKey struct{ secret [keyLen]byte }
@@ -94,8 +91,6 @@ func (p PrivateKey) GoString() string { return p.String() }
 
 // LogValue returns a placeholder.
 func (p PrivateKey) LogValue() slog.Value { return slog.StringValue(p.String()) }
-
-func (p PrivateKey) hex() string { return hex.EncodeToString(p.secret[:]) }
 
 func (p PrivateKey) text() string { return base64.StdEncoding.EncodeToString(p.secret[:]) }
 

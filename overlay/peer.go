@@ -181,7 +181,7 @@ func (p *peer) tick() {
 	switch a := p.attempt; {
 	case a == nil || now < a.until:
 	case now-p.began > int64(rekeyAttemptTime):
-		p.w.debug("overlay peer does not answer", "peer", p.key.String())
+		p.w.log.Debug("overlay peer does not answer", "peer", p.key)
 		p.giveUp()
 	default:
 		p.initiate(now)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/gaissmai/bart"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -17,6 +18,9 @@ import (
 // pieceSize is the longest piece that a socket gives: it joins no more than one
 // IP packet could hold.
 const pieceSize = 1 << 16
+
+// errorPause is how long a reader rests after an error.
+const errorPause = time.Millisecond
 
 // reader is what one queue's goroutine needs: a batch of pieces, and what has
 // been opened of it so far.
@@ -49,14 +53,23 @@ func (w *WireGuard) read(queue int) {
 	for i := range r.bufs {
 		r.bufs[i] = make([]byte, pieceSize)
 	}
-	for {
+	for failed := 0; ; {
 		n, err := w.wire.Receive(queue, r.bufs, r.sizes, r.segments, r.from)
 		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				w.log.Error("overlay socket cannot be read any more", "err", err)
+			if errors.Is(err, net.ErrClosed) {
+				return
 			}
-			return
+			if failed++; failed == 1 {
+				w.log.Warn("overlay socket not read", "err", err)
+			}
+			select {
+			case <-w.quit:
+				return
+			case <-time.After(errorPause):
+			}
+			continue
 		}
+		failed = 0
 		if !r.batch(n) {
 			return
 		}

@@ -22,7 +22,7 @@ import (
 // memoryDir is a directory for session files.
 func memoryDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "netctl-overlay-")
+	dir, err := os.MkdirTemp("/dev/shm", "netctl-overlay-") //nolint:usetesting // must be on tmpfs
 	if err != nil {
 		t.Skipf("no tmpfs: %v", err)
 	}
@@ -41,10 +41,11 @@ type watch struct {
 }
 
 func (w *watch) tap(d overlaytest.Datagram) {
-	switch handshake.KindOf(d.Payload) {
-	case handshake.KindInitiation:
+	k := handshake.KindOf(d.Payload)
+	if k == handshake.KindInitiation {
 		w.began.Add(1)
-	case handshake.KindTransport:
+	}
+	if k == handshake.KindTransport {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.seen == nil {
@@ -151,18 +152,20 @@ func settle(t testing.TB, nodes ...*node) {
 	t.Helper()
 	var last string
 	until(t, "the end of handshakes", func() bool {
-		now, flying := "", 0
+		var times []string
+		flying := 0
 		for _, n := range nodes {
 			peers, err := n.Peers()
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, p := range peers {
-				now += p.LastHandshake.String()
+				times = append(times, p.LastHandshake.String())
 			}
 			_, _, k := n.SlotsInUse()
 			flying += k
 		}
+		now := strings.Join(times, " ")
 		same := now == last && flying == 0
 		last = now
 		if !same {
@@ -401,7 +404,7 @@ func TestSocketsAreHandedOver(t *testing.T) {
 	b.send(t, udp(pod4(2), pod4(1), "session"))
 	a.in.waitN(t, "session", 1)
 	var fds []int
-	for _, fd := range a.WireGuard.Sockets() {
+	for _, fd := range a.Sockets() {
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)

@@ -160,7 +160,7 @@ func (w *WireGuard) sealAll(p *peer, kp *keypair, s *sender, first uint64) error
 		count++
 		bytes += n
 		if count == most || off < count*size { // full, or a short one, which ends a piece
-			if err := w.flush(p, s, off, size, count, bytes); err != nil {
+			if err := w.flush(p, s.buf[:off], size, count, bytes); err != nil {
 				return err
 			}
 			off, count, bytes = 0, 0, 0
@@ -169,7 +169,7 @@ func (w *WireGuard) sealAll(p *peer, kp *keypair, s *sender, first uint64) error
 	if count == 0 {
 		return nil
 	}
-	return w.flush(p, s, off, size, count, bytes)
+	return w.flush(p, s.buf[:off], size, count, bytes)
 }
 
 // padded is the length of a packet of n bytes inside a message.
@@ -197,11 +197,11 @@ func (s *sender) seal(kp *keypair, off, n int, counter uint64) int {
 }
 
 // flush sends a piece.
-func (w *WireGuard) flush(p *peer, s *sender, n, size, count, bytes int) error {
-	if err := w.wire.Send(s.buf[:n], size, *p.endpoint.Load()); err != nil {
+func (w *WireGuard) flush(p *peer, piece []byte, size, count, bytes int) error {
+	if err := w.wire.Send(piece, size, *p.endpoint.Load()); err != nil {
 		return w.sendFailed(err)
 	}
-	p.txBytes.Add(uint64(n))
+	p.txBytes.Add(uint64(len(piece)))
 	w.count.txSegments.Add(uint64(count))
 	w.count.txBytes.Add(uint64(bytes))
 	w.count.txDatagrams.Add(uint64(count))

@@ -98,6 +98,7 @@ func (w *WireGuard) shake(msg []byte, from netip.AddrPort) {
 		}
 	case handshake.KindCookie:
 		ok = w.learn(msg)
+	case handshake.KindTransport: // never comes here
 	}
 	if !ok {
 		w.count.drop(DropHandshake)
@@ -150,7 +151,7 @@ func (p *peer) initiate(now int64) {
 	p.abandon()
 	a, err := p.newAttempt(now)
 	if err != nil {
-		p.w.log.Warn("overlay handshake not begun", "peer", p.key.String(), "err", err)
+		p.w.log.Warn("overlay handshake not begun", "peer", p.key, "err", err)
 		p.giveUp()
 		return
 	}
@@ -175,7 +176,7 @@ func (p *peer) newAttempt(now int64) (*attempt, error) {
 	p.signer.Sign(msg[:], time.Now())
 	p.w.fly(a.index, p)
 	if err := p.w.post(msg[:], *p.endpoint.Load()); err != nil {
-		p.w.debug("overlay handshake not sent", "peer", p.key.String(), "err", err) // it is repeated
+		p.w.log.Debug("overlay handshake not sent", "peer", p.key, "err", err) // it is repeated
 	}
 	return a, nil
 }
@@ -192,14 +193,14 @@ func (p *peer) answer(r *handshake.Responder, from netip.AddrPort) bool {
 	p.heard, p.heardAt = r.Timestamp, now
 	slot, err := p.w.store.Alloc()
 	if err != nil {
-		p.w.log.Warn("overlay handshake not answered", "peer", p.key.String(), "err", err)
+		p.w.log.Warn("overlay handshake not answered", "peer", p.key, "err", err)
 		return false
 	}
 	var msg [handshake.ResponseSize]byte
 	kp, err := p.respond(r, &msg, slot, now)
 	if err != nil {
 		p.w.store.Free(slot)
-		p.w.debug("overlay handshake not answered", "peer", p.key.String(), "err", err)
+		p.w.log.Debug("overlay handshake not answered", "peer", p.key, "err", err)
 		return false
 	}
 	p.w.retire(p.next)
@@ -208,7 +209,7 @@ func (p *peer) answer(r *handshake.Responder, from netip.AddrPort) bool {
 	p.wake(now + int64(rejectAfterTime))
 	p.signer.Sign(msg[:], time.Now())
 	if err := p.w.post(msg[:], *p.endpoint.Load()); err != nil {
-		p.w.debug("overlay response not sent", "peer", p.key.String(), "err", err) // the peer asks again
+		p.w.log.Debug("overlay response not sent", "peer", p.key, "err", err) // the peer asks again
 	}
 	return true
 }
@@ -291,7 +292,7 @@ func (p *peer) use(kp *keypair, now int64) {
 	p.current.Store(kp)
 	kp.confirmed.Store(true)
 	p.wake(now + int64(rejectAfterTime))
-	p.w.debug("overlay session", "peer", p.key.String(), "initiator", kp.initiator)
+	p.w.log.Debug("overlay session", "peer", p.key, "initiator", kp.initiator)
 }
 
 // roam follows the peer, where that is allowed.

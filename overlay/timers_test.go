@@ -2,6 +2,7 @@ package overlay_test
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -113,8 +114,8 @@ func TestHourOfTraffic(t *testing.T) {
 		atA, atB := a.Counters().RxSegments, b.Counters().RxSegments
 		const seconds = 3600
 		for i := range seconds {
-			a.send(t, udp(pod4(1), pod4(2), fmt.Sprint(i)))
-			b.send(t, udp(pod4(2), pod4(1), fmt.Sprint(i)))
+			a.send(t, udp(pod4(1), pod4(2), strconv.Itoa(i)))
+			b.send(t, udp(pod4(2), pod4(1), strconv.Itoa(i)))
 			time.Sleep(time.Second)
 			a.in.take()
 			b.in.take()

@@ -82,7 +82,8 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s := &Store{slots: cfg.Slots}
 	if cfg.Path == "" {
-		return s, s.anonymous(&cfg)
+		s.anonymous(&cfg)
+		return s, nil
 	}
 	memory, err := onTmpfs(filepath.Dir(cfg.Path))
 	if err != nil {
@@ -90,7 +91,8 @@ func Open(cfg Config) (*Store, error) {
 	}
 	if !memory && !cfg.AnyFilesystem {
 		s.report.Refusal = RefusedDisk
-		return s, s.anonymous(&cfg)
+		s.anonymous(&cfg)
+		return s, nil
 	}
 	f, refusal, err := existing(&cfg)
 	if err == nil && f == nil {
@@ -106,10 +108,9 @@ func Open(cfg Config) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) anonymous(cfg *Config) error {
+func (s *Store) anonymous(cfg *Config) {
 	s.words = make([]atomic.Uint64, sizeWords(cfg.Slots))
 	format(s.words, cfg)
-	return nil
 }
 
 // Close gives the memory back. No other method, and no counter, may be used

@@ -3,6 +3,7 @@ package sessions
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -27,11 +28,7 @@ func made(n byte) *Session {
 }
 
 func collect(s *Store) map[int]*Session {
-	out := map[int]*Session{}
-	for i, v := range s.Load {
-		out[i] = v
-	}
-	return out
+	return maps.Collect(s.Load)
 }
 
 func open(t testing.TB, cfg Config) *Store {
@@ -171,7 +168,7 @@ func TestRefused(t *testing.T) {
 	}{
 		"foreign":       {RefusedForeign, func(_ *Config, b []byte) []byte { b[0]++; return b }},
 		"short":         {RefusedForeign, func(_ *Config, b []byte) []byte { return b[:20] }},
-		"empty":         {RefusedForeign, func(_ *Config, b []byte) []byte { return nil }},
+		"empty":         {RefusedForeign, func(*Config, []byte) []byte { return nil }},
 		"version":       {RefusedVersion, func(_ *Config, b []byte) []byte { b[8]++; return b }},
 		"size":          {RefusedTorn, func(_ *Config, b []byte) []byte { return b[:len(b)-8] }},
 		"header":        {RefusedTorn, func(_ *Config, b []byte) []byte { b[16]++; return b }},

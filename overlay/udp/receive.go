@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,10 +14,6 @@ import (
 
 // Batch is how many pieces one Receive takes at most.
 const Batch = 8
-
-// errorPause is how long Receive rests after an error. The next call may well
-// succeed: kernels report want of memory here, and ICMP errors of what was sent.
-const errorPause = time.Millisecond
 
 // mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
 type mmsghdr struct {
@@ -48,10 +43,10 @@ func (r *receiver) init() { r.call = r.read }
 func (r *receiver) read(fd uintptr) bool {
 	for {
 		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case syscall.EINTR:
+		if errno == syscall.EINTR {
 			continue
-		case syscall.EAGAIN:
+		}
+		if errno == syscall.EAGAIN {
 			return false
 		}
 		r.got, r.errno = int(n), errno
@@ -61,7 +56,8 @@ func (r *receiver) read(fd uintptr) bool {
 
 // Receive waits for datagrams and fills bufs with pieces: sizes[i] bytes that
 // are datagrams of segments[i] bytes each, the last maybe shorter, all from
-// from[i]. It returns how many pieces there are, or net.ErrClosed.
+// from[i]. It returns how many pieces there are, or net.ErrClosed; after any other
+// error, such as want of memory, the next call may well succeed.
 func (s *Sockets) Receive(queue int, bufs [][]byte, sizes, segments []int, from []netip.AddrPort) (int, error) {
 	q := s.queues[queue]
 	r := &q.rx
@@ -85,8 +81,7 @@ func (s *Sockets) Receive(queue int, bufs [][]byte, sizes, segments []int, from 
 		if r.errno == syscall.EBADF {
 			return 0, net.ErrClosed
 		}
-		time.Sleep(errorPause)
-		return 0, nil
+		return 0, os.NewSyscallError("recvmmsg", r.errno)
 	}
 	for i := range r.got {
 		h := &r.hdrs[i]
