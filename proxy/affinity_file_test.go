@@ -167,7 +167,7 @@ func TestAffinityForAnotherVersion(t *testing.T) {
 	want := c.opened(manyClients, 100)
 	stream := exported(t, c.aff)
 	// At a handover.
-	c.aff = proxy.NewAffinity(proxy.AffinityConfig{Entries: 1024})
+	c.aff = proxy.NewAffinity(proxy.AffinityConfig{Entries: 8192})
 	for range 2 {
 		if n, err := c.aff.Import(bytes.NewReader(stream)); n != manyClients || err != nil || c.aff.Len() != manyClients {
 			t.Errorf("%d imported, %v", n, err)
@@ -178,7 +178,7 @@ func TestAffinityForAnotherVersion(t *testing.T) {
 		t.Errorf("%d older ones imported, %v", n, err)
 	}
 	// At an end: what is there has another layout.
-	cfg := proxy.AffinityConfig{Entries: 1024, Path: filepath.Join(t.TempDir(), "affinity")}
+	cfg := proxy.AffinityConfig{Entries: 8192, Path: filepath.Join(t.TempDir(), "affinity")}
 	c.aff = openAffinity(t, cfg)
 	if _, err := c.aff.Import(bytes.NewReader(stream)); err != nil {
 		t.Fatal(err)
