@@ -277,11 +277,17 @@ func (o *old) Packet(buf []byte, inbound bool) {
 
 // Return gives a packet back.
 func (o *old) Return(buf []byte, inbound bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_ = o.flush()
 	_ = o.wire.send(kindOf(kindReturn, inbound), buf, -1)
 }
 
 // Flow gives a flow away.
 func (o *old) Flow(f netstack.Flow, fd int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_ = o.flush() // it may be about this one
 	_ = o.wire.send(kindFlow, flowRecord(&f), fd)
 	closeFD(fd)
 }

@@ -398,6 +398,34 @@ func TestDrainOfAPortUsedAgain(t *testing.T) {
 	eventually(t, "the SYN begins a connection in the new process", func() bool { return s.stack.Stats().Dialled == 1 })
 }
 
+// TestDrainOfAStuckConnection: a pod is gone from a connection that the old process
+// still holds, because the outside does not read. The pod's next one from that
+// port is not sent to and fro.
+func TestDrainOfAStuckConnection(t *testing.T) {
+	t.Parallel()
+	f := families(t)[0]
+	release := make(chan struct{})
+	port := listen(t, f, func(*net.TCPConn) { <-release })
+	t.Cleanup(func() { close(release) }) // before listen's own
+	s := succeed(t, false, nil)
+	first := s.stack
+	c := s.mustDial(t, f, port)
+	syn := f.syn(c.LocalAddr().(*net.TCPAddr).AddrPort().Port(), port)
+	go func() { _, _ = c.Write(pattern(32 << 20)) }()
+	stalled(t, func() uint64 { return first.Stats().BytesUp })
+	abortAll(s.network)
+	r := s.succeedBy()
+	if n := s.stack.Stats().Inherited; n != 1 {
+		t.Errorf("%d connections inherited, want 1", n)
+	}
+	eventually(t, "the pod's SYN is dialled by the new process", func() bool {
+		_ = s.pod.send(syn)
+		return s.stack.Stats().Dialled == 1
+	})
+	r.end()
+	<-r.old
+}
+
 // TestDrainOfAServer: what ends in a server of the old process goes on for a
 // moment, and ends in order.
 func TestDrainOfAServer(t *testing.T) {

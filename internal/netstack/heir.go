@@ -178,8 +178,7 @@ func (d *inFlows) retire(h Heir) {
 // adopt makes a flow of one that a predecessor gave away. It owns fd in any
 // case.
 func (d *datagrams) adopt(gift Flow, fd int) error {
-	if h := d.stack.heir.Load(); h != nil {
-		h.Flow(gift, fd)
+	if d.pass(gift, fd) {
 		return nil
 	}
 	sock, err := adoptSocket(gift.Backend, fd)
@@ -193,6 +192,14 @@ func (d *datagrams) adopt(gift Flow, fd int) error {
 	f.used.Store(int64(time.Since(d.stack.began) - gift.Idle))
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.heir != nil { // since a moment
+		dup, ok := f.duplicate()
+		f.close()
+		if ok {
+			d.heir.Flow(gift, dup)
+		}
+		return nil
+	}
 	if d.closed || d.flows[gift.Tuple] != nil || gift.Tuple.Proto != packet.ProtoUDP {
 		f.close()
 		return syscall.EEXIST
@@ -202,4 +209,15 @@ func (d *datagrams) adopt(gift Flow, fd int) error {
 		return err
 	}
 	return nil
+}
+
+// pass gives a flow on to the heir; false: there is none.
+func (d *datagrams) pass(gift Flow, fd int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.heir == nil {
+		return false
+	}
+	d.heir.Flow(gift, fd)
+	return true
 }

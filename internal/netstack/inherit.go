@@ -37,8 +37,8 @@ type Inheritance struct {
 	size  atomic.Int64 // of tuples
 
 	mu     sync.RWMutex
-	tuples map[packet.Tuple]bool // guarded by mu; true: inbound
-	heir   Heir                  // guarded by mu; nil: stack serves
+	tuples map[packet.Tuple]count // guarded by mu; one that moves along a chain of processes is here twice for a moment
+	heir   Heir                   // guarded by mu; nil: stack serves
 }
 
 var _ Heir = (*Inheritance)(nil)
@@ -46,7 +46,7 @@ var _ Heir = (*Inheritance)(nil)
 // Inherit makes the Stack the successor of another one. There is one at a time:
 // a predecessor of a predecessor is reached through it.
 func (s *Stack) Inherit(from Predecessor) *Inheritance {
-	e := &Inheritance{stack: s, from: from, tuples: make(map[packet.Tuple]bool)}
+	e := &Inheritance{stack: s, from: from, tuples: make(map[packet.Tuple]count)}
 	s.elder.Store(e)
 	return e
 }
@@ -95,9 +95,10 @@ func (e *Inheritance) Began(t packet.Tuple, inbound bool) {
 	if len(e.tuples) >= maxInherited {
 		return // more than the bounds of any Stack allow
 	}
-	e.tuples[t] = inbound
+	n := e.tuples[t].n + 1
+	e.tuples[t] = count{n, inbound}
 	e.size.Store(int64(len(e.tuples)))
-	if e.heir != nil {
+	if e.heir != nil && n == 1 {
 		e.heir.Began(t, inbound)
 	}
 }
@@ -108,14 +109,22 @@ func (e *Inheritance) Ended(t packet.Tuple) { e.forgetTuple(t) }
 func (e *Inheritance) forgetTuple(t packet.Tuple) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if _, ok := e.tuples[t]; !ok {
-		return
+	if e.remove(t) && e.heir != nil {
+		e.heir.Ended(t)
+	}
+}
+
+// remove takes a tuple out once; false: it was not there, or still is. Called
+// with mu held.
+func (e *Inheritance) remove(t packet.Tuple) bool {
+	c, ok := e.tuples[t]
+	if c.n > 1 {
+		e.tuples[t] = count{c.n - 1, c.inbound}
+		return false
 	}
 	delete(e.tuples, t)
 	e.size.Store(int64(len(e.tuples)))
-	if e.heir != nil {
-		e.heir.Ended(t)
-	}
+	return ok
 }
 
 // Packet sends what the predecessor emits as if it were this Stack's own.
@@ -125,28 +134,44 @@ func (e *Inheritance) Packet(buf []byte, inbound bool) {
 	}
 }
 
-// Return takes a packet that the predecessor got and should not have.
+// Return takes a packet that the predecessor got and should not have. It does
+// not go back there, whatever its tuple.
 func (e *Inheritance) Return(buf []byte, inbound bool) {
-	_ = e.stack.write(buf, e.link(inbound)) // closed: nobody is left to tell
+	if e.stack.closing.Load() {
+		return
+	}
+	if p, ok := e.stack.parse(buf); ok && p.Kind == packet.KindWhole {
+		e.stack.dispatch(&p, e.link(inbound))
+	}
 }
 
 // Flow takes a flow of datagrams over. One that finds no room is closed, and
 // begins anew with the pod's next datagram.
 func (e *Inheritance) Flow(f Flow, fd int) {
-	e.mu.Lock()
-	delete(e.tuples, f.Tuple)
-	e.size.Store(int64(len(e.tuples)))
-	h := e.heir
-	e.mu.Unlock()
-	if h != nil {
-		h.Flow(f, fd) // which says to it that the tuple has ended
+	if e.passOn(f, fd) {
 		return
 	}
+	// Until the flow is here, its packets go to the predecessor and are returned:
+	// none of them may find neither and begin another flow.
+	defer e.forgetTuple(f.Tuple)
 	if err := e.stack.datagrams.adopt(f, fd); err != nil {
 		e.stack.log.Debug("a flow of the predecessor was not taken over", "flow", f.Tuple.String(), "error", err)
 		return
 	}
 	e.stack.counters.adopted.Add(1)
+}
+
+// passOn gives a flow to the heir; false: there is none. The lock is held
+// meanwhile, so that no packet for the flow is returned before.
+func (e *Inheritance) passOn(f Flow, fd int) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.heir == nil {
+		return false
+	}
+	e.remove(f.Tuple)
+	e.heir.Flow(f, fd) // which is word enough
+	return true
 }
 
 func (e *Inheritance) link(inbound bool) *link {
@@ -164,8 +189,8 @@ func (e *Inheritance) retire(h Heir) {
 	if h == nil {
 		return
 	}
-	for t, inbound := range e.tuples {
-		h.Began(t, inbound)
+	for t, c := range e.tuples {
+		h.Began(t, c.inbound)
 	}
 }
 
@@ -176,17 +201,17 @@ func (e *Inheritance) Close() { e.drop() }
 // Lost ends the inheritance: the predecessor is gone. What it still had is lost,
 // and pods with TCP connections among that hear of it at once.
 func (e *Inheritance) Lost() {
-	for t, inbound := range e.drop() {
-		e.stack.Knock(t, inbound)
+	for t, c := range e.drop() {
+		e.stack.Knock(t, c.inbound)
 	}
 }
 
 // drop forgets everything and returns what that was.
-func (e *Inheritance) drop() map[packet.Tuple]bool {
+func (e *Inheritance) drop() map[packet.Tuple]count {
 	e.stack.elder.CompareAndSwap(e, nil)
 	e.mu.Lock()
 	lost := e.tuples
-	e.tuples = make(map[packet.Tuple]bool)
+	e.tuples = make(map[packet.Tuple]count)
 	e.size.Store(0)
 	h := e.heir
 	e.mu.Unlock()

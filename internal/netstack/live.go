@@ -60,6 +60,16 @@ func (l *live) end(t packet.Tuple) {
 	}
 }
 
+// disown says to the heir that a tuple has ended, though its connection still
+// holds something: its other end, outside, which nobody speaks to any more.
+func (l *live) disown(t packet.Tuple) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.heir != nil && l.tuples[t].n > 0 {
+		l.heir.Ended(t)
+	}
+}
+
 func (l *live) has(t packet.Tuple) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -261,16 +261,23 @@ func (s *Stack) write(buf []byte, on *link) error {
 	if s.closing.Load() {
 		return ErrClosed
 	}
-	p := packet.Packet{Buf: buf}
-	if len(buf) < packet.VNetLen || packet.Parse(&p) != packet.FaultNone {
-		s.counters.drop(DropMalformed)
-		return nil
+	if p, ok := s.parse(buf); ok {
+		s.receive(&p, on)
 	}
-	s.receive(&p, on)
 	return nil
 }
 
-// receive dispatches a parsed packet; reassembled ones come here again.
+func (s *Stack) parse(buf []byte) (packet.Packet, bool) {
+	p := packet.Packet{Buf: buf}
+	if len(buf) < packet.VNetLen || packet.Parse(&p) != packet.FaultNone {
+		s.counters.drop(DropMalformed)
+		return p, false
+	}
+	return p, true
+}
+
+// receive takes a parsed packet; reassembled ones come here again. What belongs to
+// a connection of the predecessor goes there.
 func (s *Stack) receive(p *packet.Packet, on *link) {
 	switch p.Kind {
 	case packet.KindFirstFragment, packet.KindLaterFragment:
@@ -281,6 +288,11 @@ func (s *Stack) receive(p *packet.Packet, on *link) {
 	if e := s.elder.Load(); e != nil && e.take(p, on) {
 		return
 	}
+	s.dispatch(p, on)
+}
+
+// dispatch takes what is this stack's own, which is no fragment.
+func (s *Stack) dispatch(p *packet.Packet, on *link) {
 	if p.Kind == packet.KindICMPError {
 		s.receiveError(p)
 		return

@@ -159,6 +159,7 @@ func (s *Stack) admit(key connKey, id stack.TransportEndpointID, pkt *stack.Pack
 		return
 	}
 	if !s.live.admit(key.tuple()) {
+		s.live.disown(key.tuple()) // or the heir would send it here again
 		s.returnSYN(pkt)
 		return
 	}
