@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -119,6 +120,17 @@ func quantile(all []time.Duration, q float64) time.Duration {
 	return sorted[min(max(i, 1), len(sorted))-1]
 }
 
+// examples are the first errors of each kind and load.
+func (r *report) examples(w io.Writer) {
+	for _, res := range r.results {
+		for _, name := range slices.Sorted(maps.Keys(res.loads)) {
+			if s := res.loads[name]; s.Example != "" {
+				fmt.Fprintf(w, "restart: %s, %s, for example: %s\n", res.kind, name, s.Example)
+			}
+		}
+	}
+}
+
 // print prints all figures, and then the table.
 func (r *report) print(w io.Writer) {
 	for _, res := range r.results {
@@ -204,7 +216,11 @@ func (r *report) verdict() error {
 			if s == nil || !m.zero || m.value(s) == 0 || m.load == "liveness" && res.long {
 				continue
 			}
-			errs = append(errs, fmt.Errorf("FAILED %s: %s-%s is %s and has to be 0", res.kind, m.load, m.name, number(m.value(s))))
+			err := fmt.Errorf("FAILED %s: %s-%s is %s and has to be 0", res.kind, m.load, m.name, number(m.value(s)))
+			if s.Example != "" {
+				err = fmt.Errorf("%w: %s", err, s.Example)
+			}
+			errs = append(errs, err)
 		}
 	}
 	for _, g := range r.before.growth(&r.after) {

@@ -64,6 +64,7 @@ func run(ctx context.Context, o options, d driver) (r *report, err error) {
 	r = &report{options: o}
 	err = r.disturb(ctx, d, loads)
 	r.print(o.out)
+	r.examples(o.log)
 	return r, err
 }
 
@@ -117,8 +118,16 @@ const leaveWait = 90 * time.Second
 
 // try does a thing so many times and notes what each load has seen.
 func (res *result) try(ctx context.Context, k kind, times int, loads []load.Load, every time.Duration) error {
+	// To speak on all idle connections is a load of its own, which is not to be seen
+	// in what the others count.
+	var idle, busy []load.Load
 	for _, l := range loads {
 		l.Cut() // of before
+		if _, ok := l.(*load.Idle); ok {
+			idle = append(idle, l)
+		} else {
+			busy = append(busy, l)
+		}
 	}
 	for i := range times {
 		begin := time.Now()
@@ -130,15 +139,19 @@ func (res *result) try(ctx context.Context, k kind, times int, loads []load.Load
 		}
 		wait(ctx, max(lull, every-time.Since(begin)))
 		if i == times-1 {
-			settle(ctx, loads)
+			settle(ctx, busy)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		res.times++
-		for _, l := range loads {
+		for _, l := range busy {
 			res.add(l.Name(), l.Cut())
 		}
+	}
+	settle(ctx, idle)
+	for _, l := range idle {
+		res.add(l.Name(), l.Cut())
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package load
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"sync"
 	"time"
@@ -62,7 +63,7 @@ func (c *Connect) once(n int, w Way) {
 	delete(c.pending, n)
 	c.counts.Sent++
 	if err != nil {
-		c.counts.fail(err)
+		c.counts.fail(fmt.Errorf("%s: %w", w, err))
 		return
 	}
 	if took > slow {

@@ -16,7 +16,7 @@ const (
 	// idlePatience is how long the other end of an idle connection has to answer: time
 	// for several retransmissions.
 	idlePatience = 20 * time.Second
-	idleAtOnce   = 100
+	idleAtOnce   = 20
 )
 
 // Idle are connections that nothing is said on, until Settle speaks on each.

@@ -9,6 +9,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ type Counts struct {
 	Failed     int           // anything else that went wrong
 	Slow       int           // took more than a second
 	Gap        time.Duration // the longest silence
+	Example    string        // the first error of those that count
 }
 
 // Add adds what was seen in another time.
@@ -50,10 +52,12 @@ func (c *Counts) Add(o Counts) {
 	c.Failed += o.Failed
 	c.Slow += o.Slow
 	c.Gap = max(c.Gap, o.Gap)
+	c.Example = cmp.Or(c.Example, o.Example)
 }
 
 // fail counts an error of a connection.
 func (c *Counts) fail(err error) {
+	c.Example = cmp.Or(c.Example, err.Error())
 	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EPIPE) {
 		c.Resets++
 		return
