@@ -67,13 +67,26 @@ func (d *kubeDriver) signal(ctx context.Context, i int, s syscall.Signal) error 
 	return d.serves(ctx, d.node(i), old)
 }
 
-// rollout replaces the agent of every node, as an upgrade does.
+// rollout replaces the agent of every node, as an upgrade does. Pods of former agents
+// may stay for the connections that end in them.
 func (d *kubeDriver) rollout(ctx context.Context, _ int) error {
+	old := map[string]int{}
+	for _, n := range d.found.nodes {
+		pid, err := d.worker(ctx, n.Name)
+		if err != nil {
+			return err
+		}
+		old[n.Name] = pid
+	}
 	if _, err := d.get(ctx, "-n", "kube-system", "rollout", "restart", "ds/netctl"); err != nil {
 		return err
 	}
-	_, err := d.get(ctx, "-n", "kube-system", "rollout", "status", "ds/netctl", "--timeout=300s")
-	return err
+	for node, pid := range old {
+		if err := d.serves(ctx, node, pid); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // deletePod deletes an agent's pod, with all its containers.

@@ -14,21 +14,24 @@ import (
 
 // scene is where the load runs, however its cluster was made:
 //
-//	node1: client, near-a, near-b        Services: near, far; NodePort of far
+//	node1: client, idler, near-a, near-b Services: near, far; NodePort of far
 //	node2: far-a, far-b                  outside: a host beyond the nodes
 //
 // The client speaks with the near pods on its own node and with the far ones through
-// the tunnel. Behind each Service are two pods, so that there is a wrong one.
+// the tunnel. Behind each Service are two pods, so that there is a wrong one. The
+// idle connections are another pod's, since a pod may have so many and no more.
 type scene struct {
-	client, outside *load.Place
-	nodes, servers  []*load.Place // servers by name: near-a, near-b, far-a, far-b
-	near, far       netip.Addr    // the Services'
-	dns             netip.AddrPort
+	client, idler  *load.Place
+	outside        *load.Place
+	nodes, servers []*load.Place // servers by name: near-a, near-b, far-a, far-b
+	near, far      netip.Addr    // the Services'
+	dns            netip.AddrPort
 }
 
 // The pods' names.
 const (
 	clientPod = "client"
+	idlerPod  = "idler"
 	nearA     = "near-a"
 	nearB     = "near-b"
 	farA      = "far-a"
@@ -40,7 +43,7 @@ type podPlace struct{ name, node, service string }
 
 func podPlaces(node1, node2 string) []podPlace {
 	return []podPlace{
-		{clientPod, node1, ""}, {nearA, node1, "near"}, {nearB, node1, "near"}, {farA, node2, "far"}, {farB, node2, "far"},
+		{clientPod, node1, ""}, {idlerPod, node1, ""}, {nearA, node1, "near"}, {nearB, node1, "near"}, {farA, node2, "far"}, {farB, node2, "far"},
 	}
 }
 
@@ -62,7 +65,7 @@ func serviceManifests() string {
 
 // cast gives the pods their parts.
 func (s *scene) cast(pods map[string]*load.Place) {
-	s.client = pods[clientPod]
+	s.client, s.idler = pods[clientPod], pods[idlerPod]
 	s.servers = []*load.Place{pods[nearA], pods[nearB], pods[farA], pods[farB]}
 }
 
@@ -83,7 +86,7 @@ const question = "far.default.svc.cluster.local"
 
 func (s *scene) close() error {
 	var errs []error
-	for _, p := range append(append([]*load.Place{s.client, s.outside}, s.nodes...), s.servers...) {
+	for _, p := range append(append([]*load.Place{s.client, s.idler, s.outside}, s.nodes...), s.servers...) {
 		if p != nil {
 			errs = append(errs, p.Close())
 		}
@@ -91,13 +94,13 @@ func (s *scene) close() error {
 	return errors.Join(errs...)
 }
 
-// ways are those that are forwarded packet by packet.
-func (s *scene) ways() []load.Way {
+// ways are those of a pod on node1 that are forwarded packet by packet.
+func (s *scene) ways(from *load.Place) []load.Way {
 	return []load.Way{
-		{Name: "on one node", From: s.client, To: s.servers[0].Addr},
-		{Name: "on one node, by Service", From: s.client, To: s.near},
-		{Name: "through the tunnel", From: s.client, To: s.servers[2].Addr},
-		{Name: "through the tunnel, by Service", From: s.client, To: s.far},
+		{Name: "on one node", From: from, To: s.servers[0].Addr},
+		{Name: "on one node, by Service", From: from, To: s.near},
+		{Name: "through the tunnel", From: from, To: s.servers[2].Addr},
+		{Name: "through the tunnel, by Service", From: from, To: s.far},
 	}
 }
 
@@ -144,7 +147,7 @@ const reachWait = 30 * time.Second
 // start starts the loads that are chosen. Those that it could start are returned
 // with an error, too.
 func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err error) {
-	for _, w := range s.ways() { // what the agents are told takes its time
+	for _, w := range append(s.ways(s.client), s.ways(s.idler)...) { // what the agents are told takes its time
 		if err := await(ctx, reachWait, func() error { return load.Reach(w) }); err != nil {
 			return nil, err
 		}
@@ -158,10 +161,10 @@ func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err er
 		name  string
 		start func()
 	}{
-		{"idle", func() { add(load.OpenIdle(ctx, s.ways(), o.idle)) }},
-		{"udp", func() { add(load.StartDatagrams(s.ways(), s.servers, o.packets)) }},
-		{"bulk", func() { add(load.StartBulk(ctx, s.ways(), s.servers, o.mbits)) }},
-		{"new", func() { add(load.StartConnect(s.ways(), o.connects), nil) }},
+		{"idle", func() { add(load.OpenIdle(ctx, s.ways(s.idler), o.idle)) }},
+		{"udp", func() { add(load.StartDatagrams(s.ways(s.client), s.servers, o.packets)) }},
+		{"bulk", func() { add(load.StartBulk(ctx, s.ways(s.client), s.servers, o.mbits)) }},
+		{"new", func() { add(load.StartConnect(s.ways(s.client), o.connects), nil) }},
 		{"dns", func() { add(load.StartNames(s.client, s.dns, question, o.packets)) }},
 		{"host", func() { add(load.StartTalk("host", s.hosts(), 1, comeBack), nil) }},
 		{"egress", func() { add(load.StartTalk("egress", s.egress(), talks, socketPatience), nil) }},
