@@ -91,7 +91,8 @@ func (s *succession) hand(next *netstack.Stack, socks sockets, meanwhile func(h 
 	r := &reign{stack: s.stack, old: make(chan error, 1), lost: make(chan error, 1), end: cancel, conn: ours}
 	s.mu.Lock() // nobody reads
 	defer s.mu.Unlock()
-	go func() { r.old <- drain.Old(ctx, ours, drain.Ends{Stack: r.stack, Sockets: socks.old}) }()
+	var wg sync.WaitGroup
+	wg.Go(func() { r.old <- drain.Old(ctx, ours, drain.Ends{Stack: r.stack, Sockets: socks.old}) })
 	if r.heritage, err = drain.New(context.Background(), theirs, drain.Ends{Stack: next, Sockets: socks.next}); err != nil {
 		s.t.Fatal(err)
 	}
@@ -102,10 +103,11 @@ func (s *succession) hand(next *netstack.Stack, socks sockets, meanwhile func(h 
 		s.t.Fatal(err)
 	}
 	s.to, s.stack = s.write(next), next
-	go func() { r.lost <- r.heritage.Run(context.Background()) }()
-	s.t.Cleanup(func() {
+	wg.Go(func() { r.lost <- r.heritage.Run(context.Background()) })
+	s.t.Cleanup(func() { // before the pod goes
 		cancel()
 		r.heritage.Close()
+		wg.Wait()
 	})
 	return r
 }

@@ -43,7 +43,7 @@ func (c *servedConn) SetReadDeadline(t time.Time) error {
 
 // SetDeadline is that of net.Conn.
 func (c *servedConn) SetDeadline(t time.Time) error {
-	if err := c.TCPConn.SetWriteDeadline(t); err != nil {
+	if err := c.SetWriteDeadline(t); err != nil {
 		return err
 	}
 	return c.SetReadDeadline(t)
