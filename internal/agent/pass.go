@@ -31,6 +31,9 @@ const maxExport = 1 << 30
 // wants are what this process cannot map of what the one before has.
 func (a *Agent) wants() []string {
 	out := []string{estate.Sessions}
+	if a.cfg.StandIn {
+		out = append(out, handover.StandIn)
+	}
 	if a.flows.Report().Refusal == flow.RefusedVersion {
 		out = append(out, estate.Flows)
 	}

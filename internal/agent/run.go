@@ -128,6 +128,10 @@ func (p *process) terms(ctx context.Context) error {
 	// The one that serves is asked to hand over only now, when nothing is left to
 	// find out or to make that could keep us from serving, as far as it can be known.
 	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir, a.wants()...)
+	if errors.Is(err, handover.ErrNotNeeded) {
+		p.log.Info("not needed: another agent of this node serves")
+		return errors.Join(errReplaced, a.close())
+	}
 	if err != nil {
 		return errors.Join(err, a.close())
 	}

@@ -368,6 +368,44 @@ func TestStandIn(t *testing.T) {
 	s.Holder.Close()
 }
 
+// While a worker waits for its turn, the agent that it would stand in for comes back.
+func TestNoStandInBesideAnAgent(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "log")
+	s := NewSupervisor([]string{"/bin/sh", "-c", "echo started >>" + log + "; exit 1"}, false, slog.New(slog.DiscardHandler))
+	path := filepath.Join(t.TempDir(), "hold.sock")
+	l, err := Listen(path)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 2)
+	go func() { done <- s.Holder.Serve(ctx, l) }()
+	go func() { done <- s.Run(ctx) }()
+	first, err := Dial(t.Context(), path)
+	must(t, errors.Join(err, first.Own(), first.Close()))
+	started := func() int {
+		text, _ := os.ReadFile(log)
+		return strings.Count(string(text), "\n")
+	}
+	for deadline := time.Now().Add(20 * time.Second); started() < 3; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d workers", started())
+		}
+	}
+	back, err := Dial(t.Context(), path)
+	must(t, errors.Join(err, back.Own()))
+	n := started()
+	time.Sleep(4 * firstPause) // the next one would have been started by now
+	if now := started(); now != n {
+		t.Errorf("%d workers were started beside an agent", now-n)
+	}
+	cancel()
+	for range 2 {
+		must(t, <-done)
+	}
+	must(t, back.Close())
+	s.Holder.Close()
+}
+
 func TestBackoff(t *testing.T) {
 	t.Parallel()
 	var b backoff

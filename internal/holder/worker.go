@@ -98,6 +98,10 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			return nil
 		case <-due:
 			due, needed = nil, false
+			if !s.Always && s.Holder.Owned() {
+				s.Log.Info("no worker is needed: the agent is back")
+				continue
+			}
 			if err := s.start(ctx); err != nil {
 				s.Log.Error("no worker started, trying again", "error", err)
 				needed = true

@@ -41,6 +41,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -82,6 +83,12 @@ const (
 // ErrStays is returned when the holder of the seat was asked and does not leave.
 var ErrStays = errors.New("the agent that runs on this node does not give way")
 
+// StandIn is what a stand-in wants: to serve only while nobody else does.
+const StandIn = "stand-in"
+
+// ErrNotNeeded is returned to a stand-in when an agent serves.
+var ErrNotNeeded = errors.New("an agent serves that does not stand in for another one")
+
 // Seat is the right to be the node's agent. It is given back by Leave, handed over
 // by Heir.Leave, or lost with the process.
 type Seat struct {
@@ -89,6 +96,8 @@ type Seat struct {
 	asked chan struct{} // closed at the first request to give way
 	heirs chan *Heir
 	left  chan struct{} // closed by Leave, and when it was handed over
+	// standIn: whoever has it only stands in for another one.
+	standIn bool
 	once  sync.Once
 	work  sync.WaitGroup
 	from  *net.UnixConn // whoever handed the seat over and waits, nil: nobody did
@@ -106,16 +115,20 @@ type Seat struct {
 // over; what came with it is then a Legacy, and nil when there was nobody to ask or
 // one of an earlier version. wants are words that Heir.Wants is asked for. It fails
 // with ErrStays when that one does not.
+//
+// Who wants StandIn is not to take the seat from an agent that serves, other than from
+// one that stands in as well: it fails with ErrNotNeeded.
 func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("take the agent's seat: %w", err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, leaveTime, ErrStays)
 	defer cancel()
+	standIn := slices.Contains(wants, StandIn)
 	for wait := firstPoll; ; wait = min(2*wait, pollTime) {
 		lock, err := tryLock(dir)
 		if err == nil {
-			s, err := occupy(dir, lock, 0, nil)
+			s, err := occupy(dir, lock, 0, standIn, nil)
 			return s, nil, err
 		}
 		if !errors.Is(err, errTaken) {
@@ -123,18 +136,24 @@ func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, err
 		}
 		legacy, err := request(ctx, dir, wants)
 		if err == nil {
-			s, err := occupy(dir, legacy.lock, 0, legacy.conn)
+			s, err := occupy(dir, legacy.lock, 0, standIn, legacy.conn)
 			if err != nil {
 				legacy.Close()
 				return nil, nil, errors.Join(err, legacy.conn.Close())
 			}
 			return s, legacy, nil
 		}
-		if errors.Is(err, errNobody) && ask(ctx, dir) == nil {
+		switch {
+		case errors.Is(err, ErrNotNeeded):
+			return nil, nil, err
+		case errors.Is(err, errNobody) && !standIn && ask(ctx, dir) == nil:
 			continue // it is free now, unless a third one was faster
 		}
 		select {
 		case <-ctx.Done():
+			if standIn && errors.Is(context.Cause(ctx), ErrStays) {
+				return nil, nil, errors.Join(ErrNotNeeded, err)
+			}
 			return nil, nil, fmt.Errorf("take the agent's seat in %s: %w", dir, errors.Join(context.Cause(ctx), err))
 		case <-time.After(wait): // it may be on its way in or out, or be looked at
 		}
@@ -142,9 +161,9 @@ func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, err
 }
 
 // occupy listens for successors. It owns the lock.
-func occupy(dir string, lock *os.File, stay time.Duration, from *net.UnixConn) (*Seat, error) {
+func occupy(dir string, lock *os.File, stay time.Duration, standIn bool, from *net.UnixConn) (*Seat, error) {
 	s := &Seat{
-		dir: dir, stay: stay, began: time.Now(), lock: lock, from: from,
+		dir: dir, stay: stay, began: time.Now(), lock: lock, standIn: standIn, from: from,
 		asked: make(chan struct{}), heirs: make(chan *Heir), left: make(chan struct{}),
 	}
 	if err := errors.Join(mark(lock, marksTaken), s.open()); err != nil {
@@ -350,9 +369,9 @@ func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
 			}
 			switch {
 			case what == marksTaken:
-				return occupy(s.dir, lock, longer(s.stay), nil)
+				return occupy(s.dir, lock, longer(s.stay), false, nil)
 			case what == marksEnded || now.Sub(since) >= Patience:
-				return occupy(s.dir, lock, 0, nil)
+				return occupy(s.dir, lock, 0, false, nil)
 			}
 			// Whoever takes the seat in this very moment tries again.
 			if err := lock.Close(); err != nil {

@@ -38,7 +38,7 @@ func takeAsBefore(ctx context.Context, dir string) (*Seat, error) {
 	for {
 		lock, err := tryLock(dir)
 		if err == nil {
-			return occupy(dir, lock, 0, nil)
+			return occupy(dir, lock, 0, false, nil)
 		}
 		if !errors.Is(err, errTaken) {
 			return nil, err

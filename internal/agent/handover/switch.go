@@ -21,6 +21,7 @@ import (
 const (
 	opHandOver = 'H' // and the protocol's version, and what is wanted; to the holder of the seat
 	opRefused  = 'N' // and why; from it, as the rest
+	opUnneeded = 'U' // to a stand-in
 	opItem     = 'F' // and a name, with descriptors
 	opSeat     = 'L' // with the seat's lock; the last one
 	opServing  = 'S' // to it: from now on all is the new one's
@@ -99,6 +100,8 @@ func (l *Legacy) receive() error {
 		case op == opSeat && len(fds) == 1:
 			l.lock = os.NewFile(uintptr(fds[0]), lockName)
 			return nil
+		case op == opUnneeded:
+			err = ErrNotNeeded
 		case op == opRefused:
 			err = fmt.Errorf("the agent that runs on this node does not hand over: %s", text)
 		default:
@@ -134,6 +137,14 @@ func (s *Seat) hear(conn *net.UnixConn) {
 		err = fmt.Errorf("protocol %q is not known, only %s", version, protocol)
 	} else if stays := s.stays(); err == nil && stays > 0 {
 		err = fmt.Errorf("its last successor failed, so it stays for another %s", stays.Round(time.Second))
+	}
+	if err == nil && !s.standIn && slices.Contains(strings.Fields(wants), StandIn) {
+		if s.serving.Load() {
+			_ = send(conn, opUnneeded, "")
+			_ = conn.Close()
+			return
+		}
+		err = errors.New("it is about to serve itself") // and may fail
 	}
 	if err != nil {
 		_ = send(conn, opRefused, err.Error())

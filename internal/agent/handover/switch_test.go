@@ -46,7 +46,7 @@ func heir(step string) {
 		panic(err)
 	}
 	die("received")
-	s, err := occupy(".", l.lock, 0, conn)
+	s, err := occupy(".", l.lock, 0, false, conn)
 	if err != nil {
 		panic(err)
 	}
@@ -340,4 +340,36 @@ func TestLongerStays(t *testing.T) {
 			t.Errorf("stays %s", s.stays())
 		}
 	})
+}
+
+// A stand-in takes the seat from nobody but another stand-in.
+func TestStandInIsNotNeeded(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := take(t, dir)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*pollTime)
+	defer cancel()
+	if _, _, err := Take(ctx, dir, StandIn); err == nil || errors.Is(err, ErrNotNeeded) {
+		t.Errorf("beside one that may still fail: %v", err)
+	}
+	check(t, s.Serving())
+	if _, _, err := Take(t.Context(), dir, StandIn); !errors.Is(err, ErrNotNeeded) {
+		t.Errorf("beside one that serves: %v", err)
+	}
+	leave(t, s)
+	s, _, err := Take(t.Context(), dir, StandIn)
+	check(t, err, s.Serving())
+	for _, wants := range [][]string{{StandIn}, nil} {
+		go func() {
+			h := <-s.Heirs()
+			if err := errors.Join(h.Leave(), h.Await(t.Context()), h.Conn().Close()); err != nil {
+				t.Error(err)
+			}
+		}()
+		next, l, err := Take(t.Context(), dir, wants...)
+		check(t, err)
+		check(t, next.Serving(), l.Conn().Close())
+		s = next
+	}
+	leave(t, s)
 }
