@@ -176,15 +176,16 @@ func (a *Agent) syncListeners() {
 func (a *Agent) keepAll() {
 	a.applying.Lock()
 	defer a.applying.Unlock()
-	all, done := a.borrowed()
-	defer done()
-	a.keeper.Own(all)
-	a.listening = make(map[string]bool)
-	for name := range all {
-		if estate.IsListener(name) {
-			a.listening[name] = true
+	a.keeper.Own(func() (estate.Estate, func()) {
+		all, done := a.borrowed()
+		a.listening = make(map[string]bool)
+		for name := range all {
+			if estate.IsListener(name) {
+				a.listening[name] = true
+			}
 		}
-	}
+		return all, done
+	})
 }
 
 // knock has pods find out that what ended in the sockets of an agent that died is

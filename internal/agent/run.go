@@ -253,12 +253,16 @@ func (a *Agent) goOn(seat *handover.Seat, d *retirement) (estate.Estate, error) 
 	}
 	e, err := all.Copy()
 	done()
+	a.keeper.Claim() // the successor may have
 	a.relieve, a.heritage = func() {}, nil
 	return e, errors.Join(err, seat.Resume(), a.letGo())
 }
 
 // enter is the moment from which on this agent serves and the one before does not.
 func (p *process) enter(a *Agent, seat *handover.Seat) error {
+	// Before anybody lets go for us: from then on our death must be noticed, and what
+	// the predecessor had kept must stay until we have given our own.
+	p.keeper.Claim()
 	if a.heritage != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
 		defer cancel()

@@ -274,7 +274,9 @@ func (h *Holder) answer(conn *net.UnixConn, op byte, name string, fds []int) err
 
 // own makes a client the owner; mu is held.
 func (h *Holder) own(conn *net.UnixConn) {
-	h.owner, h.since = conn, time.Now()
+	if h.owner != conn {
+		h.owner, h.since = conn, time.Now()
+	}
 	for _, e := range h.held {
 		e.stale = true
 	}

@@ -269,13 +269,27 @@ func Watched(dir string) bool {
 	return false
 }
 
-// Own gives the holder copies of everything, and makes this agent the one whose
-// death counts.
-func (c *Custodian) Own(all Estate) {
+// Claim makes this agent the one whose death counts. What its predecessor had kept
+// stays until Own, and the predecessor's Goodbye does not end it.
+func (c *Custodian) Claim() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.owner = true
-	c.giveAll(all)
+	if client := c.connect(); client != nil {
+		c.failed("have it for owner", client.Own())
+	}
+}
+
+// Own gives the holder copies of everything, and makes this agent the one whose
+// death counts. What all returns is borrowed until the function beside it is called;
+// nothing is put or dropped meanwhile, so that what is given is what there is.
+func (c *Custodian) Own(all func() (Estate, func())) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.owner = true
+	everything, done := all()
+	defer done()
+	c.giveAll(everything)
 }
 
 // giveAll is with mu held.

@@ -62,6 +62,8 @@ func pipes(t *testing.T, names ...string) Estate {
 	return e
 }
 
+func lend(e Estate) func() (Estate, func()) { return func() (Estate, func()) { return e, func() {} } }
+
 func custodian(t *testing.T, path string) *Custodian {
 	t.Helper()
 	c, err := NewCustodian(path, slog.New(slog.NewTextHandler(t.Output(), nil)))
@@ -92,7 +94,7 @@ func TestHolderIsReplaced(t *testing.T) {
 	first, end := hold(t, path)
 	c := custodian(t, path)
 	all := pipes(t, "a", "b")
-	c.Own(all)
+	c.Own(lend(all))
 	if names(first) != 2 {
 		t.Fatalf("%d names are held", names(first))
 	}
@@ -113,6 +115,52 @@ func TestHolderIsReplaced(t *testing.T) {
 	c.Goodbye()
 	if names(second) != 0 {
 		t.Errorf("%d names are held after all", names(second))
+	}
+}
+
+// Between the predecessor's goodbye and the moment in which the successor has given
+// everything, the successor is the owner, and the copies are still there.
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), HoldersDir, "a.sock")
+	h, _ := hold(t, path)
+	old, heir := custodian(t, path), custodian(t, path)
+	old.Own(lend(pipes(t, "a", "b")))
+	heir.Claim()
+	old.Goodbye()
+	if names(h) != 2 || !h.Owned() {
+		t.Errorf("%d names are held, there is an owner: %t", names(h), h.Owned())
+	}
+	heir.Own(lend(pipes(t, "b")))
+	if names(h) != 1 {
+		t.Errorf("%d names are held", names(h))
+	}
+	heir.Goodbye()
+	if names(h) != 0 || h.Owned() {
+		t.Error("it is still the owner")
+	}
+}
+
+// What is given is found out when nobody can put or drop: what ends meanwhile is
+// dropped after it, not before.
+func TestNothingIsDroppedBeforeItIsGiven(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), HoldersDir, "a.sock")
+	h, _ := hold(t, path)
+	c := custodian(t, path)
+	all := pipes(t, "a", "b")
+	dropped := make(chan struct{})
+	c.Own(func() (Estate, func()) {
+		go func() {
+			c.Drop("a")
+			close(dropped)
+		}()
+		time.Sleep(20 * time.Millisecond)
+		return all, func() {}
+	})
+	<-dropped
+	if names(h) != 1 {
+		t.Errorf("%d names are held", names(h))
 	}
 }
 
@@ -138,9 +186,9 @@ func TestFoundAtOtherHolders(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := custodian(t, filepath.Join(dir, "other.sock"))
-	before.Own(pipes(t, "x", "y"))
+	before.Own(lend(pipes(t, "x", "y")))
 	mine := custodian(t, filepath.Join(dir, "own.sock"))
-	mine.Own(pipes(t, "y", "z"))
+	mine.Own(lend(pipes(t, "y", "z")))
 	found, relieve := mine.Found(t.Context(), dir)
 	if len(found) != 3 {
 		t.Errorf("found %s", found)
@@ -160,7 +208,7 @@ func TestWithoutAHolder(t *testing.T) {
 	for _, path := range []string{"", filepath.Join(t.TempDir(), "none.sock")} {
 		c := custodian(t, path)
 		all := pipes(t, "a")
-		c.Own(all)
+		c.Own(lend(all))
 		c.Put("b", all["a"]...)
 		c.Drop("a")
 		if found, relieve := c.Found(t.Context(), filepath.Join(t.TempDir(), "none")); len(found) > 0 {
