@@ -197,6 +197,9 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 		if !drained {
 			err = errors.Join(err, end())
 		}
+		if err != nil && ctx.Err() == nil {
+			seat.Failed()
+		}
 		err = errors.Join(err, seat.Leave())
 	}()
 	e := p.inherit(ctx, a, legacy)

@@ -42,6 +42,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -60,6 +62,9 @@ const (
 	// firstPoll is how soon it is looked at again; each further wait is longer, up to
 	// pollTime: what a dead process held is free a moment later.
 	firstPoll = time.Millisecond
+	// youngTime is how long a successor must have served for its death to be of no
+	// concern to who was there before.
+	youngTime = 30 * time.Second
 	// An agent whose successor failed stays for firstStay; each further failure in
 	// a row doubles that, up to lastStay.
 	firstStay = time.Minute
@@ -74,8 +79,10 @@ const (
 
 // What the holder of the seat has come to, as the lock's file has it.
 const (
+	maxMark = 64 // bytes
+
 	marksTaken   = "taken"    // it starts; once the seat is free, it has failed
-	marksServing = "serving"  // once the seat is free, it has died
+	marksServing = "serving"  // and since when; once the seat is free, it has died
 	marksEnded   = "ended"    // it left, and nobody had asked
 	marksGaveWay = "gave way" // it left for a successor
 )
@@ -98,11 +105,12 @@ type Seat struct {
 	left  chan struct{} // closed by Leave, and when it was handed over
 	// standIn: whoever has it only stands in for another one.
 	standIn bool
-	once  sync.Once
-	work  sync.WaitGroup
-	from  *net.UnixConn // whoever handed the seat over and waits, nil: nobody did
+	once    sync.Once
+	work    sync.WaitGroup
+	from    *net.UnixConn // whoever handed the seat over and waits, nil: nobody did
 
 	serving atomic.Bool
+	failed  atomic.Bool
 
 	mu        sync.Mutex
 	stay      time.Duration   // since began, nobody is listened to; guarded by mu
@@ -206,6 +214,9 @@ func (s *Seat) deafen() error {
 	var errs []error
 	for i, l := range s.listeners {
 		if l != nil {
+			if u, ok := l.(*net.UnixListener); ok && s.from != nil && !s.serving.Load() {
+				u.SetUnlinkOnClose(false) // whoever handed over may have its own there again
+			}
 			errs = append(errs, l.Close())
 		}
 		s.listeners[i] = nil
@@ -240,8 +251,12 @@ func (s *Seat) Serving() error {
 		}
 	}
 	s.serving.Store(true)
-	return mark(s.lock, marksServing)
+	return s.markServing()
 }
+
+// Failed has a following Leave say that whoever has the seat left because it cannot
+// serve, so that an agent that was there before stays longer.
+func (s *Seat) Failed() { s.failed.Store(true) }
 
 // Leave gives the seat back, and then tells those who asked for it. Everything
 // that only one agent may hold must be let go of before. It returns when nothing
@@ -269,10 +284,14 @@ func (s *Seat) markEnd() error {
 		return mark(s.lock, marksGaveWay)
 	default:
 	}
-	if !s.serving.Load() {
+	switch {
+	case !s.serving.Load():
 		return nil // as it is: failed
+	case s.failed.Load():
+		return mark(s.lock, marksTaken)
+	default:
+		return mark(s.lock, marksEnded)
 	}
-	return mark(s.lock, marksEnded)
 }
 
 // accept calls f with whoever connects, until the listener is closed.
@@ -367,7 +386,10 @@ func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
 			if err != nil {
 				return nil, errors.Join(err, lock.Close())
 			}
-			switch {
+			switch young := diedYoung(what, since); {
+			case young && now.Sub(since) >= Patience:
+				return occupy(s.dir, lock, longer(s.stay), false, nil)
+			case young: // likely to be started anew
 			case what == marksTaken:
 				return occupy(s.dir, lock, longer(s.stay), false, nil)
 			case what == marksEnded || now.Sub(since) >= Patience:
@@ -379,6 +401,19 @@ func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
 			}
 		}
 	}
+}
+
+// markServing writes that the seat's holder serves, and since when.
+func (s *Seat) markServing() error {
+	return mark(s.lock, marksServing+" "+strconv.FormatInt(time.Now().UnixMilli(), 10))
+}
+
+// diedYoung reports whether the last holder of the seat served, and died soon after it
+// had begun to: a version that does so again and again should not have the node.
+func diedYoung(what string, died time.Time) bool {
+	text, ok := strings.CutPrefix(what, marksServing+" ")
+	began, err := strconv.ParseInt(text, 10, 64)
+	return ok && err == nil && died.Sub(time.UnixMilli(began)) < youngTime
 }
 
 // longer is how long an agent stays after another successor failed.
@@ -398,7 +433,7 @@ func mark(lock *os.File, what string) error {
 
 // read returns what the last holder of the lock has come to.
 func read(lock *os.File) (string, error) {
-	buf := make([]byte, len(marksGaveWay)+1)
+	buf := make([]byte, maxMark)
 	n, err := lock.ReadAt(buf, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", fmt.Errorf("read the state of the agent's seat: %w", err)

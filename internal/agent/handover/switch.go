@@ -235,7 +235,7 @@ func (s *Seat) Resume() error {
 	s.mu.Lock()
 	s.stay, s.began = longer(s.stay), time.Now()
 	s.mu.Unlock()
-	return errors.Join(mark(s.lock, marksServing), s.open())
+	return errors.Join(s.markServing(), s.open())
 }
 
 func send(conn *net.UnixConn, op byte, text string, fds ...int) error {
