@@ -134,7 +134,7 @@ func (a *Agent) openCalls(e estate.Estate) error {
 		fd = -1
 	}
 	var err error
-	a.cni, err = cni.NewServer(cni.Config{Socket: filepath.Join(a.cfg.StateDir, "cni.sock"), Backend: a, Logger: a.log, Adopt: fd})
+	a.cni, err = cni.NewServer(cni.Config{Socket: filepath.Join(a.cfg.StateDir, "cni.sock"), Backend: a, Logger: a.log, Adopt: fd, Stays: a.stays})
 	if err != nil {
 		kernel.CloseFDs([]int{fd})
 		return err
@@ -144,6 +144,12 @@ func (a *Agent) openCalls(e estate.Estate) error {
 	}
 	a.calls, err = a.cni.Socket()
 	return err
+}
+
+// stays reports whether what this agent leaves is kept for another one when it is
+// told to end.
+func (a *Agent) stays() bool {
+	return a.keeper.Keeps() && (!a.keeper.Child() || a.cfg.StandIn)
 }
 
 // openEngine opens the tunnel, on sockets that are there already if there are any.

@@ -154,6 +154,13 @@ func NewCustodian(path string, log *slog.Logger) (*Custodian, error) {
 // Child reports whether a holder started this process.
 func (c *Custodian) Child() bool { return c.own }
 
+// Keeps reports whether the holder keeps what this agent has beyond its end.
+func (c *Custodian) Keeps() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.client != nil && c.owner
+}
+
 // connect returns the client, nil without one; mu is held.
 func (c *Custodian) connect() *holder.Client {
 	if c.again() {
