@@ -287,11 +287,18 @@ func (p *process) enter(a *Agent, seat *handover.Seat) error {
 // inherit returns what there is for an agent to go on with: from the one before, or
 // from the holders.
 func (p *process) inherit(ctx context.Context, a *Agent, legacy *handover.Legacy) estate.Estate {
+	dir := filepath.Join(p.cfg.StateDir, estate.HoldersDir)
 	if legacy != nil {
+		go p.keeper.Sweep(ctx, dir)
 		return legacy.Items
 	}
 	var e estate.Estate
-	e, a.relieve = p.keeper.Found(ctx, filepath.Join(p.cfg.StateDir, estate.HoldersDir))
+	e, a.relieve = p.keeper.Found(ctx, dir)
+	a.free = func() {
+		p.log.Warn("a holder has a device open of which this agent has no copy, so it is to let go of all: devices lose their carrier for a moment")
+		a.free = nil
+		p.keeper.Free(ctx, dir)
+	}
 	return e
 }
 

@@ -185,7 +185,7 @@ func (c *Custodian) failed(what string, err error) {
 		return
 	}
 	c.log.Warn("holder does not keep this agent's descriptors", "doing", what, "error", err)
-	if _, refused := errors.AsType[*holder.RefusedError](err); refused {
+	if _, refused := errors.AsType[*holder.RefusedError](err); refused || errors.Is(err, holder.ErrIncomplete) {
 		return
 	}
 	_ = c.client.Close()
@@ -203,23 +203,19 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 	if client := c.connect(); client != nil {
 		held, err := client.All()
 		c.failed("return them", err)
-		if err == nil {
-			found = held
+		for name, fds := range held {
+			found[name] = fds
 		}
 	}
 	c.mu.Unlock()
 	var others []*holder.Client
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.log.Warn("other holders not found", "error", err)
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		if path == c.path || !strings.HasSuffix(e.Name(), ".sock") {
-			continue
+	for _, client := range c.others(ctx, dir) {
+		held, err := client.All()
+		if err != nil {
+			c.log.Warn("another holder does not return all that it has", "at", client.Path(), "error", err)
 		}
-		client, held := look(ctx, path)
-		if client == nil {
+		if err == nil && len(held) == 0 {
+			_ = client.Close()
 			continue
 		}
 		for name, fds := range held {
@@ -233,29 +229,92 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 	}
 	return found, func() {
 		for _, o := range others {
-			if err := errors.Join(o.Own(), o.Goodbye(), o.Close()); err != nil {
-				c.log.Warn("another holder keeps what it has", "error", err)
-			}
+			c.relieve(o)
 		}
 	}
 }
 
-// look returns a holder that has something, and copies of that. A dead one's socket
-// goes.
-func look(ctx context.Context, path string) (*holder.Client, map[string][]int) {
+// relieve has another holder let go of what it has, and closes the connection.
+func (c *Custodian) relieve(o *holder.Client) {
+	err := errors.Join(o.Own(), o.Goodbye())
+	_ = o.Close()
+	if err == nil {
+		return
+	}
+	// The connection may have failed before, and the holder be well.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	again, err := holder.Dial(ctx, o.Path())
+	if err == nil {
+		err = errors.Join(again.Own(), again.Goodbye(), again.Close())
+	}
+	if err != nil {
+		c.log.Warn("another holder keeps what it has", "at", o.Path(), "error", err)
+	}
+}
+
+// Free has the own holder and those in dir close all that they have, of which this
+// agent could not get its copy: a device that another process has open cannot be
+// attached to.
+func (c *Custodian) Free(ctx context.Context, dir string) {
+	c.mu.Lock()
+	if client := c.connect(); client != nil {
+		c.failed("let go", errors.Join(client.Own(), client.Goodbye()))
+	}
+	own := c.client != nil
+	c.mu.Unlock()
+	others := c.others(ctx, dir)
+	if !own && c.path != "" { // it may be only the connection that is gone
+		if client, err := holder.Dial(ctx, c.path); err == nil {
+			others = append(others, client)
+		}
+	}
+	for _, o := range others {
+		c.relieve(o)
+	}
+}
+
+// others connects to the holders in dir but the own one. A dead one's socket goes.
+func (c *Custodian) others(ctx context.Context, dir string) []*holder.Client {
+	own, ownErr := os.Stat(c.path)
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.log.Warn("other holders not found", "error", err)
+	}
+	var out []*holder.Client
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		info, err := os.Stat(path)
+		if err != nil || ownErr == nil && os.SameFile(own, info) || !strings.HasSuffix(e.Name(), ".sock") {
+			continue
+		}
+		client, err := dial(ctx, path)
+		if err == nil {
+			out = append(out, client)
+		}
+	}
+	return out
+}
+
+// dialTime bounds the wait for one holder, which may hang.
+const dialTime = time.Second
+
+// dial connects to a holder that may be dead: then its socket goes.
+func dial(ctx context.Context, path string) (*holder.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
 	client, err := holder.Dial(ctx, path)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		_ = os.Remove(path)
 	}
-	if err != nil {
-		return nil, nil
+	return client, err
+}
+
+// Sweep removes the sockets of dead holders from dir.
+func (c *Custodian) Sweep(ctx context.Context, dir string) {
+	for _, o := range c.others(ctx, dir) {
+		_ = o.Close()
 	}
-	held, err := client.All()
-	if err != nil || len(held) == 0 {
-		_ = client.Close()
-		return nil, nil
-	}
-	return client, held
 }
 
 // Watched reports whether a holder in dir lives, which starts an agent when there is
@@ -265,10 +324,8 @@ func Watched(dir string) bool {
 	if err != nil {
 		return false // there is no such directory
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
 	for _, e := range entries {
-		if client, err := holder.Dial(ctx, filepath.Join(dir, e.Name())); err == nil {
+		if client, err := dial(context.Background(), filepath.Join(dir, e.Name())); err == nil {
 			_ = client.Close()
 			return true
 		}

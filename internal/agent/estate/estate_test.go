@@ -203,6 +203,48 @@ func TestFoundAtOtherHolders(t *testing.T) {
 	}
 }
 
+// However its path is written, the own holder is no other one: what it has must stay.
+func TestOwnHolderByAnotherPath(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	dir := filepath.Join(base, HoldersDir)
+	h, _ := hold(t, filepath.Join(dir, "own.sock"))
+	if err := os.Symlink(base, filepath.Join(base, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{base + "//" + HoldersDir + "/own.sock", filepath.Join(base, "link", HoldersDir, "own.sock")} {
+		c := custodian(t, path)
+		c.Own(lend(pipes(t, "a")))
+		found, relieve := c.Found(t.Context(), dir)
+		found.Close()
+		relieve()
+		if names(h) != 1 || !h.Owned() {
+			t.Errorf("by %s: %d names", path, names(h))
+		}
+		c.Goodbye()
+	}
+}
+
+// What an agent cannot get its copies of it can have closed, at its own holder and at
+// others.
+func TestFree(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), HoldersDir)
+	own, _ := hold(t, filepath.Join(dir, "own.sock"))
+	other, _ := hold(t, filepath.Join(dir, "other.sock"))
+	custodian(t, filepath.Join(dir, "own.sock")).Own(lend(pipes(t, "a")))
+	custodian(t, filepath.Join(dir, "other.sock")).Own(lend(pipes(t, "b")))
+	c := custodian(t, filepath.Join(dir, "own.sock"))
+	c.Free(t.Context(), dir)
+	if names(own)+names(other) != 0 {
+		t.Errorf("%d and %d names are held", names(own), names(other))
+	}
+	c.Own(lend(pipes(t, "a")))
+	if names(own) != 1 || !own.Owned() {
+		t.Error("the own holder is of no use after that")
+	}
+}
+
 func TestWithoutAHolder(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"", filepath.Join(t.TempDir(), "none.sock")} {
