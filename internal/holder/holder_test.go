@@ -25,6 +25,8 @@ import (
 const (
 	asClient = "HOLDER_TEST_CLIENT"
 	asWorker = "HOLDER_TEST_WORKER"
+	asOwner  = "HOLDER_TEST_OWNER" // which says so in a file, and then nothing, or goes on
+	goesOn   = "HOLDER_TEST_GOES_ON"
 )
 
 func TestMain(m *testing.M) {
@@ -39,7 +41,30 @@ func TestMain(m *testing.M) {
 	if do := os.Getenv(asWorker); do != "" {
 		work(do)
 	}
+	if do := os.Getenv(asOwner); do != "" {
+		own(do)
+	}
 	os.Exit(m.Run())
+}
+
+// own is the life of an owner that somebody must kill.
+func own(do string) {
+	c, err := Inherited()
+	if err != nil || c == nil || c.Own() != nil {
+		os.Exit(3)
+	}
+	f, err := os.OpenFile(do, os.O_APPEND|os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Fprintln(f, "owns")
+	for os.Getenv(goesOn) != "" {
+		if err := c.Drop("nothing"); err != nil {
+			os.Exit(4)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	select {}
 }
 
 // work is the life of a worker, which says what it got and then ends.
@@ -404,6 +429,41 @@ func TestNoStandInBesideAnAgent(t *testing.T) {
 	}
 	must(t, back.Close())
 	s.Holder.Close()
+}
+
+// A worker that is the owner and says nothing is replaced; one that speaks is not.
+func TestSilentWorkerIsKilled(t *testing.T) {
+	t.Parallel()
+	for _, goes := range []string{"", "on"} {
+		log := filepath.Join(t.TempDir(), "log")
+		s := NewSupervisor([]string{"/usr/bin/env", asOwner + "=" + log, goesOn + "=" + goes, os.Args[0]}, true, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		s.silence = 600 * time.Millisecond
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		started := func() int {
+			text, _ := os.ReadFile(log)
+			return strings.Count(string(text), "\n")
+		}
+		want := 2
+		if goes != "" {
+			want = 1
+		}
+		for deadline := time.Now().Add(20 * time.Second); started() < want; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d workers", started())
+			}
+		}
+		if goes != "" {
+			time.Sleep(3 * s.silence)
+			if n := started(); n != want {
+				t.Errorf("%d workers", n)
+			}
+		}
+		cancel()
+		must(t, <-done)
+		s.Holder.Close()
+	}
 }
 
 func TestBackoff(t *testing.T) {

@@ -376,8 +376,9 @@ func (c *Custodian) giveAll(all Estate) {
 
 // Keep looks after the holder until the context ends: one that was started anew is
 // given everything again. all is called from its goroutine and returns what is
-// borrowed until the next call.
-func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func())) error {
+// borrowed until the next call. The holder hears nothing while alive returns an error,
+// so that it ends an agent that does not go on.
+func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func()), alive func() error) error {
 	ticker := time.NewTicker(checkInterval)
 	defer ticker.Stop()
 	for {
@@ -385,6 +386,10 @@ func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func())) error
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+		}
+		if err := alive(); err != nil {
+			c.log.Error("the holder is not told that this agent is well", "error", err)
+			continue
 		}
 		c.mu.Lock()
 		lost := c.client == nil

@@ -100,7 +100,9 @@ func TestHolderIsReplaced(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	kept := make(chan error)
-	go func() { kept <- c.Keep(ctx, func() (Estate, func()) { return all, func() {} }) }()
+	go func() {
+		kept <- c.Keep(ctx, func() (Estate, func()) { return all, func() {} }, func() error { return nil })
+	}()
 	end()
 	c.Put("c", all["a"]...) // to nobody
 	second, _ := hold(t, path)
