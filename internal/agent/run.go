@@ -266,8 +266,12 @@ func (p *process) enter(a *Agent, seat *handover.Seat) error {
 	// Before anybody lets go for us: from then on our death must be noticed, and what
 	// the predecessor had kept must stay until we have given our own.
 	p.keeper.Claim()
+	due := seat.Due()
+	if !due.IsZero() && time.Now().After(due) {
+		return errors.New("the agent that handed over has been kept waiting for too long, and may go on")
+	}
 	if a.heritage != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
+		ctx, cancel := context.WithTimeout(context.Background(), lockTime) // within what due leaves
 		defer cancel()
 		h := a.heritage
 		if err := h.Serve(ctx); err != nil { // whether that one is dead or goes on, the seat knows

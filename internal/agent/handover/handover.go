@@ -258,6 +258,17 @@ func (s *Seat) Serving() error {
 // serve, so that an agent that was there before stays longer.
 func (s *Seat) Failed() { s.failed.Store(true) }
 
+// Due is until when the seat's new holder can be sure that whoever handed it over
+// waits, zero when there is no such one. After that it must not go on.
+func (s *Seat) Due() time.Time {
+	if s.from == nil {
+		return time.Time{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.began.Add(servingTime - servingMargin)
+}
+
 // Leave gives the seat back, and then tells those who asked for it. Everything
 // that only one agent may hold must be let go of before. It returns when nothing
 // of the Seat is left; leaving again is fine, and so is leaving one that was handed
@@ -329,7 +340,9 @@ func (s *Seat) listen(l net.Listener) {
 		s.work.Go(func() {
 			defer func() { _ = conn.Close() }()
 			_ = conn.SetDeadline(time.Now().Add(leaveTime))
+			heard := s.hurry(conn)
 			line, err := bufio.NewReaderSize(conn, len(giveWay)).ReadString('\n')
+			heard()
 			if err != nil || line != giveWay {
 				return // gone, or not one of us
 			}
@@ -338,6 +351,20 @@ func (s *Seat) listen(l net.Listener) {
 			_, _ = conn.Write([]byte(answer)) // it sees the free seat, too
 		})
 	})
+}
+
+// hurry ends the wait for a silent client's request when the seat is left, until
+// heard.
+func (s *Seat) hurry(conn *net.UnixConn) (heard func()) {
+	said := make(chan struct{})
+	s.work.Go(func() {
+		select {
+		case <-said:
+		case <-s.left:
+			_ = conn.SetReadDeadline(time.Unix(1, 0))
+		}
+	})
+	return func() { close(said) }
 }
 
 // ask asks the holder to give way and returns nil when it has left.
