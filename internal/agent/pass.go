@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/netip"
 	"os"
 
@@ -105,9 +104,9 @@ func (a *Agent) importAll(e estate.Estate) error {
 			continue
 		}
 		f := os.NewFile(uintptr(fd), name)
-		data, err := io.ReadAll(io.NewSectionReader(f, 0, math.MaxInt64))
+		data, err := io.ReadAll(io.NewSectionReader(f, 0, maxExport))
 		if err == nil {
-			err = take(data[:min(len(data), maxExport)])
+			err = take(data)
 		}
 		if err = errors.Join(err, f.Close()); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))

@@ -211,6 +211,9 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 		if err := p.enter(a, seat); err != nil {
 			return err
 		}
+		if legacy != nil {
+			_ = legacy.Conn().Close() // all is said; connections that drain have their own
+		}
 		p.log.Info("agent carries packets", "inherited", from, "from_agent", legacy != nil, "took", time.Since(began).Round(time.Microsecond))
 		p.serving.Store(a)
 		heir, err := p.serve(ctx, a, seat)

@@ -296,6 +296,10 @@ func (c *Custodian) others(ctx context.Context, dir string) []*holder.Client {
 	return out
 }
 
+// A socket at which nobody listens is a dead holder's when it is that old, and else
+// perhaps one that is just being made.
+const deadAge = 10 * time.Second
+
 // dialTime bounds the wait for one holder, which may hang.
 const dialTime = time.Second
 
@@ -305,7 +309,9 @@ func dial(ctx context.Context, path string) (*holder.Client, error) {
 	defer cancel()
 	client, err := holder.Dial(ctx, path)
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		_ = os.Remove(path)
+		if info, serr := os.Lstat(path); serr == nil && time.Since(info.ModTime()) > deadAge {
+			_ = os.Remove(path)
+		}
 	}
 	return client, err
 }

@@ -187,6 +187,10 @@ func TestFoundAtOtherHolders(t *testing.T) {
 	if err := dead.Close(); err != nil {
 		t.Fatal(err)
 	}
+	long := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(filepath.Join(dir, "dead.sock"), long, long); err != nil {
+		t.Fatal(err)
+	}
 	before := custodian(t, filepath.Join(dir, "other.sock"))
 	before.Own(lend(pipes(t, "x", "y")))
 	mine := custodian(t, filepath.Join(dir, "own.sock"))
