@@ -27,6 +27,7 @@ const (
 	asWorker = "HOLDER_TEST_WORKER"
 	asOwner  = "HOLDER_TEST_OWNER" // which says so in a file, and then nothing, or goes on
 	goesOn   = "HOLDER_TEST_GOES_ON"
+	asPoor   = "HOLDER_TEST_POOR" // that cannot open as many files as are held
 )
 
 func TestMain(m *testing.M) {
@@ -41,10 +42,45 @@ func TestMain(m *testing.M) {
 	if do := os.Getenv(asWorker); do != "" {
 		work(do)
 	}
+	if path := os.Getenv(asPoor); path != "" {
+		fmt.Print(poor(path))
+		os.Exit(0)
+	}
 	if do := os.Getenv(asOwner); do != "" {
 		own(do)
 	}
 	os.Exit(m.Run())
+}
+
+// poor gets what it can, and then all.
+func poor(path string) error {
+	c, err := Dial(context.Background(), path)
+	if err != nil {
+		return err
+	}
+	var limit syscall.Rlimit
+	fd, err := syscall.Dup(0) // the next number
+	if err == nil {
+		err = errors.Join(syscall.Close(fd), syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit))
+	}
+	if err != nil {
+		return err
+	}
+	less := syscall.Rlimit{Cur: uint64(fd) + 3, Max: limit.Max}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &less); err != nil {
+		return err
+	}
+	got, err := c.All()
+	if !errors.Is(err, ErrIncomplete) || len(got) != 1 || len(got["few"]) != 1 {
+		return fmt.Errorf("with few files: %v, %w", got, err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	if got, err = c.All(); err != nil || len(got) != 2 || len(got["many"]) != 8 {
+		return fmt.Errorf("with enough: %v, %w", got, err)
+	}
+	return nil
 }
 
 // own is the life of an owner that somebody must kill.
@@ -463,6 +499,22 @@ func TestSilentWorkerIsKilled(t *testing.T) {
 		cancel()
 		must(t, <-done)
 		s.Holder.Close()
+	}
+}
+
+// A client with too many open files gets what it can have, hears that it is not all,
+// and can ask again.
+func TestTooManyOpenFiles(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	_, end := pipe(t)
+	fd := fdOf(t, end)
+	c := w.client(t)
+	must(t, errors.Join(c.Own(), c.Put("many", fd, fd, fd, fd, fd, fd, fd, fd), c.Put("few", fd)))
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env, cmd.Stderr = append(os.Environ(), asPoor+"="+w.path), t.Output()
+	if out, err := cmd.Output(); err != nil || string(out) != "<nil>" {
+		t.Errorf("%s, %v", out, err)
 	}
 }
 
