@@ -103,17 +103,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-due:
-			due, needed = nil, false
-			if !s.Always && s.Holder.Owned() {
-				s.Log.Info("no worker is needed: the agent is back")
-				continue
-			}
-			if err := s.start(ctx); err != nil {
-				s.Log.Error("no worker started, trying again", "error", err)
-				needed = true
-				continue
-			}
-			running++
+			due = nil
+			n, again := s.replace(ctx)
+			running, needed = running+n, again
 		case owned := <-s.lost:
 			s.Log.Warn("the agent has died without a word: another one is started", "served", owned.Round(time.Millisecond))
 			if needed = true; owned >= served {
@@ -132,6 +124,20 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// replace starts a worker if one is still needed. It returns how many it has started,
+// and whether it is to be tried again.
+func (s *Supervisor) replace(ctx context.Context) (started int, again bool) {
+	if !s.Always && s.Holder.Owned() {
+		s.Log.Info("no worker is needed: the agent is back")
+		return 0, false
+	}
+	if err := s.start(ctx); err != nil {
+		s.Log.Error("no worker started, trying again", "error", err)
+		return 0, true
+	}
+	return 1, false
 }
 
 // start starts a worker, which ends with the context.

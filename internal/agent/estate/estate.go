@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -203,9 +204,7 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 	if client := c.connect(); client != nil {
 		held, err := client.All()
 		c.failed("return them", err)
-		for name, fds := range held {
-			found[name] = fds
-		}
+		maps.Copy(found, held)
 	}
 	c.mu.Unlock()
 	var others []*holder.Client
