@@ -70,6 +70,55 @@ func TestSocketIsHandedOver(t *testing.T) {
 	}
 }
 
+// A socket that is not what plugins find at the path is of no use, whatever is there.
+func TestOrphanedSocketIsNotAdopted(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "d", "cni.sock")
+	server := func(adopt int) *Server {
+		s, err := NewServer(Config{Socket: path, Backend: nopBackend{}, Logger: slog.New(slog.DiscardHandler), Adopt: adopt})
+		if err == nil {
+			err = s.Listen()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.listener.close(false) })
+		return s
+	}
+	orphan, err := server(0).Socket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := server(0) // at the same path
+	if err := other.listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	server(orphan)
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("nobody listens where plugins call: %v", err)
+	}
+	_ = conn.Close()
+}
+
+// The file of a socket that somebody keeps a copy of stays when the server ends.
+func TestKeptSocketStays(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "d", "cni.sock")
+	s, err := NewServer(Config{Socket: path, Backend: nopBackend{}, Logger: slog.New(slog.DiscardHandler), Stays: func() bool { return true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Run(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
+	}
+}
+
 type nopBackend struct{}
 
 func (nopBackend) Add(context.Context, Attachment) (Result, error) { return Result{}, nil }

@@ -50,12 +50,12 @@ func listen(path string) (*listener, error) {
 }
 
 // adopt makes a listener of a socket that another process has had at path, nil
-// when that is not there any more. It owns the descriptor.
+// when what plugins find there is another one or none. It owns the descriptor.
 func adopt(path string, fd int) *listener {
 	f := os.NewFile(uintptr(fd), "cni")
 	defer func() { _ = f.Close() }()
 	self, err := os.Lstat(path)
-	if err != nil || self.Mode().Type() != fs.ModeSocket {
+	if err != nil || self.Mode().Type() != fs.ModeSocket || !isAt(fd, self) {
 		return nil
 	}
 	l, err := net.FileListener(f)
@@ -69,6 +69,22 @@ func adopt(path string, fd int) *listener {
 	}
 	u.SetUnlinkOnClose(false)
 	return &listener{UnixListener: u, path: path, self: self}
+}
+
+// siocUnixFile opens the file that a unix socket is bound to (linux/un.h).
+const siocUnixFile = 0x89E0
+
+// isAt reports whether a socket is the one whose file has that info. Without
+// CAP_NET_ADMIN, which every agent has, nobody knows, and it is taken for that one.
+func isAt(socket int, at os.FileInfo) bool {
+	fd, err := unix.IoctlRetInt(socket, siocUnixFile)
+	if err != nil {
+		return errors.Is(err, unix.EPERM)
+	}
+	bound := os.NewFile(uintptr(fd), "cni")
+	defer func() { _ = bound.Close() }()
+	info, err := bound.Stat()
+	return err == nil && os.SameFile(info, at)
 }
 
 func place(temp, path string) (os.FileInfo, error) {

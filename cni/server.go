@@ -54,6 +54,9 @@ type Config struct {
 	// Adopt is the descriptor of a listening socket that another process has had at
 	// Socket, -1 or 0: there is none. The Server owns it.
 	Adopt int
+	// Stays says, when Run ends, whether the socket's file is to stay, since another
+	// process has a copy of the socket, where plugins can wait; nil: it does not.
+	Stays func() bool
 	// Observe, if set, is told of every operation when it has ended; code is
 	// 0 for success. It must not block and is called from many goroutines.
 	Observe func(operation string, code uint, took time.Duration)
@@ -73,6 +76,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Logger == nil {
 		errs = append(errs, errors.New("cni server needs a logger"))
+	}
+	if c.Stays == nil {
+		c.Stays = func() bool { return false }
 	}
 	if c.Observe == nil {
 		c.Observe = func(string, uint, time.Duration) {}
@@ -171,7 +177,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	l := s.listener
-	defer func() { l.close(s.isQuiet()) }()
+	defer func() { l.close(s.isQuiet() || s.cfg.Stays()) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, l.interrupt)

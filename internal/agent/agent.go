@@ -174,6 +174,9 @@ type Agent struct {
 	keeper *estate.Custodian
 	// relieve has other holders let go of what this agent took over from them.
 	relieve func()
+	// free has holders let go of what this agent could not get from them, once; nil:
+	// what is busy is another agent's.
+	free func()
 
 	applying  sync.Mutex      // of the node's sockets; locked before mu
 	listening map[string]bool // guarded by applying: sockets that the holder knows, by name

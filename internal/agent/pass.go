@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/netip"
 	"os"
 
@@ -31,6 +30,9 @@ const maxExport = 1 << 30
 // wants are what this process cannot map of what the one before has.
 func (a *Agent) wants() []string {
 	out := []string{estate.Sessions}
+	if a.cfg.StandIn {
+		out = append(out, handover.StandIn)
+	}
 	if a.flows.Report().Refusal == flow.RefusedVersion {
 		out = append(out, estate.Flows)
 	}
@@ -102,9 +104,9 @@ func (a *Agent) importAll(e estate.Estate) error {
 			continue
 		}
 		f := os.NewFile(uintptr(fd), name)
-		data, err := io.ReadAll(io.NewSectionReader(f, 0, math.MaxInt64))
+		data, err := io.ReadAll(io.NewSectionReader(f, 0, maxExport))
 		if err == nil {
-			err = take(data[:min(len(data), maxExport)])
+			err = take(data)
 		}
 		if err = errors.Join(err, f.Close()); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
@@ -173,15 +175,16 @@ func (a *Agent) syncListeners() {
 func (a *Agent) keepAll() {
 	a.applying.Lock()
 	defer a.applying.Unlock()
-	all, done := a.borrowed()
-	defer done()
-	a.keeper.Own(all)
-	a.listening = make(map[string]bool)
-	for name := range all {
-		if estate.IsListener(name) {
-			a.listening[name] = true
+	a.keeper.Own(func() (estate.Estate, func()) {
+		all, done := a.borrowed()
+		a.listening = make(map[string]bool)
+		for name := range all {
+			if estate.IsListener(name) {
+				a.listening[name] = true
+			}
 		}
-	}
+		return all, done
+	})
 }
 
 // knock has pods find out that what ended in the sockets of an agent that died is

@@ -197,7 +197,7 @@ func (a *Agent) reattach(rec *record.Record, e estate.Estate) (*kernel.TUN, erro
 	}
 	defer ns.Close()
 	if rec.Ready {
-		return kernel.AttachTUN(ns, rec.IfName, rec.IfIndex)
+		return unlessBusy(a, func() (*kernel.TUN, error) { return kernel.AttachTUN(ns, rec.IfName, rec.IfIndex) })
 	}
 	// The device, if it is there, is ours when it has the addresses that we leased.
 	found, err := kernel.Describe(ns, rec.IfName)

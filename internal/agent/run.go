@@ -128,6 +128,10 @@ func (p *process) terms(ctx context.Context) error {
 	// The one that serves is asked to hand over only now, when nothing is left to
 	// find out or to make that could keep us from serving, as far as it can be known.
 	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir, a.wants()...)
+	if errors.Is(err, handover.ErrNotNeeded) {
+		p.log.Info("not needed: another agent of this node serves")
+		return errors.Join(errReplaced, a.close())
+	}
 	if err != nil {
 		return errors.Join(err, a.close())
 	}
@@ -193,6 +197,9 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 		if !drained {
 			err = errors.Join(err, end())
 		}
+		if err != nil && ctx.Err() == nil {
+			seat.Failed()
+		}
 		err = errors.Join(err, seat.Leave())
 	}()
 	e := p.inherit(ctx, a, legacy)
@@ -203,6 +210,9 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 		}
 		if err := p.enter(a, seat); err != nil {
 			return err
+		}
+		if legacy != nil {
+			_ = legacy.Conn().Close() // all is said; connections that drain have their own
 		}
 		p.log.Info("agent carries packets", "inherited", from, "from_agent", legacy != nil, "took", time.Since(began).Round(time.Microsecond))
 		p.serving.Store(a)
@@ -249,14 +259,22 @@ func (a *Agent) goOn(seat *handover.Seat, d *retirement) (estate.Estate, error) 
 	}
 	e, err := all.Copy()
 	done()
+	a.keeper.Claim() // the successor may have
 	a.relieve, a.heritage = func() {}, nil
 	return e, errors.Join(err, seat.Resume(), a.letGo())
 }
 
 // enter is the moment from which on this agent serves and the one before does not.
 func (p *process) enter(a *Agent, seat *handover.Seat) error {
+	// Before anybody lets go for us: from then on our death must be noticed, and what
+	// the predecessor had kept must stay until we have given our own.
+	p.keeper.Claim()
+	due := seat.Due()
+	if !due.IsZero() && time.Now().After(due) {
+		return errors.New("the agent that handed over has been kept waiting for too long, and may go on")
+	}
 	if a.heritage != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
+		ctx, cancel := context.WithTimeout(context.Background(), lockTime) // within what due leaves
 		defer cancel()
 		h := a.heritage
 		if err := h.Serve(ctx); err != nil { // whether that one is dead or goes on, the seat knows
@@ -276,11 +294,18 @@ func (p *process) enter(a *Agent, seat *handover.Seat) error {
 // inherit returns what there is for an agent to go on with: from the one before, or
 // from the holders.
 func (p *process) inherit(ctx context.Context, a *Agent, legacy *handover.Legacy) estate.Estate {
+	dir := filepath.Join(p.cfg.StateDir, estate.HoldersDir)
 	if legacy != nil {
+		go p.keeper.Sweep(ctx, dir)
 		return legacy.Items
 	}
 	var e estate.Estate
-	e, a.relieve = p.keeper.Found(ctx, filepath.Join(p.cfg.StateDir, estate.HoldersDir))
+	e, a.relieve = p.keeper.Found(ctx, dir)
+	a.free = func() {
+		p.log.Warn("a holder has a device open of which this agent has no copy, so it is to let go of all: devices lose their carrier for a moment")
+		a.free = nil
+		p.keeper.Free(ctx, dir)
+	}
 	return e
 }
 

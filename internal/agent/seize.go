@@ -70,6 +70,7 @@ func (a *Agent) seize(e estate.Estate) error {
 	if err := a.restore(e); err != nil {
 		return err
 	}
+	a.free = nil // from here on, a device that is busy is somebody's
 	if err := a.importAll(e); err != nil {
 		a.log.Warn("not all that the agent before knew is taken over", "error", err)
 	}
@@ -122,8 +123,24 @@ func (a *Agent) openHost(e estate.Estate) error {
 	case err != nil:
 		return err
 	default:
-		a.host, err = kernel.AttachTUN(nil, HostInterface, found.Index)
+		a.host, err = unlessBusy(a, func() (*kernel.TUN, error) { return kernel.AttachTUN(nil, HostInterface, found.Index) })
 		return err
+	}
+}
+
+// unlessBusy opens a device, if need be by taking it from the holders.
+func unlessBusy(a *Agent, open func() (*kernel.TUN, error)) (*kernel.TUN, error) {
+	t, err := open()
+	if !errors.Is(err, kernel.ErrBusy) || a.free == nil {
+		return t, err
+	}
+	a.free()
+	for began, wait := time.Now(), time.Millisecond; ; wait *= 2 { // nor is it free at once
+		t, err = open()
+		if !errors.Is(err, kernel.ErrBusy) || time.Since(began) > lockTime {
+			return t, err
+		}
+		<-time.After(wait)
 	}
 }
 
@@ -134,7 +151,7 @@ func (a *Agent) openCalls(e estate.Estate) error {
 		fd = -1
 	}
 	var err error
-	a.cni, err = cni.NewServer(cni.Config{Socket: filepath.Join(a.cfg.StateDir, "cni.sock"), Backend: a, Logger: a.log, Adopt: fd})
+	a.cni, err = cni.NewServer(cni.Config{Socket: filepath.Join(a.cfg.StateDir, "cni.sock"), Backend: a, Logger: a.log, Adopt: fd, Stays: a.isKept})
 	if err != nil {
 		kernel.CloseFDs([]int{fd})
 		return err
@@ -144,6 +161,12 @@ func (a *Agent) openCalls(e estate.Estate) error {
 	}
 	a.calls, err = a.cni.Socket()
 	return err
+}
+
+// isKept reports whether what this agent leaves is kept for another one when it is
+// told to end.
+func (a *Agent) isKept() bool {
+	return a.keeper.Keeps() && (!a.keeper.Child() || a.cfg.StandIn)
 }
 
 // openEngine opens the tunnel, on sockets that are there already if there are any.

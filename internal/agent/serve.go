@@ -89,7 +89,9 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan e
 		}
 	})
 	run("housekeeping", func(ctx context.Context) error { return a.keepHouse(ctx, changes) })
-	run("holder", func(ctx context.Context) error { return a.keeper.Keep(ctx, a.borrowed) })
+	run("holder", func(ctx context.Context) error {
+		return a.keeper.Keep(ctx, a.borrowed, func() error { return a.alive(time.Now()) })
+	})
 	run("handover", func(ctx context.Context) error {
 		select {
 		case <-yield:

@@ -83,6 +83,9 @@ func (c *Client) Goodbye() error { return c.ask(opGoodbye, "") }
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
+// ErrIncomplete is returned by All beside what could be had.
+var ErrIncomplete = errors.New("not all that the holder has could be taken: this process may have too many open files")
+
 // All returns copies of everything that is held; they are the caller's.
 func (c *Client) All() (map[string][]int, error) {
 	c.mu.Lock()
@@ -91,15 +94,24 @@ func (c *Client) All() (map[string][]int, error) {
 		return nil, err
 	}
 	out := make(map[string][]int)
+	var incomplete error
 	for {
+		// However many there are: what matters is that the holder goes on.
+		if err := c.conn.SetDeadline(time.Now().Add(answerTime)); err != nil {
+			return nil, fmt.Errorf("speak to the holder: %w", err)
+		}
 		kind, name, fds, err := c.receive()
+		if errors.Is(err, kernel.ErrTruncated) {
+			incomplete = errors.Join(ErrIncomplete, err)
+			continue
+		}
 		if err == nil && kind == saysHeld && validName(name) && out[name] == nil {
 			out[name] = fds
 			continue
 		}
 		kernel.CloseFDs(fds)
 		if err == nil && kind == saysDone {
-			return out, nil
+			return out, incomplete
 		}
 		if err == nil {
 			err = fmt.Errorf("the holder says %q: %q", kind, name)

@@ -83,6 +83,7 @@ type Holder struct {
 	fds   int                    // guarded by mu: in held
 	owner *net.UnixConn          // guarded by mu
 	since time.Time              // guarded by mu: the owner is one
+	heard uint64                 // guarded by mu: requests of owners
 	conns map[*net.UnixConn]bool // guarded by mu
 	ended bool                   // guarded by mu
 }
@@ -184,6 +185,14 @@ func (h *Holder) Owned() bool {
 	return h.owner != nil
 }
 
+// heardOf returns a number that grows with each request of a client, while that is
+// the owner.
+func (h *Holder) heardOf(conn *net.UnixConn) (n uint64, owner bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.heard, h.owner == conn
+}
+
 // Close ends all connections and lets go of everything; nobody is told of it as of
 // a death.
 func (h *Holder) Close() {
@@ -236,6 +245,9 @@ func (h *Holder) answer(conn *net.UnixConn, op byte, name string, fds []int) err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.owner == conn {
+		h.heard++
+	}
 	switch op {
 	case opGet:
 		return h.give(conn)
@@ -274,7 +286,9 @@ func (h *Holder) answer(conn *net.UnixConn, op byte, name string, fds []int) err
 
 // own makes a client the owner; mu is held.
 func (h *Holder) own(conn *net.UnixConn) {
-	h.owner, h.since = conn, time.Now()
+	if h.owner != conn {
+		h.owner, h.since = conn, time.Now()
+	}
 	for _, e := range h.held {
 		e.stale = true
 	}

@@ -25,6 +25,9 @@ import (
 const (
 	asClient = "HOLDER_TEST_CLIENT"
 	asWorker = "HOLDER_TEST_WORKER"
+	asOwner  = "HOLDER_TEST_OWNER" // which says so in a file, and then nothing, or goes on
+	goesOn   = "HOLDER_TEST_GOES_ON"
+	asPoor   = "HOLDER_TEST_POOR" // that cannot open as many files as are held
 )
 
 func TestMain(m *testing.M) {
@@ -39,7 +42,65 @@ func TestMain(m *testing.M) {
 	if do := os.Getenv(asWorker); do != "" {
 		work(do)
 	}
+	if path := os.Getenv(asPoor); path != "" {
+		fmt.Print(poor(path))
+		os.Exit(0)
+	}
+	if do := os.Getenv(asOwner); do != "" {
+		own(do)
+	}
 	os.Exit(m.Run())
+}
+
+// poor gets what it can, and then all.
+func poor(path string) error {
+	c, err := Dial(context.Background(), path)
+	if err != nil {
+		return err
+	}
+	var limit syscall.Rlimit
+	fd, err := syscall.Dup(0) // the next number
+	if err == nil {
+		err = errors.Join(syscall.Close(fd), syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit))
+	}
+	if err != nil {
+		return err
+	}
+	less := syscall.Rlimit{Cur: uint64(fd) + 3, Max: limit.Max}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &less); err != nil {
+		return err
+	}
+	got, err := c.All()
+	if !errors.Is(err, ErrIncomplete) || len(got) != 1 || len(got["few"]) != 1 {
+		return fmt.Errorf("with few files: %v, %w", got, err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	if got, err = c.All(); err != nil || len(got) != 2 || len(got["many"]) != 8 {
+		return fmt.Errorf("with enough: %v, %w", got, err)
+	}
+	return nil
+}
+
+// own is the life of an owner that somebody must kill.
+func own(do string) {
+	c, err := Inherited()
+	if err != nil || c == nil || c.Own() != nil {
+		os.Exit(3)
+	}
+	f, err := os.OpenFile(do, os.O_APPEND|os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Fprintln(f, "owns")
+	for os.Getenv(goesOn) != "" {
+		if err := c.Drop("nothing"); err != nil {
+			os.Exit(4)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	select {}
 }
 
 // work is the life of a worker, which says what it got and then ends.
@@ -366,6 +427,95 @@ func TestStandIn(t *testing.T) {
 		must(t, <-done)
 	}
 	s.Holder.Close()
+}
+
+// While a worker waits for its turn, the agent that it would stand in for comes back.
+func TestNoStandInBesideAnAgent(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "log")
+	s := NewSupervisor([]string{"/bin/sh", "-c", "echo started >>" + log + "; exit 1"}, false, slog.New(slog.DiscardHandler))
+	path := filepath.Join(t.TempDir(), "hold.sock")
+	l, err := Listen(path)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 2)
+	go func() { done <- s.Holder.Serve(ctx, l) }()
+	go func() { done <- s.Run(ctx) }()
+	first, err := Dial(t.Context(), path)
+	must(t, errors.Join(err, first.Own(), first.Close()))
+	started := func() int {
+		text, _ := os.ReadFile(log)
+		return strings.Count(string(text), "\n")
+	}
+	for deadline := time.Now().Add(20 * time.Second); started() < 3; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d workers", started())
+		}
+	}
+	back, err := Dial(t.Context(), path)
+	must(t, errors.Join(err, back.Own()))
+	n := started()
+	time.Sleep(4 * firstPause) // the next one would have been started by now
+	if now := started(); now != n {
+		t.Errorf("%d workers were started beside an agent", now-n)
+	}
+	cancel()
+	for range 2 {
+		must(t, <-done)
+	}
+	must(t, back.Close())
+	s.Holder.Close()
+}
+
+// A worker that is the owner and says nothing is replaced; one that speaks is not.
+func TestSilentWorkerIsKilled(t *testing.T) {
+	t.Parallel()
+	for _, goes := range []string{"", "on"} {
+		log := filepath.Join(t.TempDir(), "log")
+		s := NewSupervisor([]string{"/usr/bin/env", asOwner + "=" + log, goesOn + "=" + goes, os.Args[0]}, true, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		s.silence = 600 * time.Millisecond
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		started := func() int {
+			text, _ := os.ReadFile(log)
+			return strings.Count(string(text), "\n")
+		}
+		want := 2
+		if goes != "" {
+			want = 1
+		}
+		for deadline := time.Now().Add(20 * time.Second); started() < want; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d workers", started())
+			}
+		}
+		if goes != "" {
+			time.Sleep(3 * s.silence)
+			if n := started(); n != want {
+				t.Errorf("%d workers", n)
+			}
+		}
+		cancel()
+		must(t, <-done)
+		s.Holder.Close()
+	}
+}
+
+// A client with too many open files gets what it can have, hears that it is not all,
+// and can ask again.
+func TestTooManyOpenFiles(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	_, end := pipe(t)
+	fd := fdOf(t, end)
+	c := w.client(t)
+	must(t, errors.Join(c.Own(), c.Put("many", fd, fd, fd, fd, fd, fd, fd, fd), c.Put("few", fd)))
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env, cmd.Stderr = append(os.Environ(), asPoor+"="+w.path), t.Output()
+	if out, err := cmd.Output(); err != nil || string(out) != "<nil>" {
+		t.Errorf("%s, %v", out, err)
+	}
 }
 
 func TestBackoff(t *testing.T) {

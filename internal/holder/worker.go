@@ -27,6 +27,11 @@ const (
 	// endTime is what a worker has to end in order before it is killed: it may have
 	// connections to finish.
 	endTime = 6 * time.Minute
+	// silence is how long a worker that is the owner may say nothing. An agent speaks
+	// every two seconds, while it goes on.
+	silence = time.Minute
+	// silenceChecks is how often in that time it is looked at.
+	silenceChecks = 12
 )
 
 // A worker finds its connection to the holder under this number when this is set, to
@@ -48,8 +53,9 @@ type Supervisor struct {
 	Always bool
 	Log    *slog.Logger
 
-	lost  chan time.Duration
-	exits chan exit
+	silence time.Duration
+	lost    chan time.Duration
+	exits   chan exit
 }
 
 // exit is the end of a worker.
@@ -61,7 +67,7 @@ type exit struct {
 
 // NewSupervisor returns a Supervisor with a Holder, whose losses are its own.
 func NewSupervisor(command []string, always bool, log *slog.Logger) *Supervisor {
-	s := &Supervisor{Command: command, Always: always, Log: log, lost: make(chan time.Duration, 1), exits: make(chan exit)}
+	s := &Supervisor{Command: command, Always: always, Log: log, silence: silence, lost: make(chan time.Duration, 1), exits: make(chan exit)}
 	s.Holder = New(Config{Lost: s.notice, Log: log})
 	return s
 }
@@ -97,13 +103,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-due:
-			due, needed = nil, false
-			if err := s.start(ctx); err != nil {
-				s.Log.Error("no worker started, trying again", "error", err)
-				needed = true
-				continue
-			}
-			running++
+			due = nil
+			n, again := s.replace(ctx)
+			running, needed = running+n, again
 		case owned := <-s.lost:
 			s.Log.Warn("the agent has died without a word: another one is started", "served", owned.Round(time.Millisecond))
 			if needed = true; owned >= served {
@@ -122,6 +124,20 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// replace starts a worker if one is still needed. It returns how many it has started,
+// and whether it is to be tried again.
+func (s *Supervisor) replace(ctx context.Context) (started int, again bool) {
+	if !s.Always && s.Holder.Owned() {
+		s.Log.Info("no worker is needed: the agent is back")
+		return 0, false
+	}
+	if err := s.start(ctx); err != nil {
+		s.Log.Error("no worker started, trying again", "error", err)
+		return 0, true
+	}
+	return 1, false
 }
 
 // start starts a worker, which ends with the context.
@@ -150,6 +166,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 			_ = cmd.Process.Kill()
 		}
 	})
+	go s.watch(cmd.Process, ours, ended)
 	go func() {
 		err := cmd.Wait()
 		stop()
@@ -160,6 +177,28 @@ func (s *Supervisor) start(ctx context.Context) error {
 		s.exits <- exit{pid: pid, err: err, owner: <-left}
 	}()
 	return nil
+}
+
+// watch kills a worker that is the owner and stands still: nobody else looks after
+// it. It counts looks, not time, since the holder may itself have been stopped.
+func (s *Supervisor) watch(p *os.Process, conn *net.UnixConn, ended <-chan struct{}) {
+	tick := time.NewTicker(s.silence / silenceChecks)
+	defer tick.Stop()
+	var last uint64
+	for silent := 0; silent < silenceChecks; {
+		select {
+		case <-ended:
+			return
+		case <-tick.C:
+		}
+		heard, owner := s.Holder.heardOf(conn)
+		if silent++; !owner || heard != last {
+			silent = 0
+		}
+		last = heard
+	}
+	s.Log.Error("worker says nothing and is killed", "pid", p.Pid, "for", s.silence)
+	_ = p.Kill()
 }
 
 // how says how a process ended.

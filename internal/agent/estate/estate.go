@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -154,6 +155,13 @@ func NewCustodian(path string, log *slog.Logger) (*Custodian, error) {
 // Child reports whether a holder started this process.
 func (c *Custodian) Child() bool { return c.own }
 
+// Keeps reports whether the holder keeps what this agent has beyond its end.
+func (c *Custodian) Keeps() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.client != nil && c.owner
+}
+
 // connect returns the client, nil without one; mu is held.
 func (c *Custodian) connect() *holder.Client {
 	if c.again() {
@@ -178,7 +186,7 @@ func (c *Custodian) failed(what string, err error) {
 		return
 	}
 	c.log.Warn("holder does not keep this agent's descriptors", "doing", what, "error", err)
-	if _, refused := errors.AsType[*holder.RefusedError](err); refused {
+	if _, refused := errors.AsType[*holder.RefusedError](err); refused || errors.Is(err, holder.ErrIncomplete) {
 		return
 	}
 	_ = c.client.Close()
@@ -196,23 +204,17 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 	if client := c.connect(); client != nil {
 		held, err := client.All()
 		c.failed("return them", err)
-		if err == nil {
-			found = held
-		}
+		maps.Copy(found, held)
 	}
 	c.mu.Unlock()
 	var others []*holder.Client
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.log.Warn("other holders not found", "error", err)
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		if path == c.path || !strings.HasSuffix(e.Name(), ".sock") {
-			continue
+	for _, client := range c.others(ctx, dir) {
+		held, err := client.All()
+		if err != nil {
+			c.log.Warn("another holder does not return all that it has", "at", client.Path(), "error", err)
 		}
-		client, held := look(ctx, path)
-		if client == nil {
+		if err == nil && len(held) == 0 {
+			_ = client.Close()
 			continue
 		}
 		for name, fds := range held {
@@ -226,29 +228,98 @@ func (c *Custodian) Found(ctx context.Context, dir string) (found Estate, reliev
 	}
 	return found, func() {
 		for _, o := range others {
-			if err := errors.Join(o.Own(), o.Goodbye(), o.Close()); err != nil {
-				c.log.Warn("another holder keeps what it has", "error", err)
-			}
+			c.relieve(o)
 		}
 	}
 }
 
-// look returns a holder that has something, and copies of that. A dead one's socket
-// goes.
-func look(ctx context.Context, path string) (*holder.Client, map[string][]int) {
-	client, err := holder.Dial(ctx, path)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		_ = os.Remove(path)
+// relieve has another holder let go of what it has, and closes the connection.
+func (c *Custodian) relieve(o *holder.Client) {
+	err := errors.Join(o.Own(), o.Goodbye())
+	_ = o.Close()
+	if err == nil {
+		return
+	}
+	// The connection may have failed before, and the holder be well.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	again, err := holder.Dial(ctx, o.Path())
+	if err == nil {
+		err = errors.Join(again.Own(), again.Goodbye(), again.Close())
 	}
 	if err != nil {
-		return nil, nil
+		c.log.Warn("another holder keeps what it has", "at", o.Path(), "error", err)
 	}
-	held, err := client.All()
-	if err != nil || len(held) == 0 {
-		_ = client.Close()
-		return nil, nil
+}
+
+// Free has the own holder and those in dir close all that they have, of which this
+// agent could not get its copy: a device that another process has open cannot be
+// attached to.
+func (c *Custodian) Free(ctx context.Context, dir string) {
+	c.mu.Lock()
+	if client := c.connect(); client != nil {
+		c.failed("let go", errors.Join(client.Own(), client.Goodbye()))
 	}
-	return client, held
+	own := c.client != nil
+	c.mu.Unlock()
+	others := c.others(ctx, dir)
+	if !own && c.path != "" { // it may be only the connection that is gone
+		if client, err := holder.Dial(ctx, c.path); err == nil {
+			others = append(others, client)
+		}
+	}
+	for _, o := range others {
+		c.relieve(o)
+	}
+}
+
+// others connects to the holders in dir but the own one. A dead one's socket goes.
+func (c *Custodian) others(ctx context.Context, dir string) []*holder.Client {
+	own, ownErr := os.Stat(c.path)
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.log.Warn("other holders not found", "error", err)
+	}
+	var out []*holder.Client
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		info, err := os.Stat(path)
+		if err != nil || ownErr == nil && os.SameFile(own, info) || !strings.HasSuffix(e.Name(), ".sock") {
+			continue
+		}
+		client, err := dial(ctx, path)
+		if err == nil {
+			out = append(out, client)
+		}
+	}
+	return out
+}
+
+// A socket at which nobody listens is a dead holder's when it is that old, and else
+// perhaps one that is just being made.
+const deadAge = 10 * time.Second
+
+// dialTime bounds the wait for one holder, which may hang.
+const dialTime = time.Second
+
+// dial connects to a holder that may be dead: then its socket goes.
+func dial(ctx context.Context, path string) (*holder.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	client, err := holder.Dial(ctx, path)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		if info, serr := os.Lstat(path); serr == nil && time.Since(info.ModTime()) > deadAge {
+			_ = os.Remove(path)
+		}
+	}
+	return client, err
+}
+
+// Sweep removes the sockets of dead holders from dir.
+func (c *Custodian) Sweep(ctx context.Context, dir string) {
+	for _, o := range c.others(ctx, dir) {
+		_ = o.Close()
+	}
 }
 
 // Watched reports whether a holder in dir lives, which starts an agent when there is
@@ -258,10 +329,8 @@ func Watched(dir string) bool {
 	if err != nil {
 		return false // there is no such directory
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
 	for _, e := range entries {
-		if client, err := holder.Dial(ctx, filepath.Join(dir, e.Name())); err == nil {
+		if client, err := dial(context.Background(), filepath.Join(dir, e.Name())); err == nil {
 			_ = client.Close()
 			return true
 		}
@@ -269,13 +338,27 @@ func Watched(dir string) bool {
 	return false
 }
 
-// Own gives the holder copies of everything, and makes this agent the one whose
-// death counts.
-func (c *Custodian) Own(all Estate) {
+// Claim makes this agent the one whose death counts. What its predecessor had kept
+// stays until Own, and the predecessor's Goodbye does not end it.
+func (c *Custodian) Claim() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.owner = true
-	c.giveAll(all)
+	if client := c.connect(); client != nil {
+		c.failed("have it for owner", client.Own())
+	}
+}
+
+// Own gives the holder copies of everything, and makes this agent the one whose
+// death counts. What all returns is borrowed until the function beside it is called;
+// nothing is put or dropped meanwhile, so that what is given is what there is.
+func (c *Custodian) Own(all func() (Estate, func())) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.owner = true
+	everything, done := all()
+	defer done()
+	c.giveAll(everything)
 }
 
 // giveAll is with mu held.
@@ -298,8 +381,9 @@ func (c *Custodian) giveAll(all Estate) {
 
 // Keep looks after the holder until the context ends: one that was started anew is
 // given everything again. all is called from its goroutine and returns what is
-// borrowed until the next call.
-func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func())) error {
+// borrowed until the next call. The holder hears nothing while alive returns an error,
+// so that it ends an agent that does not go on.
+func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func()), alive func() error) error {
 	ticker := time.NewTicker(checkInterval)
 	defer ticker.Stop()
 	for {
@@ -307,6 +391,10 @@ func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func())) error
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+		}
+		if err := alive(); err != nil {
+			c.log.Error("the holder is not told that this agent is well", "error", err)
+			continue
 		}
 		c.mu.Lock()
 		lost := c.client == nil

@@ -62,6 +62,8 @@ func pipes(t *testing.T, names ...string) Estate {
 	return e
 }
 
+func lend(e Estate) func() (Estate, func()) { return func() (Estate, func()) { return e, func() {} } }
+
 func custodian(t *testing.T, path string) *Custodian {
 	t.Helper()
 	c, err := NewCustodian(path, slog.New(slog.NewTextHandler(t.Output(), nil)))
@@ -92,13 +94,15 @@ func TestHolderIsReplaced(t *testing.T) {
 	first, end := hold(t, path)
 	c := custodian(t, path)
 	all := pipes(t, "a", "b")
-	c.Own(all)
+	c.Own(lend(all))
 	if names(first) != 2 {
 		t.Fatalf("%d names are held", names(first))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	kept := make(chan error)
-	go func() { kept <- c.Keep(ctx, func() (Estate, func()) { return all, func() {} }) }()
+	go func() {
+		kept <- c.Keep(ctx, func() (Estate, func()) { return all, func() {} }, func() error { return nil })
+	}()
 	end()
 	c.Put("c", all["a"]...) // to nobody
 	second, _ := hold(t, path)
@@ -113,6 +117,52 @@ func TestHolderIsReplaced(t *testing.T) {
 	c.Goodbye()
 	if names(second) != 0 {
 		t.Errorf("%d names are held after all", names(second))
+	}
+}
+
+// Between the predecessor's goodbye and the moment in which the successor has given
+// everything, the successor is the owner, and the copies are still there.
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), HoldersDir, "a.sock")
+	h, _ := hold(t, path)
+	old, heir := custodian(t, path), custodian(t, path)
+	old.Own(lend(pipes(t, "a", "b")))
+	heir.Claim()
+	old.Goodbye()
+	if names(h) != 2 || !h.Owned() {
+		t.Errorf("%d names are held, there is an owner: %t", names(h), h.Owned())
+	}
+	heir.Own(lend(pipes(t, "b")))
+	if names(h) != 1 {
+		t.Errorf("%d names are held", names(h))
+	}
+	heir.Goodbye()
+	if names(h) != 0 || h.Owned() {
+		t.Error("it is still the owner")
+	}
+}
+
+// What is given is found out when nobody can put or drop: what ends meanwhile is
+// dropped after it, not before.
+func TestNothingIsDroppedBeforeItIsGiven(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), HoldersDir, "a.sock")
+	h, _ := hold(t, path)
+	c := custodian(t, path)
+	all := pipes(t, "a", "b")
+	dropped := make(chan struct{})
+	c.Own(func() (Estate, func()) {
+		go func() {
+			c.Drop("a")
+			close(dropped)
+		}()
+		time.Sleep(20 * time.Millisecond)
+		return all, func() {}
+	})
+	<-dropped
+	if names(h) != 1 {
+		t.Errorf("%d names are held", names(h))
 	}
 }
 
@@ -137,10 +187,14 @@ func TestFoundAtOtherHolders(t *testing.T) {
 	if err := dead.Close(); err != nil {
 		t.Fatal(err)
 	}
+	long := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(filepath.Join(dir, "dead.sock"), long, long); err != nil {
+		t.Fatal(err)
+	}
 	before := custodian(t, filepath.Join(dir, "other.sock"))
-	before.Own(pipes(t, "x", "y"))
+	before.Own(lend(pipes(t, "x", "y")))
 	mine := custodian(t, filepath.Join(dir, "own.sock"))
-	mine.Own(pipes(t, "y", "z"))
+	mine.Own(lend(pipes(t, "y", "z")))
 	found, relieve := mine.Found(t.Context(), dir)
 	if len(found) != 3 {
 		t.Errorf("found %s", found)
@@ -155,12 +209,54 @@ func TestFoundAtOtherHolders(t *testing.T) {
 	}
 }
 
+// However its path is written, the own holder is no other one: what it has must stay.
+func TestOwnHolderByAnotherPath(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	dir := filepath.Join(base, HoldersDir)
+	h, _ := hold(t, filepath.Join(dir, "own.sock"))
+	if err := os.Symlink(base, filepath.Join(base, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{base + "//" + HoldersDir + "/own.sock", filepath.Join(base, "link", HoldersDir, "own.sock")} {
+		c := custodian(t, path)
+		c.Own(lend(pipes(t, "a")))
+		found, relieve := c.Found(t.Context(), dir)
+		found.Close()
+		relieve()
+		if names(h) != 1 || !h.Owned() {
+			t.Errorf("by %s: %d names", path, names(h))
+		}
+		c.Goodbye()
+	}
+}
+
+// What an agent cannot get its copies of it can have closed, at its own holder and at
+// others.
+func TestFree(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), HoldersDir)
+	own, _ := hold(t, filepath.Join(dir, "own.sock"))
+	other, _ := hold(t, filepath.Join(dir, "other.sock"))
+	custodian(t, filepath.Join(dir, "own.sock")).Own(lend(pipes(t, "a")))
+	custodian(t, filepath.Join(dir, "other.sock")).Own(lend(pipes(t, "b")))
+	c := custodian(t, filepath.Join(dir, "own.sock"))
+	c.Free(t.Context(), dir)
+	if names(own)+names(other) != 0 {
+		t.Errorf("%d and %d names are held", names(own), names(other))
+	}
+	c.Own(lend(pipes(t, "a")))
+	if names(own) != 1 || !own.Owned() {
+		t.Error("the own holder is of no use after that")
+	}
+}
+
 func TestWithoutAHolder(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"", filepath.Join(t.TempDir(), "none.sock")} {
 		c := custodian(t, path)
 		all := pipes(t, "a")
-		c.Own(all)
+		c.Own(lend(all))
 		c.Put("b", all["a"]...)
 		c.Drop("a")
 		if found, relieve := c.Found(t.Context(), filepath.Join(t.TempDir(), "none")); len(found) > 0 {

@@ -41,6 +41,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -59,6 +62,9 @@ const (
 	// firstPoll is how soon it is looked at again; each further wait is longer, up to
 	// pollTime: what a dead process held is free a moment later.
 	firstPoll = time.Millisecond
+	// youngTime is how long a successor must have served for its death to be of no
+	// concern to who was there before.
+	youngTime = 30 * time.Second
 	// An agent whose successor failed stays for firstStay; each further failure in
 	// a row doubles that, up to lastStay.
 	firstStay = time.Minute
@@ -73,14 +79,22 @@ const (
 
 // What the holder of the seat has come to, as the lock's file has it.
 const (
+	maxMark = 64 // bytes
+
 	marksTaken   = "taken"    // it starts; once the seat is free, it has failed
-	marksServing = "serving"  // once the seat is free, it has died
+	marksServing = "serving"  // and since when; once the seat is free, it has died
 	marksEnded   = "ended"    // it left, and nobody had asked
 	marksGaveWay = "gave way" // it left for a successor
 )
 
 // ErrStays is returned when the holder of the seat was asked and does not leave.
 var ErrStays = errors.New("the agent that runs on this node does not give way")
+
+// StandIn is what a stand-in wants: to serve only while nobody else does.
+const StandIn = "stand-in"
+
+// ErrNotNeeded is returned to a stand-in when an agent serves.
+var ErrNotNeeded = errors.New("an agent serves that does not stand in for another one")
 
 // Seat is the right to be the node's agent. It is given back by Leave, handed over
 // by Heir.Leave, or lost with the process.
@@ -89,11 +103,14 @@ type Seat struct {
 	asked chan struct{} // closed at the first request to give way
 	heirs chan *Heir
 	left  chan struct{} // closed by Leave, and when it was handed over
-	once  sync.Once
-	work  sync.WaitGroup
-	from  *net.UnixConn // whoever handed the seat over and waits, nil: nobody did
+	// standIn: whoever has it only stands in for another one.
+	standIn bool
+	once    sync.Once
+	work    sync.WaitGroup
+	from    *net.UnixConn // whoever handed the seat over and waits, nil: nobody did
 
 	serving atomic.Bool
+	failed  atomic.Bool
 
 	mu        sync.Mutex
 	stay      time.Duration   // since began, nobody is listened to; guarded by mu
@@ -106,16 +123,20 @@ type Seat struct {
 // over; what came with it is then a Legacy, and nil when there was nobody to ask or
 // one of an earlier version. wants are words that Heir.Wants is asked for. It fails
 // with ErrStays when that one does not.
+//
+// Who wants StandIn is not to take the seat from an agent that serves, other than from
+// one that stands in as well: it fails with ErrNotNeeded.
 func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("take the agent's seat: %w", err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, leaveTime, ErrStays)
 	defer cancel()
+	standIn := slices.Contains(wants, StandIn)
 	for wait := firstPoll; ; wait = min(2*wait, pollTime) {
 		lock, err := tryLock(dir)
 		if err == nil {
-			s, err := occupy(dir, lock, 0, nil)
+			s, err := occupy(dir, lock, 0, standIn, nil)
 			return s, nil, err
 		}
 		if !errors.Is(err, errTaken) {
@@ -123,18 +144,24 @@ func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, err
 		}
 		legacy, err := request(ctx, dir, wants)
 		if err == nil {
-			s, err := occupy(dir, legacy.lock, 0, legacy.conn)
+			s, err := occupy(dir, legacy.lock, 0, standIn, legacy.conn)
 			if err != nil {
 				legacy.Close()
 				return nil, nil, errors.Join(err, legacy.conn.Close())
 			}
 			return s, legacy, nil
 		}
-		if errors.Is(err, errNobody) && ask(ctx, dir) == nil {
+		switch {
+		case errors.Is(err, ErrNotNeeded):
+			return nil, nil, err
+		case errors.Is(err, errNobody) && !standIn && ask(ctx, dir) == nil:
 			continue // it is free now, unless a third one was faster
 		}
 		select {
 		case <-ctx.Done():
+			if standIn && errors.Is(context.Cause(ctx), ErrStays) {
+				return nil, nil, errors.Join(ErrNotNeeded, err)
+			}
 			return nil, nil, fmt.Errorf("take the agent's seat in %s: %w", dir, errors.Join(context.Cause(ctx), err))
 		case <-time.After(wait): // it may be on its way in or out, or be looked at
 		}
@@ -142,9 +169,9 @@ func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, err
 }
 
 // occupy listens for successors. It owns the lock.
-func occupy(dir string, lock *os.File, stay time.Duration, from *net.UnixConn) (*Seat, error) {
+func occupy(dir string, lock *os.File, stay time.Duration, standIn bool, from *net.UnixConn) (*Seat, error) {
 	s := &Seat{
-		dir: dir, stay: stay, began: time.Now(), lock: lock, from: from,
+		dir: dir, stay: stay, began: time.Now(), lock: lock, standIn: standIn, from: from,
 		asked: make(chan struct{}), heirs: make(chan *Heir), left: make(chan struct{}),
 	}
 	if err := errors.Join(mark(lock, marksTaken), s.open()); err != nil {
@@ -187,6 +214,9 @@ func (s *Seat) deafen() error {
 	var errs []error
 	for i, l := range s.listeners {
 		if l != nil {
+			if u, ok := l.(*net.UnixListener); ok && s.from != nil && !s.serving.Load() {
+				u.SetUnlinkOnClose(false) // whoever handed over may have its own there again
+			}
 			errs = append(errs, l.Close())
 		}
 		s.listeners[i] = nil
@@ -221,7 +251,22 @@ func (s *Seat) Serving() error {
 		}
 	}
 	s.serving.Store(true)
-	return mark(s.lock, marksServing)
+	return s.markServing()
+}
+
+// Failed has a following Leave say that whoever has the seat left because it cannot
+// serve, so that an agent that was there before stays longer.
+func (s *Seat) Failed() { s.failed.Store(true) }
+
+// Due is until when the seat's new holder can be sure that whoever handed it over
+// waits, zero when there is no such one. After that it must not go on.
+func (s *Seat) Due() time.Time {
+	if s.from == nil {
+		return time.Time{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.began.Add(servingTime - servingMargin)
 }
 
 // Leave gives the seat back, and then tells those who asked for it. Everything
@@ -250,10 +295,14 @@ func (s *Seat) markEnd() error {
 		return mark(s.lock, marksGaveWay)
 	default:
 	}
-	if !s.serving.Load() {
+	switch {
+	case !s.serving.Load():
 		return nil // as it is: failed
+	case s.failed.Load():
+		return mark(s.lock, marksTaken)
+	default:
+		return mark(s.lock, marksEnded)
 	}
-	return mark(s.lock, marksEnded)
 }
 
 // accept calls f with whoever connects, until the listener is closed.
@@ -291,7 +340,9 @@ func (s *Seat) listen(l net.Listener) {
 		s.work.Go(func() {
 			defer func() { _ = conn.Close() }()
 			_ = conn.SetDeadline(time.Now().Add(leaveTime))
+			heard := s.hurry(conn)
 			line, err := bufio.NewReaderSize(conn, len(giveWay)).ReadString('\n')
+			heard()
 			if err != nil || line != giveWay {
 				return // gone, or not one of us
 			}
@@ -300,6 +351,20 @@ func (s *Seat) listen(l net.Listener) {
 			_, _ = conn.Write([]byte(answer)) // it sees the free seat, too
 		})
 	})
+}
+
+// hurry ends the wait for a silent client's request when the seat is left, until
+// heard.
+func (s *Seat) hurry(conn *net.UnixConn) (heard func()) {
+	said := make(chan struct{})
+	s.work.Go(func() {
+		select {
+		case <-said:
+		case <-s.left:
+			_ = conn.SetReadDeadline(time.Unix(1, 0))
+		}
+	})
+	return func() { close(said) }
 }
 
 // ask asks the holder to give way and returns nil when it has left.
@@ -348,11 +413,14 @@ func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
 			if err != nil {
 				return nil, errors.Join(err, lock.Close())
 			}
-			switch {
+			switch young := diedYoung(what, since); {
+			case young && now.Sub(since) >= Patience:
+				return occupy(s.dir, lock, longer(s.stay), false, nil)
+			case young: // likely to be started anew
 			case what == marksTaken:
-				return occupy(s.dir, lock, longer(s.stay), nil)
+				return occupy(s.dir, lock, longer(s.stay), false, nil)
 			case what == marksEnded || now.Sub(since) >= Patience:
-				return occupy(s.dir, lock, 0, nil)
+				return occupy(s.dir, lock, 0, false, nil)
 			}
 			// Whoever takes the seat in this very moment tries again.
 			if err := lock.Close(); err != nil {
@@ -360,6 +428,19 @@ func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
 			}
 		}
 	}
+}
+
+// markServing writes that the seat's holder serves, and since when.
+func (s *Seat) markServing() error {
+	return mark(s.lock, marksServing+" "+strconv.FormatInt(time.Now().UnixMilli(), 10))
+}
+
+// diedYoung reports whether the last holder of the seat served, and died soon after it
+// had begun to: a version that does so again and again should not have the node.
+func diedYoung(what string, died time.Time) bool {
+	text, ok := strings.CutPrefix(what, marksServing+" ")
+	began, err := strconv.ParseInt(text, 10, 64)
+	return ok && err == nil && died.Sub(time.UnixMilli(began)) < youngTime
 }
 
 // longer is how long an agent stays after another successor failed.
@@ -379,7 +460,7 @@ func mark(lock *os.File, what string) error {
 
 // read returns what the last holder of the lock has come to.
 func read(lock *os.File) (string, error) {
-	buf := make([]byte, len(marksGaveWay)+1)
+	buf := make([]byte, maxMark)
 	n, err := lock.ReadAt(buf, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", fmt.Errorf("read the state of the agent's seat: %w", err)

@@ -38,7 +38,7 @@ func takeAsBefore(ctx context.Context, dir string) (*Seat, error) {
 	for {
 		lock, err := tryLock(dir)
 		if err == nil {
-			return occupy(dir, lock, 0, nil)
+			return occupy(dir, lock, 0, false, nil)
 		}
 		if !errors.Is(err, errTaken) {
 			return nil, err
@@ -334,8 +334,45 @@ func TestRetakeAfterFailures(t *testing.T) {
 	if err := s.Serving(); err != nil {
 		t.Fatal(err)
 	}
+	s.Failed()
+	leave(t, s) // because it could not serve on
+	retake(lastStay)
+	if err := s.Serving(); err != nil {
+		t.Fatal(err)
+	}
 	leave(t, s) // in order
 	retake(0)
+}
+
+// Whose successor dies soon after it has begun to serve stays longer, too; what the
+// clock says is the nodes' own.
+func TestRetakeAfterAYoungDeath(t *testing.T) {
+	t.Parallel()
+	for lived, stay := range map[time.Duration]time.Duration{youngTime / 2: firstStay, 2 * youngTime: 0} {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			lock, err := tryLock(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := (&Seat{lock: lock}).markServing(); err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				time.Sleep(lived)
+				_ = lock.Close()
+			}()
+			began := time.Now()
+			s, err := (&Seat{dir: dir}).Retake(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if waited := time.Since(began) - lived; s.stay != stay || waited < Patience-time.Second {
+				t.Errorf("after %s: waited %s, stays for %s, want %s", lived, waited, s.stay, stay)
+			}
+			leave(t, s)
+		})
+	}
 }
 
 func TestRetakeEnds(t *testing.T) {

@@ -21,9 +21,11 @@ import (
 const (
 	opHandOver = 'H' // and the protocol's version, and what is wanted; to the holder of the seat
 	opRefused  = 'N' // and why; from it, as the rest
+	opUnneeded = 'U' // to a stand-in
 	opItem     = 'F' // and a name, with descriptors
 	opSeat     = 'L' // with the seat's lock; the last one
 	opServing  = 'S' // to it: from now on all is the new one's
+	opHeard    = 'K' // from it: so it is
 )
 
 const (
@@ -32,6 +34,11 @@ const (
 	maxItems   = 1 << 15 // descriptors that a successor takes
 	// servingTime bounds the wait for a successor that has everything.
 	servingTime = 15 * time.Second
+	// servingMargin is how long before the end of that a successor takes the last step
+	// after which its predecessor cannot go on.
+	servingMargin = 5 * time.Second
+	// heardTime bounds the wait for the answer to that.
+	heardTime = 5 * time.Second
 )
 
 // errNobody: nobody answers here, or one of another protocol.
@@ -99,6 +106,8 @@ func (l *Legacy) receive() error {
 		case op == opSeat && len(fds) == 1:
 			l.lock = os.NewFile(uintptr(fds[0]), lockName)
 			return nil
+		case op == opUnneeded:
+			err = ErrNotNeeded
 		case op == opRefused:
 			err = fmt.Errorf("the agent that runs on this node does not hand over: %s", text)
 		default:
@@ -127,13 +136,23 @@ func (s *Seat) listenHeirs(l net.Listener) {
 // hear waits with an heir until somebody attends to it.
 func (s *Seat) hear(conn *net.UnixConn) {
 	_ = conn.SetDeadline(time.Now().Add(leaveTime))
+	heard := s.hurry(conn)
 	op, text, fds, err := receive(conn)
+	heard()
 	kernel.CloseFDs(fds)
 	version, wants, _ := strings.Cut(text, " ")
 	if err == nil && (op != opHandOver || version != protocol) {
 		err = fmt.Errorf("protocol %q is not known, only %s", version, protocol)
 	} else if stays := s.stays(); err == nil && stays > 0 {
 		err = fmt.Errorf("its last successor failed, so it stays for another %s", stays.Round(time.Second))
+	}
+	if err == nil && !s.standIn && slices.Contains(strings.Fields(wants), StandIn) {
+		if s.serving.Load() {
+			_ = send(conn, opUnneeded, "")
+			_ = conn.Close()
+			return
+		}
+		err = errors.New("it is about to serve itself") // and may fail
 	}
 	if err != nil {
 		_ = send(conn, opRefused, err.Error())
@@ -174,7 +193,16 @@ func (h *Heir) Await(ctx context.Context) error {
 	defer stop()
 	op, _, fds, err := receive(h.conn)
 	kernel.CloseFDs(fds)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// It may have said so by now, and this process have been stopped meanwhile. Who
+		// says it later gets a refusal for an answer.
+		if said, ok := arrived(h.conn); ok {
+			op, err = said, nil
+		}
+	}
 	if err == nil && op == opServing {
+		_ = h.conn.SetDeadline(time.Now().Add(heardTime))
+		_ = send(h.conn, opHeard, "") // it is dead, or of a version that does not wait
 		s := h.seat
 		s.once.Do(func() {
 			err = s.lock.Close() // a copy: the heir's holds
@@ -195,19 +223,33 @@ func (h *Heir) Await(ctx context.Context) error {
 	return errors.Join(fmt.Errorf("the successor does not serve: %w", err), h.conn.Close())
 }
 
-// announce tells the agent that handed over that its heir serves. That it has died
-// meanwhile is no error; that it goes on, because it did not want to wait, is one.
-func announce(conn *net.UnixConn) error {
-	err := send(conn, opServing, "")
-	if err == nil {
-		return nil
+// arrived returns what a message that is there already says, without waiting.
+func arrived(conn *net.UnixConn) (op byte, ok bool) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, false
 	}
+	buf := make([]byte, maxMessage)
+	n := 0
+	// Not Read, which waits for nothing once the deadline is over.
+	err = raw.Control(func(fd uintptr) { n, _, err = syscall.Recvfrom(int(fd), buf, syscall.MSG_DONTWAIT) })
+	return buf[0], err == nil && n > 0
+}
+
+// announce tells the agent that handed over that its heir serves, and waits for its
+// answer. That it has died meanwhile is no error, nor that it says nothing: then it is
+// stopped, and reads this first; nor that it closes the connection, as earlier versions
+// do. That it goes on, because it did not want to wait, is one.
+func announce(conn *net.UnixConn) error {
+	_ = conn.SetDeadline(time.Now().Add(heardTime))
+	defer func() { _ = conn.SetDeadline(time.Time{}) }()
+	_ = send(conn, opServing, "") // if that one has closed it, it may have said why
 	op, why, fds, rerr := receive(conn)
 	kernel.CloseFDs(fds)
 	if rerr == nil && op == opRefused {
 		return fmt.Errorf("the agent that handed over goes on: %s", why)
 	}
-	return nil // it is dead
+	return nil
 }
 
 // Conn is the connection to an heir that serves, for what the two have to say to
@@ -224,7 +266,7 @@ func (s *Seat) Resume() error {
 	s.mu.Lock()
 	s.stay, s.began = longer(s.stay), time.Now()
 	s.mu.Unlock()
-	return errors.Join(mark(s.lock, marksServing), s.open())
+	return errors.Join(s.markServing(), s.open())
 }
 
 func send(conn *net.UnixConn, op byte, text string, fds ...int) error {

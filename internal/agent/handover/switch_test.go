@@ -46,7 +46,7 @@ func heir(step string) {
 		panic(err)
 	}
 	die("received")
-	s, err := occupy(".", l.lock, 0, conn)
+	s, err := occupy(".", l.lock, 0, false, conn)
 	if err != nil {
 		panic(err)
 	}
@@ -127,7 +127,9 @@ func TestHandOver(t *testing.T) {
 			t.Errorf("%d, %v", n, err)
 		}
 		got.legacy.Close()
-		check(t, got.seat.Serving(), h.Await(t.Context()))
+		heard := make(chan error)
+		go func() { heard <- h.Await(t.Context()) }()
+		check(t, got.seat.Serving(), <-heard)
 		leave(t, old) // is nothing any more
 		if !taken(t, dir) {
 			t.Error("the seat is free although it was handed over")
@@ -332,6 +334,85 @@ func TestHeirWaitsNoLongerThanItsTurn(t *testing.T) {
 	}
 }
 
+// However late one announces that it serves, the two agree on who does.
+func TestTheTwoAgree(t *testing.T) {
+	t.Parallel()
+	for i := range 40 {
+		dir := t.TempDir()
+		old := take(t, dir)
+		awaited := make(chan error)
+		begin := make(chan struct{})
+		go func() {
+			h := <-old.Heirs()
+			if err := h.Leave(); err != nil {
+				t.Error(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			<-begin
+			time.AfterFunc(time.Duration(i)*5*time.Microsecond, cancel)
+			err := h.Await(ctx)
+			_ = h.Conn().Close()
+			awaited <- err
+		}()
+		s, l, err := Take(t.Context(), dir)
+		check(t, err)
+		close(begin)
+		serving := s.Serving()
+		if gone := <-awaited; (serving == nil) != (gone == nil) {
+			t.Errorf("the new one: %v; the old one: %v", serving, gone)
+		}
+		leave(t, s)
+		if serving == nil {
+			check(t, l.Conn().Close())
+		} else {
+			check(t, old.Resume())
+			leave(t, old)
+		}
+	}
+}
+
+// Who was stopped until its time was over reads what was said meanwhile.
+func TestLateButSaid(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	old := take(t, dir)
+	said := make(chan error)
+	go func() {
+		s, l, err := Take(t.Context(), dir)
+		if err == nil {
+			go func() { said <- errors.Join(s.Serving(), s.Leave(), l.Conn().Close()) }()
+			return
+		}
+		said <- err
+	}()
+	h := <-old.Heirs()
+	check(t, h.Leave())
+	time.Sleep(50 * time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = h.conn.SetDeadline(time.Unix(1, 0))
+	check(t, h.Await(ctx), <-said, h.Conn().Close())
+}
+
+// Who leaves does not wait for those that are connected and say nothing.
+func TestSilentClientsDelayNobody(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := take(t, dir)
+	for name, network := range map[string]string{socketName: "unix", switchName: "unixpacket"} {
+		conn, err := net.DialUnix(network, nil, &net.UnixAddr{Name: filepath.Join(dir, name), Net: network})
+		check(t, err)
+		defer func() { _ = conn.Close() }()
+	}
+	time.Sleep(50 * time.Millisecond) // accepted, probably
+	began := time.Now()
+	leave(t, s)
+	if took := time.Since(began); took > leaveTime/2 {
+		t.Errorf("leaving took %s", took)
+	}
+}
+
 func TestLongerStays(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -340,4 +421,36 @@ func TestLongerStays(t *testing.T) {
 			t.Errorf("stays %s", s.stays())
 		}
 	})
+}
+
+// A stand-in takes the seat from nobody but another stand-in.
+func TestStandInIsNotNeeded(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := take(t, dir)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*pollTime)
+	defer cancel()
+	if _, _, err := Take(ctx, dir, StandIn); err == nil || errors.Is(err, ErrNotNeeded) {
+		t.Errorf("beside one that may still fail: %v", err)
+	}
+	check(t, s.Serving())
+	if _, _, err := Take(t.Context(), dir, StandIn); !errors.Is(err, ErrNotNeeded) {
+		t.Errorf("beside one that serves: %v", err)
+	}
+	leave(t, s)
+	s, _, err := Take(t.Context(), dir, StandIn)
+	check(t, err, s.Serving())
+	for _, wants := range [][]string{{StandIn}, nil} {
+		go func() {
+			h := <-s.Heirs()
+			if err := errors.Join(h.Leave(), h.Await(t.Context()), h.Conn().Close()); err != nil {
+				t.Error(err)
+			}
+		}()
+		next, l, err := Take(t.Context(), dir, wants...)
+		check(t, err)
+		check(t, next.Serving(), l.Conn().Close())
+		s = next
+	}
+	leave(t, s)
 }
