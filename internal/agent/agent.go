@@ -61,9 +61,16 @@ type Cluster interface {
 	claim.NameServer
 	// Servers returns where API servers are reached.
 	Servers() []netip.AddrPort
-	// Live reports whether the State is what the cluster says now, and not what it
-	// said to the last process.
-	Live() bool
+	// LiveFacts returns what Facts does, of the cluster as it is now: Facts may know
+	// it from the last process. The next process knows them once it returns.
+	LiveFacts(ctx context.Context) (settings.Cluster, error)
+	// Unconfirmed returns what keeps the State from being what the cluster says now,
+	// rather than what it said to the last process; cluster.ErrNoAnswer while nobody
+	// can be asked, nil when nothing does.
+	Unconfirmed() error
+	// Keep says whether this process keeps what it knows for the next one: not when
+	// that one serves already.
+	Keep(keep bool)
 }
 
 // Config says what an agent needs to know before it can ask.
