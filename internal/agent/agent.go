@@ -18,7 +18,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,6 +32,7 @@ import (
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
 	"github.com/netctl/netctl/internal/agent/claim"
+	"github.com/netctl/netctl/internal/agent/confirm"
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/hold"
 	"github.com/netctl/netctl/internal/agent/install"
@@ -56,18 +56,10 @@ import (
 
 // Cluster is what a cluster with an API server knows besides the State.
 type Cluster interface {
-	// Facts returns what the cluster was set up with.
-	Facts(ctx context.Context) (settings.Cluster, error)
+	confirm.Cluster
 	claim.NameServer
 	// Servers returns where API servers are reached.
 	Servers() []netip.AddrPort
-	// LiveFacts returns what Facts does, of the cluster as it is now: Facts may know
-	// it from the last process. The next process knows them once it returns.
-	LiveFacts(ctx context.Context) (settings.Cluster, error)
-	// Unconfirmed returns what keeps the State from being what the cluster says now,
-	// rather than what it said to the last process; cluster.ErrNoAnswer while nobody
-	// can be asked, nil when nothing does.
-	Unconfirmed() error
 	// Keep says whether this process keeps what it knows for the next one: not when
 	// that one serves already.
 	Keep(keep bool)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/confirm"
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/handover"
 	"github.com/netctl/netctl/internal/agent/probe"
@@ -45,10 +46,10 @@ type process struct {
 	keeper *estate.Custodian
 	drains sync.WaitGroup // connections that ended here when another agent took over
 
-	facts   settings.Cluster // immutable after settle
-	ranges  []netip.Prefix   // immutable after settle
-	settled chan struct{}    // closed when facts and ranges are there, which only a cluster has
-	alone   bool             // nobody answers, and what the last process knew has to do; of terms
+	facts   settings.Cluster  // immutable after settle
+	ranges  []netip.Prefix    // immutable after settle
+	settled chan struct{}     // closed when facts and ranges are there, which only a cluster has
+	sure    confirm.Confirmer // of what cluster says; without one there is nothing to confirm
 
 	serving atomic.Pointer[Agent]
 	retired atomic.Bool
@@ -100,6 +101,7 @@ func newProcess(cfg Config) *process {
 	return &process{
 		cfg: cfg, log: cfg.Log, state: new(atomic.Pointer[model.State]),
 		first: make(chan struct{}), news: make(chan struct{}, 1), settled: make(chan struct{}),
+		sure: confirm.Confirmer{Cluster: cfg.Cluster, Dir: cfg.StateDir, Log: cfg.Log},
 	}
 }
 
@@ -120,7 +122,7 @@ func (p *process) learn(s *model.State) {
 
 // terms serves whenever it is this process' turn, until the context ends.
 func (p *process) terms(ctx context.Context) error {
-	if err := p.awaitNews(ctx); err != nil {
+	if err := p.sure.Await(ctx); err != nil {
 		return err
 	}
 	if err := p.settle(ctx); err != nil {
@@ -130,7 +132,7 @@ func (p *process) terms(ctx context.Context) error {
 	if err := a.prepare(); err != nil {
 		return errors.Join(err, a.close())
 	}
-	if err := p.awaitNews(ctx); err != nil { // there may be one to follow by now
+	if err := p.sure.Await(ctx); err != nil { // there may be one to follow by now
 		return errors.Join(err, a.close())
 	}
 	// The one that serves is asked to hand over only now, when nothing is left to
@@ -379,65 +381,6 @@ func (p *process) drain(a *Agent, d *retirement, end func() error) {
 	p.log.Info("nothing is left to be finished", "after", time.Since(began).Round(time.Millisecond))
 }
 
-// settle returns when it is known what the cluster leaves open, and whether we can
-// work with that.
-func (p *process) settle(ctx context.Context) error {
-	select {
-	case <-p.first:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if p.cfg.Cluster == nil { // nothing but the State and the configuration
-		p.ranges = p.cfg.ClusterCIDRs
-		return nil
-	}
-	for {
-		facts, err := p.askFacts(ctx)
-		if err == nil {
-			p.facts = facts
-			break
-		}
-		p.log.Warn("the cluster's own settings are not known yet, trying again", "error", err)
-		select {
-		case <-time.After(settleRetry):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	for live := false; ; {
-		unconfirmed := p.cfg.Cluster.Unconfirmed()
-		s := p.state.Load()
-		var err error
-		p.ranges, err = p.podRanges(s, p.facts)
-		if err != nil && unconfirmed == nil {
-			if live {
-				return err
-			}
-			if p.facts, err = p.liveFacts(ctx); err != nil {
-				return err
-			}
-			live = true
-			continue
-		}
-		if err == nil && (len(p.ranges) > 0 || len(s.BlockPools) > 0) {
-			p.log.Info("settings found", "pod_ranges", fmt.Sprint(p.ranges), "service_ranges", fmt.Sprint(s.ServiceCIDRs),
-				"domain", settings.Domain(p.cfg.Domain, p.facts.Domain), "name_servers", fmt.Sprint(p.facts.NameServers))
-			close(p.settled)
-			return nil
-		}
-		if err != nil {
-			p.log.Warn("what the last process knew of the cluster does not do, waiting for what the cluster says now", "error", err, "missing", unconfirmed)
-		} else {
-			p.log.Warn("the services' ranges are not known yet, waiting for a ServiceCIDR")
-		}
-		select {
-		case <-p.news:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
 // staleTurn is how long ago the loop and the housekeeping may have turned before
 // the process counts as stuck: they do so twice a minute at least.
 const staleTurn = 3 * time.Minute
@@ -471,30 +414,6 @@ func (p *process) ready() error {
 		return fmt.Errorf("the agent serves with what the last one knew of the cluster: %w", err)
 	}
 	return nil
-}
-
-// hostRanges lists what this host uses addresses for: its own ones and its routes,
-// ours aside.
-func hostRanges() ([]settings.HostRange, error) {
-	links, err := kernel.DescribeAll()
-	if err != nil {
-		return nil, err
-	}
-	var out []settings.HostRange
-	for _, l := range links {
-		if l.Name == HostInterface {
-			continue
-		}
-		for _, a := range l.Addresses {
-			out = append(out, settings.HostRange{Prefix: a.Masked(), What: "address of this node's " + l.Name})
-		}
-		for _, r := range l.Routes {
-			if !r.Own {
-				out = append(out, settings.HostRange{Prefix: r.Dst, What: "route of this node to " + l.Name})
-			}
-		}
-	}
-	return out, nil
 }
 
 // alive reports what of the agent does not go on.

@@ -1,11 +1,8 @@
 package cluster
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net/http"
-	"sync/atomic"
 )
 
 // ErrNoAnswer is why the State is not confirmed while no API server can be reached:
@@ -23,7 +20,7 @@ func (k *Kubernetes) Unconfirmed() error {
 		return nil
 	case what == "":
 		return errors.New("all kinds were read, and the state is being made of them")
-	case !k.api.witness.answered.Load():
+	case !k.api.witness.Answered():
 		return ErrNoAnswer
 	default:
 		for _, r := range k.resources {
@@ -37,34 +34,3 @@ func (k *Kubernetes) Unconfirmed() error {
 
 // Live reports whether the State is the API server's and not one of the last run.
 func (k *Kubernetes) Live() bool { return k.Unconfirmed() == nil }
-
-// witness notes whether the last request was answered.
-type witness struct {
-	next     http.RoundTripper
-	answered atomic.Bool
-}
-
-// RoundTrip implements http.RoundTripper.
-func (w *witness) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := w.next.RoundTrip(req)
-	if err == nil || req.Context().Err() == nil {
-		w.answered.Store(err == nil || spoke(err))
-	}
-	return resp, err
-}
-
-// CloseIdleConnections is what http.Client looks for.
-func (w *witness) CloseIdleConnections() {
-	if c, ok := w.next.(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
-}
-
-// spoke reports whether an error says that something answered, which is not what
-// we trust.
-func spoke(err error) bool {
-	_, unproven := errors.AsType[*tls.CertificateVerificationError](err)
-	_, alert := errors.AsType[tls.AlertError](err)
-	_, other := errors.AsType[tls.RecordHeaderError](err)
-	return unproven || alert || other
-}

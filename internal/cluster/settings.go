@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -78,12 +77,7 @@ func (k *Kubernetes) LiveSettings(ctx context.Context) (Settings, error) {
 func (k *Kubernetes) keepsSettings(s Settings) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return !k.keeps || k.kept.Settings != nil && sameSettings(*k.kept.Settings, s)
-}
-
-func sameSettings(a, b Settings) bool {
-	return slices.Equal(a.PodSubnets, b.PodSubnets) && slices.Equal(a.ServiceSubnets, b.ServiceSubnets) &&
-		a.DNSDomain == b.DNSDomain && slices.Equal(a.ClusterDNS, b.ClusterDNS)
+	return !k.keeps || k.kept.Settings != nil && k.kept.Settings.Equal(&s)
 }
 
 // readSettings asks the API server; known is what counts when it does not answer.

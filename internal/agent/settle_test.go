@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/netctl/netctl/internal/agent/settings"
@@ -66,58 +65,6 @@ func waiting(t *testing.T, f *apiFake, served bool) *process {
 	return p
 }
 
-// Who follows an agent that serves waits for what the cluster says, unless nobody
-// answers; who follows nobody does not wait.
-func TestAwaitNews(t *testing.T) {
-	t.Parallel()
-	forbidden := errors.New("pods cannot be read")
-	for _, c := range []struct {
-		name   string
-		served bool
-		says   []error // minute by minute
-		want   time.Duration
-		alone  bool
-	}{
-		{"nobody serves", false, []error{forbidden}, 0, false},
-		{"known", true, []error{nil}, 0, false},
-		{"refused for long", true, []error{forbidden, forbidden, forbidden, nil}, 3 * time.Minute, false},
-		{"nobody answers", true, []error{cluster.ErrNoAnswer, cluster.ErrNoAnswer}, silence, true},
-		{"nobody answers any more", true, []error{forbidden, cluster.ErrNoAnswer}, time.Minute + silence, true},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			f := &apiFake{unconfirmed: c.says[0]}
-			p := waiting(t, f, c.served)
-			synctest.Test(t, func(t *testing.T) {
-				for i, err := range c.says {
-					timer := time.AfterFunc(time.Duration(i)*time.Minute, func() { f.say(err) })
-					defer timer.Stop()
-				}
-				began := time.Now()
-				if err := p.awaitNews(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				if took := time.Since(began); took < c.want-newsPollMax || took > c.want+newsPollMax {
-					t.Errorf("it took %v, want %v", took, c.want)
-				}
-				if p.alone != c.alone {
-					t.Errorf("alone: %v", p.alone)
-				}
-			})
-		})
-	}
-}
-
-func TestAwaitNewsEnds(t *testing.T) {
-	t.Parallel()
-	p := waiting(t, &apiFake{unconfirmed: cluster.ErrNoAnswer}, true)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := p.awaitNews(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v", err)
-	}
-}
-
 // What the last process knew is good enough to begin with where nobody serves, and
 // is compared with what is true once that is known.
 func TestConfirm(t *testing.T) {
@@ -143,7 +90,7 @@ func TestConfirm(t *testing.T) {
 			if err := p.settle(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if !sameFacts(p.facts, c.begins) || len(p.ranges) != 1 || p.ranges[0] != c.begins.PodSubnets[0] {
+			if !p.facts.Equal(c.begins) || len(p.ranges) != 1 || p.ranges[0] != c.begins.PodSubnets[0] {
 				t.Errorf("it begins with %v and %v", p.facts, p.ranges)
 			}
 			f.say(nil)
