@@ -178,5 +178,15 @@ type apiCluster struct{ *cluster.Kubernetes }
 // Facts implements agent.Cluster.
 func (c apiCluster) Facts(ctx context.Context) (settings.Cluster, error) {
 	s, err := c.Settings(ctx)
-	return settings.Cluster{PodSubnets: s.PodSubnets, Domain: s.DNSDomain, NameServers: s.ClusterDNS}, err
+	return factsOf(s), err
+}
+
+// LiveFacts implements agent.Cluster.
+func (c apiCluster) LiveFacts(ctx context.Context) (settings.Cluster, error) {
+	s, err := c.LiveSettings(ctx)
+	return factsOf(s), err
+}
+
+func factsOf(s cluster.Settings) settings.Cluster {
+	return settings.Cluster{PodSubnets: s.PodSubnets, Domain: s.DNSDomain, NameServers: s.ClusterDNS}
 }

@@ -117,7 +117,9 @@ func cleanupPod(template objects.Object, name objects.Ref, node string) (objects
 	for _, k := range []string{"startupProbe", "readinessProbe", "livenessProbe"} {
 		delete(agent, k)
 	}
-	for _, k := range []string{"nodeSelector", "affinity", "serviceAccountName", "serviceAccount", "hostUsers"} {
+	// The holder beside the agent is an init container that never ends, and mounts a
+	// folder that goes below.
+	for _, k := range []string{"initContainers", "nodeSelector", "affinity", "serviceAccountName", "serviceAccount", "hostUsers"} {
 		delete(spec, k)
 	}
 	spec["nodeName"] = node

@@ -344,11 +344,23 @@ func TestCleanupPod(t *testing.T) {
 			!cmp.Equal(agent["args"], []any{"cleanup", "--config=/etc/netctl/config.yaml"}) {
 			t.Errorf("the container is %v", agent)
 		}
+		if spec["initContainers"] != nil {
+			t.Errorf("init containers %v are left", spec["initContainers"])
+		}
 		folders := map[any]any{}
+		names := map[any]bool{}
 		for _, v := range spec["volumes"].([]any) {
 			volume := v.(objects.Object)
+			names[volume["name"]] = true
 			if host, ok := volume["hostPath"].(objects.Object); ok {
 				folders[volume["name"]] = host["path"]
+			}
+		}
+		for _, c := range containers {
+			for _, v := range c.(objects.Object)["volumeMounts"].([]any) {
+				if mount := v.(objects.Object); !names[mount["name"]] {
+					t.Errorf("%v is mounted, and no volume", mount["name"])
+				}
 			}
 		}
 		for _, v := range agent["volumeMounts"].([]any) {

@@ -18,7 +18,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,6 +32,7 @@ import (
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
 	"github.com/netctl/netctl/internal/agent/claim"
+	"github.com/netctl/netctl/internal/agent/confirm"
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/hold"
 	"github.com/netctl/netctl/internal/agent/install"
@@ -56,14 +56,13 @@ import (
 
 // Cluster is what a cluster with an API server knows besides the State.
 type Cluster interface {
-	// Facts returns what the cluster was set up with.
-	Facts(ctx context.Context) (settings.Cluster, error)
+	confirm.Cluster
 	claim.NameServer
 	// Servers returns where API servers are reached.
 	Servers() []netip.AddrPort
-	// Live reports whether the State is what the cluster says now, and not what it
-	// said to the last process.
-	Live() bool
+	// Keep says whether this process keeps what it knows for the next one: not when
+	// that one serves already.
+	Keep(keep bool)
 }
 
 // Config says what an agent needs to know before it can ask.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/internal/agent/confirm"
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/handover"
 	"github.com/netctl/netctl/internal/agent/probe"
@@ -45,8 +46,10 @@ type process struct {
 	keeper *estate.Custodian
 	drains sync.WaitGroup // connections that ended here when another agent took over
 
-	facts  settings.Cluster // immutable after settle
-	ranges []netip.Prefix   // immutable after settle
+	facts   settings.Cluster  // immutable after settle
+	ranges  []netip.Prefix    // immutable after settle
+	settled chan struct{}     // closed when facts and ranges are there, which only a cluster has
+	sure    confirm.Confirmer // of what cluster says; without one there is nothing to confirm
 
 	serving atomic.Pointer[Agent]
 	retired atomic.Bool
@@ -82,6 +85,9 @@ func Run(ctx context.Context, cfg Config) error {
 		})
 	}
 	g.Go(func() error { return p.terms(ctx) })
+	if cfg.Cluster != nil {
+		g.Go(func() error { return p.confirm(ctx) })
+	}
 	if err := g.Wait(); !errors.Is(err, errReplaced) {
 		return ignoreDone(ctx, err)
 	}
@@ -94,7 +100,8 @@ var errReplaced = errors.New("the agent that this one stood in for serves again"
 func newProcess(cfg Config) *process {
 	return &process{
 		cfg: cfg, log: cfg.Log, state: new(atomic.Pointer[model.State]),
-		first: make(chan struct{}), news: make(chan struct{}, 1),
+		first: make(chan struct{}), news: make(chan struct{}, 1), settled: make(chan struct{}),
+		sure: confirm.Confirmer{Cluster: cfg.Cluster, Dir: cfg.StateDir, Log: cfg.Log},
 	}
 }
 
@@ -115,6 +122,9 @@ func (p *process) learn(s *model.State) {
 
 // terms serves whenever it is this process' turn, until the context ends.
 func (p *process) terms(ctx context.Context) error {
+	if err := p.sure.Await(ctx); err != nil {
+		return err
+	}
 	if err := p.settle(ctx); err != nil {
 		return err
 	}
@@ -122,7 +132,7 @@ func (p *process) terms(ctx context.Context) error {
 	if err := a.prepare(); err != nil {
 		return errors.Join(err, a.close())
 	}
-	if err := p.awaitNews(ctx); err != nil {
+	if err := p.sure.Await(ctx); err != nil { // there may be one to follow by now
 		return errors.Join(err, a.close())
 	}
 	// The one that serves is asked to hand over only now, when nothing is left to
@@ -139,7 +149,7 @@ func (p *process) terms(ctx context.Context) error {
 		if err := p.term(ctx, a, seat, legacy); err != nil || ctx.Err() != nil {
 			return err
 		}
-		p.retired.Store(true)
+		p.retire(true)
 		if p.cfg.StandIn {
 			p.log.Info("gave way to the agent that this one stood in for")
 			p.drains.Wait()
@@ -150,36 +160,13 @@ func (p *process) terms(ctx context.Context) error {
 			return err
 		}
 		legacy = nil
-		p.retired.Store(false)
+		p.retire(false)
 		p.log.Warn("no other agent serves this node any more, so this one does again")
 		a = newAgent(p)
 		if err := a.prepare(); err != nil {
 			return errors.Join(err, a.close(), seat.Leave())
 		}
 	}
-}
-
-// newsTime bounds the wait for the API server while another agent serves, and
-// newsPoll is how often it is looked at.
-const (
-	newsTime = 5 * time.Second
-	newsPoll = 10 * time.Millisecond
-)
-
-// awaitNews waits for the newest State while another agent serves: what was kept
-// of the last one may lack what changed a moment ago. When nobody serves, pods wait.
-func (p *process) awaitNews(ctx context.Context) error {
-	for began := time.Now(); p.cfg.Cluster != nil && !p.cfg.Cluster.Live(); {
-		if time.Since(began) > newsTime || !handover.Served(p.cfg.StateDir) {
-			return nil
-		}
-		select {
-		case <-time.After(newsPoll):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
 }
 
 // term serves until the context ends or a successor serves. It owns the Agent, and
@@ -224,13 +211,14 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 		case err != nil:
 			return err
 		case heir == nil: // told to end, or asked by one of an earlier version
-			if ctx.Err() == nil || p.keeper.Child() && !p.cfg.StandIn {
+			last := ctx.Err() != nil && !errors.Is(context.Cause(ctx), errChanged)
+			if ctx.Err() == nil || last && p.keeper.Child() && !p.cfg.StandIn {
 				p.keeper.Goodbye() // a held copy would keep the next one from its own
 			}
 			return nil
 		}
 		began = time.Now()
-		d := p.retire(a)
+		d := p.finish(a)
 		if err = p.handOver(ctx, a, heir, d); err == nil {
 			p.log.Info("another agent serves", "after", time.Since(began).Round(time.Microsecond))
 			drained = true
@@ -340,8 +328,8 @@ type retirement struct {
 	err    error // of drain.Old, when done
 }
 
-// retire begins to finish connections that end in this process.
-func (p *process) retire(a *Agent) *retirement {
+// finish begins to finish connections that end in this process.
+func (p *process) finish(a *Agent) *retirement {
 	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(p.cfg.DrainLimit, DefaultDrainLimit))
 	d := &retirement{theirs: -1, cancel: cancel, done: make(chan struct{})}
 	ours, theirs, err := drain.Pair()
@@ -418,60 +406,6 @@ func (p *process) drain(a *Agent, d *retirement, end func() error) {
 	p.log.Info("nothing is left to be finished", "after", time.Since(began).Round(time.Millisecond))
 }
 
-// settleRetry is how often the cluster is asked again for what it says of itself.
-const settleRetry = 5 * time.Second
-
-// settle returns when it is known what the cluster leaves open, and whether we can
-// work with that.
-func (p *process) settle(ctx context.Context) error {
-	select {
-	case <-p.first:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if p.cfg.Cluster == nil { // nothing but the State and the configuration
-		p.ranges = p.cfg.ClusterCIDRs
-		return nil
-	}
-	for {
-		facts, err := p.cfg.Cluster.Facts(ctx)
-		if err == nil {
-			p.facts = facts
-			break
-		}
-		p.log.Warn("the cluster's own settings are not known yet, trying again", "error", err)
-		select {
-		case <-time.After(settleRetry):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	for {
-		host, err := hostRanges()
-		if err != nil {
-			return fmt.Errorf("look at the node's own routes: %w", err)
-		}
-		s := p.state.Load()
-		p.ranges, err = settings.PodRanges(p.cfg.ClusterCIDRs, settings.Surroundings{
-			Node: p.cfg.Node, State: s, PodSubnets: p.facts.PodSubnets, Host: host,
-		})
-		if err != nil {
-			return err
-		}
-		if len(p.ranges) > 0 || len(s.BlockPools) > 0 {
-			p.log.Info("settings found", "pod_ranges", fmt.Sprint(p.ranges), "service_ranges", fmt.Sprint(s.ServiceCIDRs),
-				"domain", settings.Domain(p.cfg.Domain, p.facts.Domain), "name_servers", fmt.Sprint(p.facts.NameServers))
-			return nil
-		}
-		p.log.Warn("the services' ranges are not known yet, waiting for a ServiceCIDR")
-		select {
-		case <-p.news:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
 // staleTurn is how long ago the loop and the housekeeping may have turned before
 // the process counts as stuck: they do so twice a minute at least.
 const staleTurn = 3 * time.Minute
@@ -486,7 +420,10 @@ func (p *process) live() error {
 	return a.alive(time.Now())
 }
 
-// ready answers the probe: it serves, or it has served and could again.
+// ready answers the probe: it serves what the cluster says now, or it has served and
+// could again. One that goes on with what the last process knew is not ready, so that
+// an upgrade to agents that cannot read the cluster ends at the first node. While the
+// cluster is down nobody asks.
 func (p *process) ready() error {
 	if p.retired.Load() {
 		return nil
@@ -495,31 +432,13 @@ func (p *process) ready() error {
 	if a == nil {
 		return errors.New("the agent does not serve yet: it waits for the cluster's state, or for its turn")
 	}
-	return a.ready()
-}
-
-// hostRanges lists what this host uses addresses for: its own ones and its routes,
-// ours aside.
-func hostRanges() ([]settings.HostRange, error) {
-	links, err := kernel.DescribeAll()
-	if err != nil {
-		return nil, err
+	if err := a.ready(); err != nil || p.cfg.Cluster == nil {
+		return err
 	}
-	var out []settings.HostRange
-	for _, l := range links {
-		if l.Name == HostInterface {
-			continue
-		}
-		for _, a := range l.Addresses {
-			out = append(out, settings.HostRange{Prefix: a.Masked(), What: "address of this node's " + l.Name})
-		}
-		for _, r := range l.Routes {
-			if !r.Own {
-				out = append(out, settings.HostRange{Prefix: r.Dst, What: "route of this node to " + l.Name})
-			}
-		}
+	if err := p.cfg.Cluster.Unconfirmed(); err != nil {
+		return fmt.Errorf("the agent serves with what the last one knew of the cluster: %w", err)
 	}
-	return out, nil
+	return nil
 }
 
 // alive reports what of the agent does not go on.

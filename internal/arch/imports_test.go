@@ -42,7 +42,7 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/claim", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
+			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
 			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
 		},
@@ -51,6 +51,10 @@ var rows = map[string]row{
 	"internal/agent/settings": {
 		imports: []string{"internal/model"},
 		reason:  "pure functions of what the file, the cluster and the node say",
+	},
+	"internal/agent/confirm": {
+		imports: []string{"internal/agent/handover", "internal/agent/settings", "internal/cluster"},
+		reason:  "waits for the cluster where another agent serves, and knows nothing of serving",
 	},
 	"internal/agent/handover": {
 		imports: []string{"internal/kernel"},

@@ -31,7 +31,7 @@ var bigPackages = map[string]big{
 	"internal/agent": {2700, "every part of a node meets here: the compiler, the loop, the pods' life, status, and how all of it goes to the next process, each in its file"},
 	"dns":            {3000, "cluster names, the wire format of the hot path, the forwarder and the cache; its parts share the message"},
 	"internal/cluster": {
-		3800, "one converter per kind, both ways, and the two sources that share them and the snapshot; how the API server is reached and the State's file are packages of their own",
+		3900, "one converter per kind, both ways, and the two sources that share them and the snapshot, and what a source owes to the next process; how the API server is reached and the State's file are packages of their own",
 	},
 	"internal/flow":   {1800, "one data structure with its expiry, repair and its encoding for other versions; the file is mapfile's"},
 	"internal/kernel": {2300, "the one door to Linux: namespaces, TUNs, links, routes, polling, descriptors"},

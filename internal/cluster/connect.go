@@ -48,6 +48,7 @@ type clients struct {
 	// for use outside the cluster and names what to use: host.
 	servers *apiserver.Transport
 	host    string
+	witness *apiserver.Witness // of all requests
 	close   func()
 
 	// identity tells one cluster from another, whichever server answers.
@@ -70,7 +71,9 @@ func connect(cfg KubernetesConfig) (*clients, error) {
 	base.QPS = -1 // no brake: we read by watches and hardly write
 	base.WarningHandler = rest.NoWarnings{}
 	base.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	out := &clients{servers: servers, host: base.Host, close: client.CloseIdleConnections, identity: apiserver.Identity(base.CAData)}
+	seen := &apiserver.Witness{Next: client.Transport}
+	client.Transport = seen
+	out := &clients{servers: servers, host: base.Host, witness: seen, close: client.CloseIdleConnections, identity: apiserver.Identity(base.CAData)}
 	for _, group := range []struct {
 		to       *rest.Interface
 		gv       schema.GroupVersion

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -212,7 +213,7 @@ func TestKubernetesBeginsWithTheLastState(t *testing.T) {
 
 // TestKubernetesContinuesAtOnce: who comes right after the last run does not wait
 // for an API server, who comes later does; and a run says until when its file was
-// the newest, also when it had nothing to write.
+// the newest, also when nothing had changed, but not when it heard of nothing.
 func TestKubernetesContinuesAtOnce(t *testing.T) {
 	t.Parallel()
 	api := newFakeAPI(t)
@@ -237,8 +238,103 @@ func TestKubernetesContinuesAtOnce(t *testing.T) {
 	f = follow(t, later)
 	f.until("the State of the last run", hasNamespace("a"))
 	f.stop()
+	if k := newKubernetes(t, cfg); k.Patience() == 0 {
+		t.Error("after a run that no server answered: the file counts as new")
+	}
+	api.misbehave(nil)
+	again := newKubernetes(t, cfg)
+	f = follow(t, again)
+	confirmed(t, again)
+	again.Keep(false)
+	f.stop()
+	if err := os.Chtimes(cfg.CacheFile, hour, hour); err != nil {
+		t.Fatal(err)
+	}
+	again = newKubernetes(t, cfg)
+	f = follow(t, again)
+	again.Keep(false)
+	confirmed(t, again)
+	f.stop()
+	if k := newKubernetes(t, cfg); k.Patience() == 0 {
+		t.Error("a run that others have followed says that the file is new")
+	}
+	again = newKubernetes(t, cfg)
+	f = follow(t, again)
+	again.Keep(false)
+	again.Keep(true)
+	confirmed(t, again)
+	f.stop()
 	if k := newKubernetes(t, cfg); k.Patience() != 0 {
-		t.Errorf("right after a run that had nothing to write: waits %v", k.Patience())
+		t.Errorf("right after a run in which nothing changed: waits %v", k.Patience())
+	}
+}
+
+// confirmed waits until the State is the server's.
+func confirmed(t *testing.T, k *cluster.Kubernetes) {
+	t.Helper()
+	eventually(t, k.Unconfirmed)
+	if !k.Live() {
+		t.Error("confirmed, and not live")
+	}
+}
+
+// TestKubernetesSaysWhatIsMissing: while the State of the last run counts, it is
+// known why, and whether anybody answers.
+func TestKubernetesSaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	api := newFakeAPI(t)
+	cfg := api.config()
+	cfg.CacheFile = filepath.Join(t.TempDir(), "state")
+	k := newKubernetes(t, cfg)
+	if err := k.Unconfirmed(); !errors.Is(err, cluster.ErrNoAnswer) {
+		t.Errorf("before anything was asked: %v", err)
+	}
+	f := follow(t, k)
+	confirmed(t, k)
+	f.stop()
+
+	api.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/blockpools") {
+			status(w, http.StatusForbidden, "Forbidden")
+			return true
+		}
+		return false
+	})
+	k = newKubernetes(t, cfg)
+	f = follow(t, k)
+	f.until("the State of the last run", func(s *model.State) bool { return s.Synced })
+	eventually(t, func() error {
+		if err := k.Unconfirmed(); err == nil || errors.Is(err, cluster.ErrNoAnswer) || !strings.Contains(err.Error(), "blockpools cannot be read") {
+			return fmt.Errorf("a kind that is forbidden: %w", err)
+		}
+		return nil
+	})
+	if k.Live() {
+		t.Error("live without a kind")
+	}
+	api.misbehave(nil)
+	confirmed(t, k)
+	f.stop()
+
+	stranger := newFakeAPI(t) // signed by somebody else
+	foreign := cfg
+	foreign.Server = stranger.http.URL
+	k = newKubernetes(t, foreign)
+	follow(t, k)
+	eventually(t, func() error {
+		if err := k.Unconfirmed(); err == nil || errors.Is(err, cluster.ErrNoAnswer) {
+			return fmt.Errorf("a server that is not the cluster's: %w", err)
+		}
+		return nil
+	})
+
+	api.http.Listener.Close()
+	api.http.CloseClientConnections()
+	k = newKubernetes(t, cfg)
+	follow(t, k).until("the State of the last run", func(s *model.State) bool { return s.Synced })
+	time.Sleep(time.Second) // several tries
+	if err := k.Unconfirmed(); !errors.Is(err, cluster.ErrNoAnswer) {
+		t.Errorf("without a server: %v", err)
 	}
 }
 
@@ -426,12 +522,16 @@ func TestKubernetesNeedsAnAPIServer(t *testing.T) {
 func TestKubernetesSettings(t *testing.T) {
 	t.Parallel()
 	api := newFakeAPI(t)
-	maps := map[string]string{}
+	var mu sync.Mutex
+	maps := map[string]string{} // guarded by mu
 	api.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
 		name, ok := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/kube-system/configmaps/")
-		if ok && maps[name] != "" {
+		mu.Lock()
+		data := maps[name]
+		mu.Unlock()
+		if ok && data != "" {
 			w.Header().Set("Content-Type", "application/json")
-			_, _ = fmt.Fprintf(w, `{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":%q},"data":%s}`, name, maps[name])
+			_, _ = fmt.Fprintf(w, `{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":%q},"data":%s}`, name, data)
 			return true
 		}
 		return false
@@ -459,9 +559,36 @@ func TestKubernetesSettings(t *testing.T) {
 	f := follow(t, k)
 	f.until("a State", func(*model.State) bool { return true })
 	f.stop()
+
+	// What changed meanwhile is not seen at once by who goes on from the file, but
+	// when it asks, and then it is in the file.
+	domain := func(name string) {
+		mu.Lock()
+		defer mu.Unlock()
+		maps["kubeadm-config"] = fmt.Sprintf(`{"ClusterConfiguration":"networking: {podSubnet: \"10.1.0.0/16,fd00:1::/56\", serviceSubnet: 10.96.0.0/12, dnsDomain: %s}"}`, name)
+	}
+	domain("other.org")
+	k = newKubernetes(t, cfg)
+	check(k)
+	f = follow(t, k)
+	confirmed(t, k)
+	if s, err := k.LiveSettings(t.Context()); err != nil || s.DNSDomain != "other.org" {
+		t.Errorf("live settings %+v, %v", s, err)
+	}
+	if s, err := newKubernetes(t, cfg).Settings(t.Context()); err != nil || s.DNSDomain != "other.org" {
+		t.Errorf("settings %+v, %v of the next process", s, err)
+	}
+	domain("example.org")
+	if s, err := k.LiveSettings(t.Context()); err != nil || s.DNSDomain != "example.org" {
+		t.Errorf("live settings %+v, %v", s, err)
+	}
+	f.stop()
 	api.http.Listener.Close()
 	api.http.CloseClientConnections()
 	check(newKubernetes(t, cfg))
+	if s, err := newKubernetes(t, cfg).LiveSettings(t.Context()); err == nil {
+		t.Errorf("live settings %+v without a server", s)
+	}
 	cfg.CacheFile = ""
 	if _, err := newKubernetes(t, cfg).Settings(t.Context()); err == nil {
 		t.Error("settings without a server and a cache")

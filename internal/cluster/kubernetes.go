@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/netctl/netctl/internal/cluster/statefile"
 	"github.com/netctl/netctl/internal/model"
 )
 
@@ -53,16 +54,20 @@ type Kubernetes struct {
 	resources []resource
 	pool      *interner
 	wake      chan struct{} // capacity 1: something changed
+	resave    chan struct{} // capacity 1: the file lacks settings that are known
 
 	mu       sync.Mutex
 	snapshot *snapshot            // guarded by mu
 	heard    time.Time            // of the first change that is in no State yet; guarded by mu
 	listed   [kindCount]bool      // guarded by mu
+	troubles [kindCount]error     // why a kind could not be read the last time; guarded by mu
+	live     bool                 // the last State was the API server's; guarded by mu
 	refused  map[objectKey]string // what is wrong with objects, so that it is said once; guarded by mu
 	settings *Settings            // the last ones known; guarded by mu
 	cached   *model.State         // of the last run, until the first live one; guarded by mu
 	fresh    bool                 // the last run ended a moment ago; guarded by mu
-	saved    bool                 // the file holds what this run serves, or did; guarded by mu
+	keeps    bool                 // the file is this run's to write; guarded by mu
+	kept     statefile.Content    // what this run wrote into the file last; guarded by mu
 }
 
 // objectKey is what an object is known by.
@@ -89,7 +94,7 @@ func NewKubernetes(cfg KubernetesConfig) (*Kubernetes, error) {
 	}
 	k := &Kubernetes{
 		cfg: cfg, log: cfg.Logger, api: api, resources: read, pool: newInterner(),
-		wake: make(chan struct{}, 1), snapshot: newSnapshot(), refused: map[objectKey]string{},
+		wake: make(chan struct{}, 1), resave: make(chan struct{}, 1), keeps: true, snapshot: newSnapshot(), refused: map[objectKey]string{},
 	}
 	k.load()
 	return k, nil
@@ -131,6 +136,9 @@ func (k *Kubernetes) Run(ctx context.Context, publish func(*model.State)) error 
 		}
 		k.learnServers(s)
 		publish(s)
+		k.mu.Lock()
+		k.live = true
+		k.mu.Unlock()
 		offer(saved, s)
 		select {
 		case <-time.After(mergeWindow):
@@ -184,13 +192,6 @@ func (k *Kubernetes) missing() string {
 		}
 	}
 	return ""
-}
-
-// Live reports whether the State is the API server's and not one of the last run.
-func (k *Kubernetes) Live() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.missing() == "" && k.cached == nil
 }
 
 // hear notes when something changed, once everything was read; mu is held.

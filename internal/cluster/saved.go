@@ -56,7 +56,7 @@ func (k *Kubernetes) load() {
 	k.learnServers(c.State)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.cached, k.settings, k.fresh, k.saved = c.State, c.Settings, fresh, true
+	k.cached, k.settings, k.fresh = c.State, c.Settings, fresh
 	k.snapshot.seed(c.State)
 }
 
@@ -82,7 +82,7 @@ func (k *Kubernetes) keepSaving(states <-chan *model.State) {
 				if newest != kept {
 					k.save(newest)
 				}
-				k.touch()
+				k.touch(newest)
 				return
 			}
 			if newest = s; pause == nil {
@@ -90,8 +90,12 @@ func (k *Kubernetes) keepSaving(states <-chan *model.State) {
 			}
 			continue
 		case <-current.C:
-			if newest == kept {
-				k.touch()
+			k.touch(newest)
+			continue
+		case <-k.resave:
+			kept = nil
+			if pause == nil {
+				pause = time.After(saveInterval)
 			}
 			continue
 		case <-pause:
@@ -107,11 +111,34 @@ func (k *Kubernetes) keepSaving(states <-chan *model.State) {
 	}
 }
 
-// touch says that the file is what this process serves, if it is: before the
-// first State, the file may be one that was not taken over.
-func (k *Kubernetes) touch() {
+// Keep says whether this process keeps the file: one that others have followed
+// does not, for what it knows may be older than what they wrote.
+func (k *Kubernetes) Keep(keep bool) {
 	k.mu.Lock()
-	mine := k.saved
+	k.keeps = keep
+	if !keep {
+		k.kept = statefile.Content{}
+	}
+	k.mu.Unlock()
+	if keep {
+		k.saveAgain()
+	}
+}
+
+// saveAgain has the newest State written although it was already.
+func (k *Kubernetes) saveAgain() {
+	select {
+	case k.resave <- struct{}{}:
+	default:
+	}
+}
+
+// touch says that the file is as new as what this process serves, if the State in
+// it is the newest of the API server's that it was given. What the last run wrote
+// is as old as it is, however long this one goes on with it.
+func (k *Kubernetes) touch(newest *model.State) {
+	k.mu.Lock()
+	mine := newest != nil && k.kept.State == newest
 	k.mu.Unlock()
 	if !mine {
 		return
@@ -128,12 +155,18 @@ func (k *Kubernetes) save(s *model.State) {
 	}
 	k.mu.Lock()
 	c := statefile.Content{Cluster: k.api.identity, State: s, Settings: k.settings}
+	keeps := k.keeps
 	k.mu.Unlock()
+	if !keeps {
+		return
+	}
 	if err := statefile.Write(k.cfg.CacheFile, &c); err != nil {
 		k.log.Warn("state not kept for the next start", "error", err)
 		return
 	}
 	k.mu.Lock()
-	k.saved = true
+	if k.keeps {
+		k.kept = c
+	}
 	k.mu.Unlock()
 }

@@ -18,8 +18,14 @@ import (
 // A field is empty when the cluster says nothing of it.
 type Settings = statefile.Settings
 
-// settingsTimeout bounds the wait for settings that an earlier run knew.
-const settingsTimeout = 3 * time.Second
+const (
+	// settingsTimeout bounds the wait for settings that an earlier run knew.
+	settingsTimeout = 3 * time.Second
+	// liveTimeout bounds the wait for settings that only the API server can tell, and
+	// for the file that keeps them; keptPoll is how often the file is looked at.
+	liveTimeout = 10 * time.Second
+	keptPoll    = 20 * time.Millisecond
+)
 
 // settingsMaps are the ConfigMaps in kube-system that have the settings, and
 // under which key.
@@ -44,6 +50,34 @@ func (k *Kubernetes) Settings(ctx context.Context) (Settings, error) {
 		return *known, nil
 	}
 	return k.readSettings(ctx, known)
+}
+
+// LiveSettings returns the Settings as the API server has them now, never those of
+// the last run. Once it returns they are in the file, so that a process that ends
+// because of them is followed by one that has them.
+func (k *Kubernetes) LiveSettings(ctx context.Context) (Settings, error) {
+	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
+	defer cancel()
+	s, err := k.readSettings(ctx, nil)
+	if err != nil || k.cfg.CacheFile == "" {
+		return s, err
+	}
+	for !k.keepsSettings(s) {
+		k.saveAgain()
+		select {
+		case <-time.After(keptPoll):
+		case <-ctx.Done():
+			return Settings{}, fmt.Errorf("keep the cluster's settings: %w", context.Cause(ctx))
+		}
+	}
+	return s, nil
+}
+
+// keepsSettings reports whether the file has these settings, or is not ours to write.
+func (k *Kubernetes) keepsSettings(s Settings) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.keeps || k.kept.Settings != nil && k.kept.Settings.Equal(&s)
 }
 
 // readSettings asks the API server; known is what counts when it does not answer.

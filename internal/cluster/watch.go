@@ -176,6 +176,11 @@ func (f *feed) absent(err error) bool {
 
 // note logs what is wrong with a kind when it begins, and when it ends.
 func (f *feed) note(ctx context.Context, err error) {
+	if ctx.Err() == nil {
+		f.k.mu.Lock()
+		f.k.troubles[f.kind] = err
+		f.k.mu.Unlock()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {

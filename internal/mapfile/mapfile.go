@@ -44,6 +44,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // The header's words. Those that are not named may be used by whoever uses the
@@ -67,6 +68,10 @@ const (
 	// KeyWords is the length of the random key of every file.
 	KeyWords = 8
 )
+
+// joinTime bounds the wait for a process that has the file alone: it repairs or
+// fills it, and shares it then or ends.
+const joinTime = 3 * time.Second
 
 // ErrInUse is returned by Open when another process has the file open.
 var ErrInUse = errors.New("in use by another process")
@@ -118,9 +123,10 @@ type Config struct {
 	// Epoch names the time in which the words have a meaning, such as the kernel's
 	// boot id when they hold seconds since boot. A file of another is refused.
 	Epoch string
-	// Join maps a file that a living process has shared. Without it such a file
-	// is ErrInUse. One of another version cannot be mapped: a new file takes its
-	// place, and the living process keeps the old one, which has no name any more.
+	// Join maps a file that a living process has shared, and waits some seconds for
+	// one that has it alone. Without it such a file is ErrInUse. One of another
+	// version cannot be mapped: a new file takes its place, and the living process
+	// keeps the old one, which has no name any more.
 	Join bool
 }
 
@@ -175,12 +181,12 @@ func Open(format *Format, cfg Config) (*File, error) {
 // Everybody keeps a shared lock while the file is mapped: who can get an
 // exclusive one is alone.
 func (f *File) open(cfg *Config) error {
-	err := lockFile(f.file, true)
-	if errors.Is(err, ErrInUse) && cfg.Join {
-		return f.join(cfg)
-	}
+	alone, err := f.lock(cfg.Join)
 	if err != nil {
 		return err
+	}
+	if !alone {
+		return f.join(cfg)
 	}
 	units, refusal, err := f.judge()
 	if err != nil {
@@ -199,11 +205,23 @@ func (f *File) open(cfg *Config) error {
 	return nil
 }
 
-// join maps a file that another process works on.
-func (f *File) join(cfg *Config) error {
-	if err := lockFile(f.file, false); err != nil {
-		return err
+// lock takes the exclusive lock or, if joining will do, a shared one.
+func (f *File) lock(join bool) (alone bool, err error) {
+	for began, wait := time.Now(), time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		err := lockFile(f.file, true)
+		if !join || !errors.Is(err, ErrInUse) {
+			return err == nil, err
+		}
+		err = lockFile(f.file, false)
+		if !errors.Is(err, ErrInUse) || time.Since(began) > joinTime {
+			return false, err
+		}
+		<-time.After(wait)
 	}
+}
+
+// join maps a file that another process works on, whose lock is shared.
+func (f *File) join(cfg *Config) error {
 	units, refusal, err := f.judge()
 	if err != nil {
 		return err

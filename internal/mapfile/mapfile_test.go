@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/netctl/netctl/internal/mapfile"
 )
@@ -138,9 +139,17 @@ func TestJoin(t *testing.T) {
 	if f, err := mapfile.Open(numbers(), join); !errors.Is(err, mapfile.ErrInUse) {
 		t.Errorf("joined a file that is not shared: %v %v", f, err)
 	}
-	if err := alone.Share(); err != nil {
-		t.Fatal(err)
+	// Who joins while the other one still has it alone waits for it.
+	time.AfterFunc(100*time.Millisecond, func() {
+		if err := alone.Share(); err != nil {
+			t.Error(err)
+		}
+	})
+	early := open(t, join)
+	if !early.Report().Joined {
+		t.Error("a file that was shared late is not joined")
 	}
+	closeFile(t, early)
 	if f, err := mapfile.Open(numbers(), cfg); !errors.Is(err, mapfile.ErrInUse) {
 		t.Errorf("opened without joining: %v %v", f, err)
 	}

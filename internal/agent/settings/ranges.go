@@ -128,3 +128,8 @@ type Cluster struct {
 	Domain      string         // likewise
 	NameServers []netip.Addr   // that kubelets give to pods
 }
+
+// Equal reports whether two clusters say the same.
+func (c Cluster) Equal(o Cluster) bool {
+	return slices.Equal(c.PodSubnets, o.PodSubnets) && c.Domain == o.Domain && slices.Equal(c.NameServers, o.NameServers)
+}

@@ -35,6 +35,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -67,6 +68,12 @@ type Settings struct {
 	ServiceSubnets []netip.Prefix
 	DNSDomain      string
 	ClusterDNS     []netip.Addr // where the kubelets send pods
+}
+
+// Equal reports whether two say the same.
+func (s *Settings) Equal(o *Settings) bool {
+	return slices.Equal(s.PodSubnets, o.PodSubnets) && slices.Equal(s.ServiceSubnets, o.ServiceSubnets) &&
+		s.DNSDomain == o.DNSDomain && slices.Equal(s.ClusterDNS, o.ClusterDNS)
 }
 
 // leftover is the age at which a file that Write was interrupted at is deleted.
