@@ -54,7 +54,7 @@ func waiting(t *testing.T, f *apiFake, served bool) *process {
 	t.Helper()
 	dir := t.TempDir()
 	if served {
-		l, err := net.Listen("unix", filepath.Join(dir, "handover.sock")) //nolint:noctx // nobody is waited for
+		l, err := net.Listen("unix", filepath.Join(dir, "handover.sock"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -140,12 +140,12 @@ func TestJoin(t *testing.T) {
 		t.Errorf("joined a file that is not shared: %v %v", f, err)
 	}
 	// Who joins while the other one still has it alone waits for it.
-	time.AfterFunc(100*time.Millisecond, func() {
-		if err := alone.Share(); err != nil {
-			t.Error(err)
-		}
-	})
+	shared := make(chan error, 1)
+	time.AfterFunc(100*time.Millisecond, func() { shared <- alone.Share() })
 	early := open(t, join)
+	if err := <-shared; err != nil {
+		t.Fatal(err)
+	}
 	if !early.Report().Joined {
 		t.Error("a file that was shared late is not joined")
 	}

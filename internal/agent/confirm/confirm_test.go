@@ -53,7 +53,7 @@ func confirmer(t *testing.T, f *api, served bool) *confirm.Confirmer {
 	t.Helper()
 	dir := t.TempDir()
 	if served {
-		l, err := net.Listen("unix", filepath.Join(dir, "handover.sock")) //nolint:noctx // nobody is waited for
+		l, err := net.Listen("unix", filepath.Join(dir, "handover.sock"))
 		if err != nil {
 			t.Fatal(err)
 		}
