@@ -1,0 +1,87 @@
+package datapath
+
+import (
+	"github.com/netctl/netctl/internal/flow"
+	"github.com/netctl/netctl/internal/packet"
+)
+
+// Masquerade is what the Port of a KindOutside entry knows besides how to write.
+// Its methods are called for the first packet of a connection.
+type Masquerade interface {
+	// Source returns the node's address that packets to dst leave with, the zero
+	// Addr when none may be sent there.
+	Source(dst packet.Addr) packet.Addr
+	// SourcePort returns one of the ports, or identifiers of pings, that are kept
+	// for these packets: n is a random number to choose by. 0: there is none.
+	SourcePort(n uint32) uint16
+}
+
+// toOutside reports whether what leaves by such a port is outside the cluster.
+func (k Kind) toOutside() bool { return k == KindNetstack || k == KindOutside }
+
+// masquerades reports whether a connection has something to tell it by among
+// others that leave with the same address.
+func masquerades(t *packet.Tuple) bool {
+	switch t.Proto {
+	case packet.ProtoTCP, packet.ProtoUDP:
+		return true
+	case packet.ProtoICMP, packet.ProtoICMPv6:
+		return t.SrcPort != 0 && t.DstPort == 0 // pings
+	default:
+		return false
+	}
+}
+
+// masquerade gives a connection to the outside the node's address and a source
+// port that is kept for it. It is after the policies, which speak of the pod.
+func (in *Input) masquerade(c *conn, out PortID) Drop {
+	m, ok := in.tables.port(out).Port.(Masquerade)
+	if !ok {
+		return DropPortRefused
+	}
+	c.wire.Src = m.Source(c.wire.Dst)
+	if c.wire.Src == (packet.Addr{}) {
+		return DropNotOutside
+	}
+	if c.wire.SrcPort = in.sourcePort(out); c.wire.SrcPort == 0 {
+		return DropSourcePorts
+	}
+	c.flags |= flow.FlagNAT
+	return DropNone
+}
+
+// sourcePort returns a source port to try towards the exit.
+func (in *Input) sourcePort(out PortID) uint16 {
+	if m, ok := in.tables.port(out).Port.(Masquerade); ok {
+		return m.SourcePort(in.rng.Uint32())
+	}
+	return uint16(1024 + in.rng.Uint32N(65536-1024))
+}
+
+// mask is what a masqueraded connection's server sees of its client.
+type mask struct {
+	is   bool
+	src  packet.Addr
+	port uint16
+}
+
+// unmask puts the client's own source in c, by which it is judged; e is the entry
+// of the packet in hand. restore undoes it.
+func (in *Input) unmask(c *conn, e *flow.Entry, reverse bool) mask {
+	out := PortID(e.Out)
+	if reverse {
+		out = in.id
+	}
+	if in.tables.port(out).Kind != KindOutside {
+		return mask{}
+	}
+	m := mask{is: true, src: c.wire.Src, port: c.wire.SrcPort}
+	c.wire.Src, c.wire.SrcPort = c.orig.Src, c.orig.SrcPort
+	return m
+}
+
+func (m *mask) restore(c *conn) {
+	if m.is {
+		c.wire.Src, c.wire.SrcPort = m.src, m.port
+	}
+}

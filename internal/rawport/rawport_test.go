@@ -1,0 +1,188 @@
+package rawport_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// echo answers every connection with what it sends.
+func echo(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+		}()
+	}
+}
+
+func TestTCPGoesThroughUnderTheNodesAddress(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "raw")
+	for _, f := range families() {
+		l := w.listen(f)
+		seen := make(chan net.Addr, 1)
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			seen <- c.RemoteAddr()
+			_, _ = io.Copy(c, c)
+		}()
+		c := w.dial("tcp", l.Addr())
+		sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // 4 MiB: super-packets both ways
+		go func() {
+			_, _ = c.Write(sent)
+			_ = c.(*net.TCPConn).CloseWrite()
+		}()
+		got, err := io.ReadAll(c)
+		if err != nil || sha256.Sum256(got) != sha256.Sum256(sent) {
+			t.Fatalf("%s: got %d bytes of %d back, %v", f.name, len(got), len(sent), err)
+		}
+		from := (<-seen).(*net.TCPAddr).AddrPort()
+		if from.Addr() != f.node || from.Port() < firstPort || from.Port() >= firstPort+ports {
+			t.Errorf("%s: the server sees %s", f.name, from)
+		}
+	}
+}
+
+func TestRefusedIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "raw")
+	for _, f := range families() {
+		l := w.listen(f)
+		l.Close()
+		for _, to := range []string{l.Addr().String(), netip.AddrPortFrom(f.node, 80).String()} {
+			err := w.pod.Do(func() error {
+				d := net.Dialer{Timeout: waitLong}
+				c, err := d.Dial("tcp", to)
+				if err == nil {
+					c.Close()
+				}
+				return err
+			})
+			if !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("%s: connect to %s: %v", f.name, to, err)
+			}
+		}
+	}
+}
+
+// TestDatagrams has answers of one packet, of several fragments, and one that
+// nobody gives: the ICMP error comes to the pod's socket.
+func TestDatagrams(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "raw")
+	for _, f := range families() {
+		var server net.PacketConn
+		w.must(w.outside.Do(func() (err error) {
+			server, err = net.ListenPacket("udp", netip.AddrPortFrom(f.outside, 0).String())
+			return err
+		}))
+		go func() {
+			buf := make([]byte, 1<<16)
+			for {
+				n, from, err := server.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = server.WriteTo(buf[:n], from)
+			}
+		}()
+		c := w.dial("udp", server.LocalAddr())
+		for _, size := range []int{1, 1000, 1390, 4000, 30000} {
+			sent := bytes.Repeat([]byte{byte(size)}, size)
+			if _, err := c.Write(sent); err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, 1<<16)
+			n, err := c.Read(got)
+			if err != nil || !bytes.Equal(got[:n], sent) {
+				t.Errorf("%s: %d bytes: got %d back, %v", f.name, size, n, err)
+			}
+		}
+		server.Close()
+		if _, err := c.Write([]byte("anybody?")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s: nobody listens: %v", f.name, err)
+		}
+	}
+}
+
+// TestKill ends the agent in the middle of a transfer, again and again; the next
+// one goes on with the flow table and the sockets that the test has kept.
+func TestKill(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "raw")
+	const kills, block = 5, 1 << 20
+	for _, f := range families() {
+		l := w.listen(f)
+		go echo(l)
+		c := w.dial("tcp", l.Addr())
+		idle := w.dial("tcp", l.Addr())
+		w.must(c.SetDeadline(time.Now().Add(4 * waitLong)))
+		w.must(idle.SetDeadline(time.Now().Add(5 * waitLong)))
+		want, got := sha256.New(), sha256.New()
+		stop, sent := make(chan struct{}), make(chan int64, 1)
+		go func() {
+			var n int64
+			data := make([]byte, block)
+			for i := byte(0); ; i++ {
+				select {
+				case <-stop:
+					_ = c.(*net.TCPConn).CloseWrite()
+					sent <- n
+					return
+				default:
+				}
+				data[0] = i
+				k, err := c.Write(data)
+				n += int64(k)
+				want.Write(data[:k])
+				if err != nil {
+					sent <- n
+					return
+				}
+			}
+		}()
+		var total int64
+		read := func(n int64) {
+			k, err := io.CopyN(got, c, n)
+			if total += k; err != nil {
+				t.Fatalf("%s: after %d bytes: %v", f.name, total, err)
+			}
+		}
+		for range kills {
+			read(2 * block)
+			w.kill()
+			w.start()
+			read(2 * block)
+		}
+		close(stop)
+		k, err := io.Copy(got, c)
+		total += k
+		if n := <-sent; err != nil || n != total || !bytes.Equal(want.Sum(nil), got.Sum(nil)) {
+			t.Errorf("%s: %d bytes of %d came back, %v", f.name, total, n, err)
+		}
+		if _, err := idle.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(idle, make([]byte, 1)); err != nil {
+			t.Errorf("%s: a connection that was idle: %v", f.name, err)
+		}
+	}
+}
