@@ -53,13 +53,13 @@ var doors = map[string]door{
 		reason:   "the door to Linux",
 	},
 	"golang.org/x/sys/unix": {
-		packages: []string{"cni", "internal/kernel", "internal/netstack", "internal/nodeport"},
+		packages: []string{"cni", "internal/kernel", "internal/netstack", "internal/nodeport", "internal/rawport"},
 		tests:    []string{"overlay"},
-		reason:   "the door to Linux; cni, netstack and nodeport set options of their own sockets with it",
+		reason:   "the door to Linux; cni, netstack, nodeport and rawport set options of their own sockets with it",
 	},
 	"golang.org/x/net/bpf": {
-		packages: []string{"internal/netstack"},
-		reason:   "the filter of the raw socket that takes echo replies",
+		packages: []string{"internal/netstack", "internal/rawport"},
+		reason:   "the filters of raw sockets, and of those that only keep a port",
 	},
 	"golang.org/x/net/icmp": {
 		packages: []string{"internal/lab"},
@@ -80,6 +80,7 @@ var doors = map[string]door{
 	},
 	"github.com/gaissmai/bart": {
 		packages: []string{"internal/agent", "internal/datapath", "overlay"},
+		tests:    []string{"internal/rawport"},
 		reason:   "longest-prefix tables: the routes, built by the agent and read by the walk, and the peers'",
 	},
 	"github.com/google/renameio/v2": {

@@ -124,6 +124,11 @@ var rows = map[string]row{
 		tests:   []string{"internal/model", "internal/nodeport"},
 		reason:  "a port: packets in, packets out; sockets are given to it as functions",
 	},
+	"internal/rawport": {
+		imports: []string{"internal/packet"},
+		tests:   []string{"internal/datapath", "internal/flow", "internal/kernel", "internal/netstack", "internal/policy", "proxy"},
+		reason:  "a port: packets in, packets out; what it sends with is given to it as a function",
+	},
 	"internal/nodeport": {
 		imports: []string{"internal/model", "internal/quota", "internal/splice"},
 		reason:  "sockets; the way into the cluster and the choice of backends are given to it as functions",

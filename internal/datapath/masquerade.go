@@ -12,7 +12,7 @@ type Masquerade interface {
 	// Addr when none may be sent there.
 	Source(dst packet.Addr) packet.Addr
 	// SourcePort returns one of the ports, or identifiers of pings, that are kept
-	// for these packets: n is a random number to choose by. 0: there is none.
+	// for these packets: n is a random number to choose by.
 	SourcePort(n uint32) uint16
 }
 
@@ -32,22 +32,23 @@ func masquerades(t *packet.Tuple) bool {
 	}
 }
 
-// masquerade gives a connection to the outside the node's address and a source
-// port that is kept for it. It is after the policies, which speak of the pod.
-func (in *Input) masquerade(c *conn, out PortID) Drop {
+// judgeNew is judge for a new connection. One to the outside then gets the node's
+// address and a source port that is kept for it: policies speak of the pod.
+func (in *Input) judgeNew(c *conn) (PortID, Drop) {
+	out, d := in.judge(c)
+	if d != DropNone || in.tables.port(out).Kind != KindOutside {
+		return out, d
+	}
 	m, ok := in.tables.port(out).Port.(Masquerade)
 	if !ok {
-		return DropPortRefused
+		return out, DropPortRefused
 	}
-	c.wire.Src = m.Source(c.wire.Dst)
+	c.wire.Src, c.wire.SrcPort = m.Source(c.wire.Dst), in.sourcePort(out)
 	if c.wire.Src == (packet.Addr{}) {
-		return DropNotOutside
-	}
-	if c.wire.SrcPort = in.sourcePort(out); c.wire.SrcPort == 0 {
-		return DropSourcePorts
+		return out, DropNotOutside
 	}
 	c.flags |= flow.FlagNAT
-	return DropNone
+	return out, DropNone
 }
 
 // sourcePort returns a source port to try towards the exit.

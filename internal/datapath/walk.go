@@ -213,10 +213,7 @@ func (in *Input) open(from *PortEntry) Drop {
 	if d := in.service(from, &c); d != DropNone { // 4
 		return d
 	}
-	out, d := in.judge(&c) // 5 6 7
-	if d == DropNone && in.tables.port(out).Kind == KindOutside {
-		d = in.masquerade(&c, out)
-	}
+	out, d := in.judgeNew(&c) // 5 6 7
 	if d != DropNone {
 		return d
 	}
@@ -361,9 +358,7 @@ func (in *Input) insert(c *conn, out PortID) Drop {
 				return DropSourcePorts
 			}
 			c.flags |= flow.FlagNAT
-			if c.wire.SrcPort = in.sourcePort(out); c.wire.SrcPort == 0 {
-				return DropSourcePorts
-			}
+			c.wire.SrcPort = in.sourcePort(out)
 		}
 	}
 	return DropSourcePorts

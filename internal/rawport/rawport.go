@@ -150,11 +150,8 @@ func (p *Port) Write(buf []byte) error {
 	return p.cfg.Send(buf)
 }
 
-// SourcePort returns one of the reserved ports, 0 when there is none.
+// SourcePort returns one of the reserved ports: n is a random number to choose by.
 func (p *Port) SourcePort(n uint32) uint16 {
-	if len(p.ports) == 0 {
-		return 0
-	}
 	return p.ports[int(n)%len(p.ports)]
 }
 

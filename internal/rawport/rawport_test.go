@@ -7,9 +7,14 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 // echo answers every connection with what it sends.
@@ -91,7 +96,9 @@ func TestDatagrams(t *testing.T) {
 			server, err = net.ListenPacket("udp", netip.AddrPortFrom(f.outside, 0).String())
 			return err
 		}))
+		served := make(chan struct{}) // closed when the socket is
 		go func() {
+			defer close(served)
 			buf := make([]byte, 1<<16)
 			for {
 				n, from, err := server.ReadFrom(buf)
@@ -114,6 +121,7 @@ func TestDatagrams(t *testing.T) {
 			}
 		}
 		server.Close()
+		<-served
 		if _, err := c.Write([]byte("anybody?")); err != nil {
 			t.Fatal(err)
 		}
@@ -184,5 +192,110 @@ func TestKill(t *testing.T) {
 		if _, err := io.ReadFull(idle, make([]byte, 1)); err != nil {
 			t.Errorf("%s: a connection that was idle: %v", f.name, err)
 		}
+	}
+}
+
+// TestPing has pings of the pod answered, and told apart by their identifiers.
+func TestPing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "raw")
+	for _, f := range families() {
+		for id := uint16(1); id <= 3; id++ {
+			if err := w.ping(f, id); err != nil {
+				t.Errorf("%s: ping %d: %v", f.name, id, err)
+			}
+		}
+	}
+}
+
+// TestPortsOfOthers: a port that another program has is not used, and said.
+func TestPortsOfOthers(t *testing.T) {
+	t.Parallel()
+	ns := newNS(t)
+	err := ns.Do(func() error {
+		if err := kernel.SetLoopbackUp(nil); err != nil {
+			return err
+		}
+		l, err := net.Listen("tcp4", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), firstPort+1).String())
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		p, err := open()
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		if got := p.Conflicts(); !slices.Equal(got, []uint16{firstPort + 1}) || slices.Contains(p.Ports(), firstPort+1) || len(p.Ports()) != ports-1 {
+			t.Errorf("in use by others: %d, by us: %d", got, p.Ports())
+		}
+		if l, err := net.Listen("tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), firstPort).String()); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("another program has our port %d: %v, %v", firstPort, l, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKernelSaysNothing: what comes to a port that is only kept is neither
+// refused nor answered, whether an agent runs or not.
+func TestKernelSaysNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "raw")
+	for _, running := range []bool{true, false} {
+		if !running {
+			w.kill()
+		}
+		for _, f := range families() {
+			for _, network := range []string{"tcp", "udp"} {
+				for port, refused := range map[uint16]bool{firstPort: false, firstPort + ports: true} {
+					if got := w.refuses(network, netip.AddrPortFrom(f.node, port)); got != refused {
+						t.Errorf("%s: agent runs: %v: %s port %d refuses: %v", f.name, running, network, port, got)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestHostFirewall: rules of the host for what comes in hold for replies, and
+// those that let connections through that the host knows let ours through.
+func TestHostFirewall(t *testing.T) {
+	t.Parallel()
+	if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil {
+		t.Skipf("nft: %v: %s", err, out)
+	}
+	const known = "ct state established,related accept; meta l4proto ipv6-icmp accept;"
+	for _, c := range []struct {
+		name, chain string
+		passes      bool
+	}{
+		{"only known connections come in", "type filter hook input priority 0; policy drop; " + known, true},
+		{"what is not known is rejected", "type filter hook input priority 0; " + known + " reject with icmpx admin-prohibited;", true},
+		{"nothing comes in", "type filter hook input priority 0; policy drop; meta l4proto ipv6-icmp accept;", false},
+		{"nothing is forwarded", "type filter hook forward priority 0; policy drop;", false},
+		{"nothing goes out of the host itself", "type filter hook output priority 0; policy drop; meta l4proto ipv6-icmp accept;", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, "raw")
+			cmd := exec.Command("nft", "-f", "-")
+			cmd.Stdin = strings.NewReader("table inet t {\nchain c {\n" + strings.ReplaceAll(c.chain, "; ", ";\n") + "\n}\n}\n")
+			var out bytes.Buffer
+			cmd.Stderr = &out
+			w.must(kernel.StartIn(w.node, cmd))
+			if err := cmd.Wait(); err != nil {
+				t.Fatalf("nft: %v: %s", err, out.String())
+			}
+			for _, f := range families() {
+				l := w.listen(f)
+				go echo(l)
+				if got := w.reaches("tcp", l.Addr().String()); got != c.passes {
+					t.Errorf("%s: reaches the outside: %v", f.name, got)
+				}
+			}
+		})
 	}
 }

@@ -51,6 +51,9 @@ func (p *Port) reserve() error {
 		p.conflicts = append(p.conflicts, port)
 	}
 	p.ports = slices.Sorted(maps.Keys(p.reserved))
+	if len(p.ports) == 0 {
+		return fmt.Errorf("all ports from %d to %d are in use by other programs", p.cfg.First, int(p.cfg.First)+p.cfg.Ports-1)
+	}
 	return nil
 }
 

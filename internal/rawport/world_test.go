@@ -1,6 +1,7 @@
 package rawport_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -150,7 +151,7 @@ func (w *world) start() {
 	w.tb.Helper()
 	if w.mode == "raw" && w.held == nil {
 		w.must(w.node.Do(func() error {
-			p, err := rawport.New(rawport.Config{Out: func([]byte) {}, Send: func([]byte) error { return nil }, First: firstPort, Ports: ports, MTU: mtu})
+			p, err := open()
 			if err != nil {
 				return err
 			}
@@ -178,6 +179,11 @@ func (w *world) start() {
 	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
 		w.tb.Fatalf("the agent does not serve: %v", errors.Join(err, cmd.Wait()))
 	}
+}
+
+// open makes a Port that only keeps its sockets.
+func open() (*rawport.Port, error) {
+	return rawport.New(rawport.Config{Out: func([]byte) {}, Send: func([]byte) error { return nil }, First: firstPort, Ports: ports, MTU: mtu})
 }
 
 // kill ends the agent as a crash does.
@@ -217,6 +223,101 @@ func (w *world) dial(network string, to net.Addr) net.Conn {
 	w.tb.Cleanup(func() { c.Close() })
 	w.must(c.SetDeadline(time.Now().Add(waitLong)))
 	return c
+}
+
+// silence is how long nothing must come for it to be no answer.
+const silence = time.Second
+
+// reaches reports whether the pod gets a byte back.
+func (w *world) reaches(network, to string) bool {
+	var n int
+	_ = w.pod.Do(func() error { // an error is no answer
+		d := net.Dialer{Timeout: silence}
+		c, err := d.Dial(network, to)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(silence)); err != nil {
+			return err
+		}
+		if _, err := c.Write([]byte("x")); err != nil {
+			return err
+		}
+		n, err = c.Read(make([]byte, 1))
+		return err
+	})
+	return n == 1
+}
+
+// refuses reports whether the node refuses what the outside host sends to a port:
+// other than that it may only be silent.
+func (w *world) refuses(network string, to netip.AddrPort) bool {
+	w.tb.Helper()
+	err := w.outside.Do(func() error {
+		d := net.Dialer{Timeout: silence}
+		c, err := d.Dial(network, to.String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(silence)); err != nil {
+			return err
+		}
+		if _, err := c.Write([]byte("x")); err != nil {
+			return err
+		}
+		_, err = c.Read(make([]byte, 1))
+		return err
+	})
+	var slow net.Error
+	if !errors.Is(err, syscall.ECONNREFUSED) && (!errors.As(err, &slow) || !slow.Timeout()) {
+		w.tb.Errorf("%s %s: %v", network, to, err)
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// ping sends an echo request with that identifier from the pod and waits for its
+// answer.
+func (w *world) ping(f family, id uint16) error {
+	buf := packet.Echo(make([]byte, packet.MaxSize), packet.EchoHeader{
+		Src: f.pod, Dst: f.outside, ID: id, Seq: 7,
+	}, []byte("hello"))
+	return w.pod.Do(func() error {
+		domain, proto, head := unix.AF_INET6, unix.IPPROTO_ICMPV6, 40
+		var to unix.Sockaddr = &unix.SockaddrInet6{Addr: f.outside.As16()}
+		if f.outside.Is4() {
+			domain, proto, head, to = unix.AF_INET, unix.IPPROTO_ICMP, 20, &unix.SockaddrInet4{Addr: f.outside.As4()}
+		}
+		fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		tv := unix.NsecToTimeval(int64(waitLong))
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+			return err
+		}
+		message := buf[packet.VNetLen+head:]
+		if err := unix.Sendto(fd, message, 0, to); err != nil {
+			return err
+		}
+		for {
+			in := make([]byte, 1500)
+			n, _, err := unix.Recvfrom(fd, in, 0)
+			if err != nil {
+				return err
+			}
+			in = in[:n]
+			if f.outside.Is4() {
+				in = in[head:]
+			}
+			// Type aside and checksum, the answer is the question.
+			if len(in) == len(message) && in[0] != message[0] && bytes.Equal(in[4:], message[4:]) {
+				return nil
+			}
+		}
+	})
 }
 
 func TestMain(m *testing.M) {
