@@ -133,8 +133,7 @@ func (s *rawSocket) run(ctx context.Context, p *Port) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.EINTR):
-			continue
+		case passing(err):
 		case err != nil:
 			return fmt.Errorf("read a raw socket: %w", err)
 		case n > packet.MaxSize:
@@ -143,6 +142,16 @@ func (s *rawSocket) run(ctx context.Context, p *Port) error {
 			r.deliver(n, p.cfg.Out)
 		}
 	}
+}
+
+// passing reports whether reading goes on after the error.
+func passing(err error) bool {
+	for _, e := range []error{unix.EINTR, unix.ENOMEM, unix.ENOBUFS, unix.ENETDOWN, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.ECONNREFUSED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // reader is the state of one socket's reading.

@@ -382,7 +382,7 @@ func agent(args string) error {
 			return err
 		}
 		t.Ports[portRaw].Port = raw
-		wg.Go(func() { _ = raw.Run(ctx) })
+		wg.Go(func() { report(raw.Run(ctx)) })
 	default:
 		in := r.NewInputs(portSocket)
 		stack, err := netstack.New(netstack.Config{MTU: mtu, Out: func(b []byte) { in.Deliver(b) }})
@@ -393,7 +393,7 @@ func agent(args string) error {
 		t.Masquerade = datapath.NoPort
 		route(t, "0.0.0.0/0", portSocket)
 		route(t, "::/0", portSocket)
-		wg.Go(func() { _ = stack.Run(ctx) })
+		wg.Go(func() { report(stack.Run(ctx)) })
 	}
 	workers, err := datapath.NewWorkers(r, 1)
 	if err != nil {
@@ -406,6 +406,13 @@ func agent(args string) error {
 	err = workers.Run(ctx)
 	wg.Wait()
 	return err
+}
+
+// report says why something ended that should not have.
+func report(err error) {
+	if !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "agent:", err)
+	}
 }
 
 // tables has a pod, sockets and the way outside, and nothing else.
