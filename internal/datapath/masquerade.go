@@ -59,6 +59,39 @@ func (in *Input) sourcePort(out PortID) uint16 {
 	return uint16(1024 + in.rng.Uint32N(65536-1024))
 }
 
+const (
+	// freshTries is how many source ports to the outside are tried before one is
+	// taken from a connection that has no more use for it.
+	freshTries = 16
+	// yieldAge is how many seconds a question and its answer keep their port then.
+	yieldAge = 5
+)
+
+// nextPort returns another source port towards the exit when the reply's tuple is
+// taken. There are few of them for one server outside, so after some tries it is
+// the same, with the connection removed that had it, if that can be.
+func (in *Input) nextPort(reply *packet.Tuple, out PortID, try int) uint16 {
+	if try >= freshTries && in.tables.port(out).Kind == KindOutside {
+		var e flow.Entry
+		if ref, ok := in.router.flows.Lookup(reply, &e); ok && yields(&e, in.now) {
+			in.router.flows.Remove(ref)
+			return reply.DstPort
+		}
+	}
+	return in.sourcePort(out)
+}
+
+// yields reports whether a connection may lose its source port to a new one: it
+// is over, or was no conversation and has been silent.
+func yields(e *flow.Entry, now uint32) bool {
+	switch e.State {
+	case flow.New, flow.Replied:
+		return now-e.LastSeen >= yieldAge
+	default:
+		return e.State.Over()
+	}
+}
+
 // mask is what a masqueraded connection's server sees of its client.
 type mask struct {
 	is   bool

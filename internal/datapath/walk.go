@@ -335,7 +335,7 @@ func (in *Input) insert(c *conn, out PortID) Drop {
 	if t.port(c.client).Kind == KindHost && out == c.client && c.flags&flow.FlagNAT == 0 {
 		return DropNotAnswered // a host packet that would go round in circles
 	}
-	for range sourcePortTries {
+	for try := range sourcePortTries {
 		fwd, rev := in.entries(c, out)
 		reply := c.wire.Reverse()
 		switch ref, result := in.router.flows.Insert(&c.orig, &reply, &fwd, &rev, in.now); result {
@@ -358,7 +358,7 @@ func (in *Input) insert(c *conn, out PortID) Drop {
 				return DropSourcePorts
 			}
 			c.flags |= flow.FlagNAT
-			c.wire.SrcPort = in.sourcePort(out)
+			c.wire.SrcPort = in.nextPort(&reply, out, try)
 		}
 	}
 	return DropSourcePorts
