@@ -14,6 +14,9 @@ type Masquerade interface {
 	// SourcePort returns one of the ports, or identifiers of pings, that are kept
 	// for these packets: n is a random number to choose by.
 	SourcePort(n uint32) uint16
+	// Short says that all ports that were tried are taken towards one server: more
+	// would be of use.
+	Short()
 }
 
 // toOutside reports whether what leaves by such a port is outside the cluster.
@@ -71,7 +74,8 @@ const (
 // taken. There are few of them for one server outside, so after some tries it is
 // the same, with the connection removed that had it, if that can be.
 func (in *Input) nextPort(reply *packet.Tuple, out PortID, try int) uint16 {
-	if try >= freshTries && in.tables.port(out).Kind == KindOutside {
+	if m, ok := in.tables.port(out).Port.(Masquerade); ok && try >= freshTries {
+		m.Short()
 		var e flow.Entry
 		if ref, ok := in.router.flows.Lookup(reply, &e); ok && yields(&e, in.now) {
 			in.router.flows.Remove(ref)

@@ -26,6 +26,7 @@ type maskPort struct {
 	refused packet.Addr
 	ports   []uint16
 	got     []packet.Packet
+	short   bool
 }
 
 func (m *maskPort) Write(buf []byte) error {
@@ -41,6 +42,8 @@ func (m *maskPort) Source(dst packet.Addr) packet.Addr {
 	}
 	return m.node
 }
+
+func (m *maskPort) Short() { m.short = true }
 
 func (m *maskPort) SourcePort(n uint32) uint16 { return m.ports[int(n)%len(m.ports)] }
 
@@ -199,6 +202,9 @@ func TestPortsComeBack(t *testing.T) {
 	w.now += 3600
 	w.in.Deliver(tcp(from(1001), web, packet.TCPSyn))
 	w.drops(t, datapath.DropSourcePorts)
+	if !w.outside.short {
+		t.Error("nobody says that ports are short")
+	}
 	w.back.Deliver(tcp(web, netip.AddrPortFrom(maskNode, 61000), packet.TCPRst))
 	w.pod.got = nil
 	w.in.Deliver(tcp(from(1001), web, packet.TCPSyn))

@@ -47,12 +47,17 @@ import (
 	"github.com/netctl/netctl/internal/packet"
 )
 
-// Defaults. The ports are above those that Linux gives to sockets by itself, and
-// above node ports; those of them that somebody has bound are left out.
+// Defaults. The ports are above node ports, among those that Linux gives to
+// sockets by itself; those that somebody has are left out. A port is two sockets,
+// of some 7 kB together, so there are more only when they are short. A server that
+// has closed a connection first remembers it for a minute and may refuse the next
+// one from the same port for a second, so few ports make connections slow.
 const (
-	defaultFirst = 61000
+	defaultFirst = 40000
 	defaultPorts = 1024
+	defaultMost  = 24576
 	defaultMTU   = 1420
+	growBy       = 512
 )
 
 // Config is what New needs: Out and Send.
@@ -67,10 +72,13 @@ type Config struct {
 	// nothing is refused but what the kernel would take for its own.
 	Refuse func(dst netip.Addr) error
 
-	// First is the lowest source port and Ports how many there are: so many
-	// connections can exist to one address, port and protocol.
-	First uint16
-	Ports int
+	// First is the lowest source port, Ports how many there are at first and Most how
+	// many there may be: so many connections can exist to one address, port and
+	// protocol.
+	First       uint16
+	Ports, Most int
+	// Grown is told the sockets of each new port, borrowed as those of FDs are.
+	Grown func(fds []int)
 	// Adopt are the sockets of a predecessor's FDs. They are the Port's own from then
 	// on, whatever New returns.
 	Adopt []int
@@ -85,8 +93,8 @@ func (c *Config) Validate() error {
 	if c.Out == nil || c.Send == nil {
 		errs = append(errs, errors.New("no output"))
 	}
-	if c.Ports < 0 || int(c.First)+c.Ports > 1<<16 {
-		errs = append(errs, fmt.Errorf("%d source ports from %d on: there are 65535 ports", c.Ports, c.First))
+	if most := max(c.Ports, c.Most); c.Ports < 0 || c.Most < 0 || int(c.First)+most > 1<<16 {
+		errs = append(errs, fmt.Errorf("%d source ports from %d on: there are 65535 ports", most, c.First))
 	}
 	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
 		errs = append(errs, fmt.Errorf("mtu %d is not within 1280 and 65535", c.MTU))
@@ -99,16 +107,21 @@ var ErrRefused = errors.New("destination is not outside the host")
 
 // Port is an exit of the router. Its methods may be called from any goroutine.
 type Port struct {
-	cfg       Config // immutable after New
-	began     time.Time
-	seed      maphash.Seed
-	reserved  map[uint16]*reservation // immutable after New
-	ports     []uint16                // its keys, sorted
-	conflicts []uint16
-	raws      []*rawSocket
+	cfg   Config // immutable after New
+	began time.Time
+	seed  maphash.Seed
+	raws  []*rawSocket // immutable after New
+	ports atomic.Pointer[[]uint16]
+	short chan struct{}
+
+	mu        sync.Mutex
+	closed    bool                    // guarded by mu
+	reserved  map[uint16]*reservation // guarded by mu; ports are its keys, sorted
+	conflicts []uint16                // guarded by mu
+	tried     int                     // guarded by mu; ports from First on
+
 	dests     [destinations]atomic.Pointer[destination]
 	truncated atomic.Uint64
-	closeOnce sync.Once
 }
 
 // New reserves the ports and opens the raw sockets. What arrives is queued until
@@ -121,22 +134,36 @@ func New(cfg Config) (*Port, error) {
 	if cfg.First == 0 {
 		cfg.First = defaultFirst
 	}
+	room := 1<<16 - int(cfg.First)
 	if cfg.Ports == 0 {
-		cfg.Ports = min(defaultPorts, 1<<16-int(cfg.First))
+		cfg.Ports = min(defaultPorts, room)
 	}
+	if cfg.Most == 0 {
+		cfg.Most = min(defaultMost, room)
+	}
+	cfg.Most = max(cfg.Most, cfg.Ports)
 	if cfg.MTU == 0 {
 		cfg.MTU = defaultMTU
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	p := &Port{cfg: cfg, began: time.Now(), seed: maphash.MakeSeed(), reserved: make(map[uint16]*reservation)}
-	if err := errors.Join(p.adopt(cfg.Adopt), p.openRaws(), p.reserve()); err != nil {
+	p := &Port{
+		cfg: cfg, began: time.Now(), seed: maphash.MakeSeed(),
+		short: make(chan struct{}, 1), reserved: make(map[uint16]*reservation),
+	}
+	p.ports.Store(new([]uint16))
+	p.adopt(cfg.Adopt)
+	err := p.openRaws()
+	if err == nil {
+		_, err = p.reserve(cfg.Ports)
+	}
+	if err == nil && len(*p.ports.Load()) == 0 {
+		err = fmt.Errorf("all ports from %d to %d are in use by other programs", cfg.First, int(cfg.First)+cfg.Ports-1)
+	}
+	if err != nil {
 		p.Close()
 		return nil, fmt.Errorf("rawport: %w", err)
-	}
-	if len(p.conflicts) > 0 {
-		cfg.Logger.Warn("ports for connections to the outside are in use by other programs", "ports", p.conflicts)
 	}
 	return p, nil
 }
@@ -152,12 +179,27 @@ func (p *Port) Write(buf []byte) error {
 
 // SourcePort returns one of the reserved ports: n is a random number to choose by.
 func (p *Port) SourcePort(n uint32) uint16 {
-	return p.ports[int(n)%len(p.ports)]
+	ports := *p.ports.Load()
+	return ports[int(n)%len(ports)]
+}
+
+// Short has Run reserve more ports, if there may be more.
+func (p *Port) Short() {
+	select {
+	case p.short <- struct{}{}:
+	default:
+	}
 }
 
 // Ports returns the reserved source ports, Conflicts those that somebody else has.
-func (p *Port) Ports() []uint16     { return slices.Clone(p.ports) }
-func (p *Port) Conflicts() []uint16 { return slices.Clone(p.conflicts) }
+func (p *Port) Ports() []uint16 { return slices.Clone(*p.ports.Load()) }
+
+// Conflicts returns the ports that could not be reserved.
+func (p *Port) Conflicts() []uint16 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.conflicts)
+}
 
 // Run carries packets from the outside to Out until the context ends or a socket
 // fails.
@@ -172,7 +214,7 @@ func (p *Port) Run(ctx context.Context) error {
 			errs[i] = s.run(ctx, p)
 		})
 	}
-	<-ctx.Done()
+	p.grow(ctx)
 	for _, s := range p.raws {
 		s.wake()
 	}
@@ -186,8 +228,9 @@ func (p *Port) FDs() []int {
 	for _, s := range p.raws {
 		fds = append(fds, s.fd)
 	}
-	for _, n := range p.ports {
-		r := p.reserved[n]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.reserved {
 		fds = append(fds, r.tcp, r.udp)
 	}
 	return fds
@@ -195,12 +238,16 @@ func (p *Port) FDs() []int {
 
 // Close closes the sockets. Copies that others keep go on reserving the ports.
 func (p *Port) Close() {
-	p.closeOnce.Do(func() {
-		for _, s := range p.raws {
-			s.close()
-		}
-		for _, r := range p.reserved {
-			r.close()
-		}
-	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	p.closed = true
+	for _, s := range p.raws {
+		s.close()
+	}
+	for _, r := range p.reserved {
+		r.close()
+	}
 }

@@ -299,3 +299,31 @@ func TestHostFirewall(t *testing.T) {
 		})
 	}
 }
+
+// TestPortsGrow: more connections to one server than there were ports at first.
+// One that comes while there is none is refused, and may be tried again.
+func TestPortsGrow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "raw")
+	for _, f := range families() {
+		l := w.listen(f)
+		go echo(l)
+		for range 2 * ports {
+			until := time.Now().Add(waitLong)
+			for {
+				var c net.Conn
+				err := w.pod.Do(func() (err error) {
+					c, err = net.DialTimeout("tcp", l.Addr().String(), waitLong)
+					return err
+				})
+				if err == nil {
+					t.Cleanup(func() { c.Close() })
+					break
+				}
+				if time.Now().After(until) {
+					t.Fatalf("%s: %v", f.name, err)
+				}
+			}
+		}
+	}
+}

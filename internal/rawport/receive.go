@@ -97,7 +97,7 @@ func (p *Port) adoptRaw(fd int) error {
 
 // addRaw prepares a socket; it owns fd when there is no error.
 func (p *Port) addRaw(fd int, s rawSocket) error {
-	if err := attach(fd, passOurs(s.proto, s.is4, p.cfg.First, p.cfg.Ports)); err != nil {
+	if err := attach(fd, passOurs(s.proto, s.is4, p.cfg.First, p.cfg.Most)); err != nil {
 		return err
 	}
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {

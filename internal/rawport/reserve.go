@@ -1,6 +1,7 @@
 package rawport
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -24,37 +25,81 @@ func closeAll(fds []int) {
 	}
 }
 
-// reserve binds what is not adopted. A port that another program has is left out.
-func (p *Port) reserve() error {
-	for i := range p.cfg.Ports {
-		port := uint16(int(p.cfg.First) + i) //nolint:gosec // Validate has seen to it
+// reserve binds what is not adopted, up to n ports from the first on. A port that
+// another program has is left out. It returns the sockets that are new.
+func (p *Port) reserve(n int) (fds []int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := len(p.conflicts)
+	for ; p.tried < n && !p.closed && err == nil; p.tried++ {
+		port := uint16(int(p.cfg.First) + p.tried) //nolint:gosec // Validate has seen to it
 		r := p.reserved[port]
-		if r == nil {
-			r = &reservation{-1, -1}
+		if r.whole() {
+			continue // adopted
+		}
+		if r, err = r.complete(port); err == nil {
 			p.reserved[port] = r
-		}
-		var err error
-		if r.tcp < 0 {
-			r.tcp, err = bind(unix.SOCK_STREAM, port)
-		}
-		if err == nil && r.udp < 0 {
-			r.udp, err = bind(unix.SOCK_DGRAM, port)
-		}
-		if err == nil {
+			fds = append(fds, r.tcp, r.udp)
 			continue
 		}
-		r.close()
 		delete(p.reserved, port)
-		if !errors.Is(err, unix.EADDRINUSE) {
-			return fmt.Errorf("reserve port %d: %w", port, err)
+		if errors.Is(err, unix.EADDRINUSE) {
+			p.conflicts = append(p.conflicts, port)
+			err = nil
 		}
-		p.conflicts = append(p.conflicts, port)
 	}
-	p.ports = slices.Sorted(maps.Keys(p.reserved))
-	if len(p.ports) == 0 {
-		return fmt.Errorf("all ports from %d to %d are in use by other programs", p.cfg.First, int(p.cfg.First)+p.cfg.Ports-1)
+	ports := slices.Sorted(maps.Keys(p.reserved))
+	p.ports.Store(&ports)
+	if others := p.conflicts[known:]; len(others) > 0 {
+		p.cfg.Logger.Warn("ports for connections to the outside are in use by other programs", "ports", others)
 	}
-	return nil
+	return fds, err
+}
+
+func (r *reservation) whole() bool { return r != nil && r.tcp >= 0 && r.udp >= 0 }
+
+// complete binds what a reservation lacks, which may be all of it. One that
+// cannot be completed is closed.
+func (r *reservation) complete(port uint16) (*reservation, error) {
+	if r == nil {
+		r = &reservation{-1, -1}
+	}
+	var err error
+	if r.tcp < 0 {
+		r.tcp, err = bind(unix.SOCK_STREAM, port)
+	}
+	if err == nil && r.udp < 0 {
+		r.udp, err = bind(unix.SOCK_DGRAM, port)
+	}
+	if err != nil {
+		r.close()
+		return nil, fmt.Errorf("reserve port %d: %w", port, err)
+	}
+	return r, nil
+}
+
+// grow reserves more ports when they are short, until the context ends.
+func (p *Port) grow(ctx context.Context) {
+	n := p.cfg.Ports
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.short:
+		}
+		if n >= p.cfg.Most {
+			continue
+		}
+		n = min(n+growBy, p.cfg.Most)
+		fds, err := p.reserve(n)
+		if err != nil {
+			p.cfg.Logger.Warn("there are no more ports for connections to the outside", "ports", len(p.Ports()), "error", err)
+			n = p.cfg.Most
+		}
+		if p.cfg.Grown != nil && len(fds) > 0 {
+			p.cfg.Grown(fds)
+		}
+	}
 }
 
 // bind reserves a port for TCP or UDP. The filter is there before the address, so
@@ -93,16 +138,18 @@ func bindFamily(family, kind int, addr unix.Sockaddr) (int, error) {
 
 // adopt sorts a predecessor's sockets by what the kernel says that they are. What
 // is of no use is closed.
-func (p *Port) adopt(fds []int) error {
+func (p *Port) adopt(fds []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, fd := range fds {
 		if err := p.adoptOne(fd); err != nil {
 			unix.Close(fd)
 			p.cfg.Logger.Warn("a socket for packets to the outside was not taken over", "error", err)
 		}
 	}
-	return nil
 }
 
+// adoptOne is called with mu held.
 func (p *Port) adoptOne(fd int) error {
 	unix.CloseOnExec(fd)
 	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
@@ -125,7 +172,7 @@ func (p *Port) adoptOne(fd int) error {
 	default:
 		return fmt.Errorf("address %T", addr)
 	}
-	if port < int(p.cfg.First) || port >= int(p.cfg.First)+p.cfg.Ports {
+	if port < int(p.cfg.First) || port >= int(p.cfg.First)+p.cfg.Most {
 		return fmt.Errorf("port %d is not ours any more", port)
 	}
 	if err := attach(fd, passNothing()); err != nil {

@@ -41,6 +41,7 @@ const (
 	mtu        = 1420
 	firstPort  = 61000
 	ports      = 32
+	most       = 4096
 	agentEnv   = "NETCTL_TEST_RAWPORT_AGENT"
 	firstFD    = 4 // of the agent's descriptors: 3 is the pod's namespace
 	waitLong   = 20 * time.Second
@@ -183,7 +184,7 @@ func (w *world) start() {
 
 // open makes a Port that only keeps its sockets.
 func open() (*rawport.Port, error) {
-	return rawport.New(rawport.Config{Out: func([]byte) {}, Send: func([]byte) error { return nil }, First: firstPort, Ports: ports, MTU: mtu})
+	return rawport.New(rawport.Config{Out: func([]byte) {}, Send: func([]byte) error { return nil }, First: firstPort, Ports: ports, Most: ports, MTU: mtu})
 }
 
 // kill ends the agent as a crash does.
@@ -376,7 +377,7 @@ func agent(args string) error {
 		in := r.NewInputs(portRaw)
 		raw, err := rawport.New(rawport.Config{
 			Out: func(b []byte) { in.Deliver(b) }, Send: tunPort{host}.Write, Adopt: fds,
-			First: firstPort, Ports: ports, MTU: mtu, Refuse: new(netstack.HostGuard).Refuse,
+			First: firstPort, Ports: ports, Most: most, MTU: mtu, Refuse: new(netstack.HostGuard).Refuse,
 		})
 		if err != nil {
 			return err
