@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -292,7 +293,7 @@ func TestHostFirewall(t *testing.T) {
 			for _, f := range families() {
 				l := w.listen(f)
 				go echo(l)
-				if got := w.reaches("tcp", l.Addr().String()); got != c.passes {
+				if got := w.reaches("tcp", l.Addr().String(), c.passes); got != c.passes {
 					t.Errorf("%s: reaches the outside: %v", f.name, got)
 				}
 			}
@@ -325,5 +326,41 @@ func TestPortsGrow(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestWhatForwardingNeeds: each setting of the host without which the kernel does
+// not forward what has its own address as the source, and what ForwardOwn says.
+func TestWhatForwardingNeeds(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		key, value string
+		reaches    [2]bool // IPv4, IPv6
+		said       bool
+	}{
+		{"ipv4/ip_forward", "1", [2]bool{true, true}, false},
+		{"ipv4/ip_forward", "0", [2]bool{false, true}, true},
+		{"ipv4/conf/netctl0/accept_local", "0", [2]bool{false, true}, false}, // ForwardOwn sets it
+		{"ipv4/conf/all/rp_filter", "1", [2]bool{false, true}, true},
+		{"ipv4/conf/all/rp_filter", "2", [2]bool{true, true}, false},
+		{"ipv6/conf/all/forwarding", "0", [2]bool{true, false}, true},
+	} {
+		t.Run(c.key+"="+c.value, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, "raw")
+			w.must(w.node.Do(func() error {
+				return os.WriteFile("/proc/sys/net/"+c.key, []byte(c.value), 0)
+			}))
+			for i, f := range families() {
+				l := w.listen(f)
+				go echo(l)
+				if got := w.reaches("tcp", l.Addr().String(), c.reaches[i]); got != c.reaches[i] {
+					t.Errorf("%s: reaches the outside: %v", f.name, got)
+				}
+			}
+			if err := kernel.ForwardOwn(w.node, hostTUN); (err != nil) != c.said {
+				t.Errorf("ForwardOwn says %v", err)
+			}
+		})
 	}
 }

@@ -122,7 +122,10 @@ func (w *world) devices() error {
 		return err
 	}
 	w.podIndex, w.hostIdx = eth0.Index(), host.Index()
-	return errors.Join(kernel.SetUp(w.node, hostTUN), eth0.Close(), host.Close())
+	return errors.Join(
+		// Without an address of its own the device falls to the loose filter of sources, too.
+		kernel.AddAddress(w.node, hostTUN, netip.MustParsePrefix("10.9.0.1/32")),
+		kernel.SetUp(w.node, hostTUN), eth0.Close(), host.Close())
 }
 
 func newNS(tb testing.TB) *kernel.Namespace {
@@ -229,17 +232,21 @@ func (w *world) dial(network string, to net.Addr) net.Conn {
 // silence is how long nothing must come for it to be no answer.
 const silence = time.Second
 
-// reaches reports whether the pod gets a byte back.
-func (w *world) reaches(network, to string) bool {
+// reaches reports whether the pod gets a byte back. What is not expected to come
+// is waited for less long.
+func (w *world) reaches(network, to string, expected bool) bool {
+	wait := silence
+	if expected {
+		wait = waitLong
+	}
 	var n int
 	_ = w.pod.Do(func() error { // an error is no answer
-		d := net.Dialer{Timeout: silence}
-		c, err := d.Dial(network, to)
+		c, err := net.DialTimeout(network, to, wait)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(silence)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
 			return err
 		}
 		if _, err := c.Write([]byte("x")); err != nil {
