@@ -14,7 +14,7 @@ import (
 func modes(b *testing.B, run func(*testing.B, *world, family)) {
 	for _, mode := range []string{"raw", "netstack"} {
 		b.Run(mode, func(b *testing.B) {
-			w := newWorld(b, mode)
+			w := newWorldOf(b, mode, 1024)
 			for _, f := range families() {
 				b.Run(f.name, func(b *testing.B) { run(b, w, f) })
 			}

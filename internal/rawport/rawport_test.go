@@ -222,7 +222,7 @@ func TestPortsOfOthers(t *testing.T) {
 			return err
 		}
 		defer l.Close()
-		p, err := open()
+		p, err := open(ports)
 		if err != nil {
 			return err
 		}

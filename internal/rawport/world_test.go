@@ -71,6 +71,7 @@ type world struct {
 	podIndex, hostIdx  int
 	held               []int
 	dir, mode          string
+	ports              int
 	agent              *exec.Cmd
 	ended              chan struct{}
 }
@@ -79,10 +80,16 @@ type world struct {
 // outside with: "raw" or "netstack".
 func newWorld(tb testing.TB, mode string) *world {
 	tb.Helper()
+	return newWorldOf(tb, mode, ports)
+}
+
+// newWorldOf has so many ports to the outside at first.
+func newWorldOf(tb testing.TB, mode string, n int) *world {
+	tb.Helper()
 	if err := errors.Join(kernel.HaveTUN(), kernel.HaveNamespaces()); err != nil {
 		tb.Skip(err)
 	}
-	w := &world{tb: tb, outside: newNS(tb), node: newNS(tb), pod: newNS(tb), dir: tb.TempDir(), mode: mode}
+	w := &world{tb: tb, outside: newNS(tb), node: newNS(tb), pod: newNS(tb), dir: tb.TempDir(), mode: mode, ports: n}
 	w.must(kernel.CreateVeth("eth0", w.outside, "eth0", w.node))
 	for _, f := range families() {
 		w.must(kernel.AddAddress(w.outside, "eth0", netip.PrefixFrom(f.outside, f.bits)))
@@ -155,7 +162,7 @@ func (w *world) start() {
 	w.tb.Helper()
 	if w.mode == "raw" && w.held == nil {
 		w.must(w.node.Do(func() error {
-			p, err := open()
+			p, err := open(w.ports)
 			if err != nil {
 				return err
 			}
@@ -167,7 +174,7 @@ func (w *world) start() {
 	program, err := os.Executable()
 	w.must(err)
 	cmd := exec.Command(program, "-test.run=^$")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %d %s", agentEnv, w.mode, w.podIndex, w.hostIdx, len(w.held), filepath.Join(w.dir, "flows")))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %d %d %s", agentEnv, w.mode, w.podIndex, w.hostIdx, w.ports, len(w.held), filepath.Join(w.dir, "flows")))
 	cmd.Stderr = os.Stderr
 	for _, fd := range append([]int{w.pod.FD()}, w.held...) {
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
@@ -186,8 +193,8 @@ func (w *world) start() {
 }
 
 // open makes a Port that only keeps its sockets.
-func open() (*rawport.Port, error) {
-	return rawport.New(rawport.Config{Out: func([]byte) {}, Send: func([]byte) error { return nil }, First: firstPort, Ports: ports, Most: ports, MTU: mtu})
+func open(n int) (*rawport.Port, error) {
+	return rawport.New(rawport.Config{Out: func([]byte) {}, Send: func([]byte) error { return nil }, First: firstPort, Ports: n, Most: n, MTU: mtu})
 }
 
 // kill ends the agent as a crash does.
@@ -350,8 +357,8 @@ func (p tunPort) Write(buf []byte) error {
 // agent is the process of the node: the router with a pod and the way outside.
 func agent(args string) error {
 	var mode, path string
-	var podIndex, hostIndex, held int
-	if _, err := fmt.Sscan(args, &mode, &podIndex, &hostIndex, &held, &path); err != nil {
+	var podIndex, hostIndex, n, held int
+	if _, err := fmt.Sscan(args, &mode, &podIndex, &hostIndex, &n, &held, &path); err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -384,7 +391,7 @@ func agent(args string) error {
 		in := r.NewInputs(portRaw)
 		raw, err := rawport.New(rawport.Config{
 			Out: func(b []byte) { in.Deliver(b) }, Send: tunPort{host}.Write, Adopt: fds,
-			First: firstPort, Ports: ports, Most: most, MTU: mtu, Refuse: new(netstack.HostGuard).Refuse,
+			First: firstPort, Ports: n, Most: most, MTU: mtu, Refuse: new(netstack.HostGuard).Refuse,
 		})
 		if err != nil {
 			return err
