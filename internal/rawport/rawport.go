@@ -28,8 +28,8 @@
 //   - Write and the Masquerade methods do not wait; for a destination that was not
 //     asked about in the last seconds they make a few system calls.
 //
-// It needs CAP_NET_RAW, forwarding, and accept_local on the device: Usable says
-// what is missing. The tests run in namespaces of their own and need root.
+// It needs CAP_NET_RAW, forwarding, and accept_local on the device: see
+// kernel.ForwardOwn. The tests run in namespaces of their own and need root.
 package rawport
 
 import (

@@ -64,6 +64,39 @@ func TestTCPGoesThroughUnderTheNodesAddress(t *testing.T) {
 	}
 }
 
+// TestNarrowLink: the node's kernel tells the node's address that a packet is too
+// big, and the pod learns it. The server, which offers larger segments, only takes.
+func TestNarrowLink(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "raw")
+	w.must(setMTU(w.node, 1300))
+	for _, f := range families() {
+		l := w.listen(f)
+		const size = 1 << 18
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			if _, err := io.CopyN(io.Discard, c, size); err == nil {
+				_, _ = c.Write([]byte("thanks"))
+			}
+		}()
+		c := w.dial("tcp", l.Addr())
+		if got := w.segment(c); got <= 1300-20 {
+			t.Fatalf("%s: segments of %d bytes need no error", f.name, got)
+		}
+		if _, err := c.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(c)
+		if err != nil || string(got) != "thanks" {
+			t.Errorf("%s: the server says %q, %v", f.name, got, err)
+		}
+	}
+}
+
 func TestRefusedIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "raw")

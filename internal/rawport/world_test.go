@@ -210,6 +210,35 @@ func (w *world) end() {
 	}
 }
 
+// setMTU changes the wire's, at one end.
+func setMTU(ns *kernel.Namespace, mtu uint32) error {
+	return ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		ifr, err := unix.NewIfreq("eth0")
+		if err != nil {
+			return err
+		}
+		ifr.SetUint32(mtu)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFMTU, ifr)
+	})
+}
+
+// segment returns the size of a connection's segments.
+func (w *world) segment(c net.Conn) (size int) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	w.must(err)
+	var optErr error
+	w.must(raw.Control(func(fd uintptr) {
+		size, optErr = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+	}))
+	w.must(optErr)
+	return size
+}
+
 // listen opens a TCP listener of the outside host.
 func (w *world) listen(f family) net.Listener {
 	w.tb.Helper()
