@@ -1,6 +1,7 @@
 package rawport_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -108,7 +109,7 @@ func BenchmarkConnect(b *testing.B) {
 				if err != nil {
 					return err
 				}
-				if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 					return err
 				}
 				c.Close()

@@ -38,7 +38,7 @@ func passOurs(proto int, is4 bool, first uint16, ports int) []bpf.Instruction {
 		prog = append(prog,
 			bpf.LoadIndirect{Off: 2, Size: 2},
 			bpf.JumpIf{Cond: bpf.JumpLessThan, Val: uint32(first), SkipTrue: 1},
-			bpf.JumpIf{Cond: bpf.JumpLessThan, Val: uint32(first) + uint32(ports), SkipTrue: 1}) //nolint:gosec // Validate has seen to it
+			bpf.JumpIf{Cond: bpf.JumpLessThan, Val: uint32(first) + uint32(ports), SkipTrue: 1})
 	}
 	return append(prog, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: passAll})
 }

@@ -30,9 +30,9 @@ func (h *header) note(kind int, data []byte) {
 	case kind == unix.IPV6_PKTINFO && len(data) >= len(h.dst):
 		h.dst = [16]byte(data)
 	case kind == unix.IPV6_HOPLIMIT && len(data) >= 4:
-		h.hops = uint8(binary.NativeEndian.Uint32(data)) //nolint:gosec // a hop limit
+		h.hops = uint8(binary.NativeEndian.Uint32(data))
 	case kind == unix.IPV6_TCLASS && len(data) >= 4:
-		h.class = uint8(binary.NativeEndian.Uint32(data)) //nolint:gosec // a traffic class
+		h.class = uint8(binary.NativeEndian.Uint32(data))
 	}
 }
 
@@ -40,7 +40,7 @@ func (h *header) note(kind int, data []byte) {
 func (h *header) put(ip []byte, n int) {
 	clear(ip[:header6])
 	binary.BigEndian.PutUint16(ip, 6<<12|uint16(h.class)<<4)
-	binary.BigEndian.PutUint16(ip[4:], uint16(n)) //nolint:gosec // the buffer is no longer
+	binary.BigEndian.PutUint16(ip[4:], uint16(n))
 	ip[6], ip[7] = h.proto, h.hops
 	copy(ip[8:], h.src[:])
 	copy(ip[24:], h.dst[:])
@@ -92,7 +92,7 @@ func merged(v *packet.VNet, ip []byte, l4, mtu int) {
 	if head >= mtu {
 		return
 	}
-	v.GSOType, v.HdrLen, v.GSOSize = packet.GSOTCPv4, uint16(head), uint16(mtu-head) //nolint:gosec // both are below the MTU
+	v.GSOType, v.HdrLen, v.GSOSize = packet.GSOTCPv4, uint16(head), uint16(mtu-head)
 	if ip[0]>>4 == 6 {
 		v.GSOType = packet.GSOTCPv6
 	}
@@ -107,7 +107,7 @@ func pseudo(ip []byte, proto uint8, n int) uint16 {
 	if ip[0]>>4 == 6 {
 		addrs = ip[8:header6]
 	}
-	return sum(addrs, uint32(proto)+uint32(n)) //nolint:gosec // a packet's length
+	return sum(addrs, uint32(proto)+uint32(n))
 }
 
 func sum(b []byte, s uint32) uint16 {
@@ -115,7 +115,7 @@ func sum(b []byte, s uint32) uint16 {
 		s += uint32(binary.BigEndian.Uint16(b[i:]))
 	}
 	s = s>>16 + s&0xffff
-	return uint16(s>>16 + s) //nolint:gosec // folded
+	return uint16(s>>16 + s)
 }
 
 // refragment delivers a datagram that the kernel has put together of fragments,
@@ -152,14 +152,14 @@ func fragment6(ip []byte, mtu int, id uint32, out func([]byte)) {
 		packet.VNet{}.Put(one)
 		h := one[packet.VNetLen:]
 		copy(h, ip[:header6])
-		binary.BigEndian.PutUint16(h[4:], uint16(fragmentHeader+n)) //nolint:gosec // at most the MTU
+		binary.BigEndian.PutUint16(h[4:], uint16(fragmentHeader+n))
 		f := h[header6:]
 		f[0], f[1], h[6] = h[6], 0, protoFragment
 		more := uint16(0)
 		if off+n < len(data) {
 			more = 1
 		}
-		binary.BigEndian.PutUint16(f[2:], uint16(off)|more) //nolint:gosec // a packet is no longer
+		binary.BigEndian.PutUint16(f[2:], uint16(off)|more)
 		binary.BigEndian.PutUint32(f[4:], id)
 		copy(f[fragmentHeader:], data[off:off+n])
 		out(one)

@@ -128,12 +128,10 @@ func (s *rawSocket) close() { s.file.Close() }
 // run carries what arrives to the router until the context ends.
 func (s *rawSocket) run(ctx context.Context, p *Port) error {
 	r := reader{socket: s, mtu: p.cfg.MTU, buf: make([]byte, packet.MaxSize+1), control: make([]byte, controlLen), fragments: rand.Uint32()}
-	for {
+	for ctx.Err() == nil {
 		n, err := r.read()
 		switch {
-		case ctx.Err() != nil:
-			return nil
-		case passing(err):
+		case passing(err), ctx.Err() != nil:
 		case err != nil:
 			return fmt.Errorf("read a raw socket: %w", err)
 		case n > packet.MaxSize:
@@ -142,6 +140,7 @@ func (s *rawSocket) run(ctx context.Context, p *Port) error {
 			r.deliver(n, p.cfg.Out)
 		}
 	}
+	return nil
 }
 
 // passing reports whether reading goes on after the error.
@@ -175,7 +174,7 @@ func (r *reader) read() (n int, err error) {
 		} else {
 			n, readErr = r.read6(int(fd))
 		}
-		return readErr != unix.EAGAIN
+		return !errors.Is(readErr, unix.EAGAIN)
 	})
 	if err == nil {
 		err = readErr

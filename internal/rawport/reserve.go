@@ -32,7 +32,7 @@ func (p *Port) reserve(n int) (fds []int, err error) {
 	defer p.mu.Unlock()
 	known := len(p.conflicts)
 	for ; p.tried < n && !p.closed && err == nil; p.tried++ {
-		port := uint16(int(p.cfg.First) + p.tried) //nolint:gosec // Validate has seen to it
+		port := uint16(int(p.cfg.First) + p.tried)
 		r := p.reserved[port]
 		if r.whole() {
 			continue // adopted
