@@ -201,8 +201,11 @@ func (p *Port) Conflicts() []uint16 {
 	return slices.Clone(p.conflicts)
 }
 
+// Truncated returns how many packets were longer than any may be.
+func (p *Port) Truncated() uint64 { return p.truncated.Load() }
+
 // Run carries packets from the outside to Out until the context ends or a socket
-// fails.
+// fails. It is called once: what is not read then stays for who adopts the sockets.
 func (p *Port) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

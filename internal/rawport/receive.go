@@ -131,13 +131,12 @@ func (s *rawSocket) run(ctx context.Context, p *Port) error {
 	for ctx.Err() == nil {
 		n, err := r.read()
 		switch {
-		case passing(err), ctx.Err() != nil:
-		case err != nil:
-			return fmt.Errorf("read a raw socket: %w", err)
-		case n > packet.MaxSize:
+		case err == nil && n > packet.MaxSize:
 			p.truncated.Add(1)
-		default:
+		case err == nil:
 			r.deliver(n, p.cfg.Out)
+		case !passing(err) && ctx.Err() == nil:
+			return fmt.Errorf("read a raw socket: %w", err)
 		}
 	}
 	return nil
