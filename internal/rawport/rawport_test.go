@@ -101,9 +101,8 @@ func TestRefusedIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "raw")
 	for _, f := range families() {
-		l := w.listen(f)
-		l.Close()
-		for _, to := range []string{l.Addr().String(), netip.AddrPortFrom(f.node, 80).String()} {
+		for _, host := range []netip.Addr{f.outside, f.node} {
+			to := netip.AddrPortFrom(host, 9).String()
 			err := w.pod.Do(func() error {
 				d := net.Dialer{Timeout: waitLong}
 				c, err := d.Dial("tcp", to)
@@ -130,9 +129,8 @@ func TestDatagrams(t *testing.T) {
 			server, err = net.ListenPacket("udp", netip.AddrPortFrom(f.outside, 0).String())
 			return err
 		}))
-		served := make(chan struct{}) // closed when the socket is
+		t.Cleanup(func() { server.Close() })
 		go func() {
-			defer close(served)
 			buf := make([]byte, 1<<16)
 			for {
 				n, from, err := server.ReadFrom(buf)
@@ -154,8 +152,9 @@ func TestDatagrams(t *testing.T) {
 				t.Errorf("%s: %d bytes: got %d back, %v", f.name, size, n, err)
 			}
 		}
-		server.Close()
-		<-served
+		// Not the server's own port: a program that is being started may have a copy of
+		// a socket that was closed.
+		c = w.dial("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(f.outside, 9)))
 		if _, err := c.Write([]byte("anybody?")); err != nil {
 			t.Fatal(err)
 		}
