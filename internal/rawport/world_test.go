@@ -396,11 +396,11 @@ func agent(args string) error {
 	if err != nil {
 		return err
 	}
-	pod, err := kernel.AttachTUN(podNS, podTUN, podIndex)
+	pod, err := attach(podNS, podTUN, podIndex)
 	if err != nil {
 		return err
 	}
-	host, err := kernel.AttachTUN(nil, hostTUN, hostIndex)
+	host, err := attach(nil, hostTUN, hostIndex)
 	if err != nil {
 		return err
 	}
@@ -450,6 +450,19 @@ func agent(args string) error {
 	err = workers.Run(ctx)
 	wg.Wait()
 	return err
+}
+
+// attach waits until nobody has the device: a program that is being started may
+// have a copy of the test's descriptor for a moment.
+func attach(ns *kernel.Namespace, name string, index int) (*kernel.TUN, error) {
+	until := time.Now().Add(waitLong)
+	for {
+		t, err := kernel.AttachTUN(ns, name, index)
+		if !errors.Is(err, kernel.ErrBusy) || time.Now().After(until) {
+			return t, err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // report says why something ended that should not have.
