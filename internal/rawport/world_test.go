@@ -349,6 +349,9 @@ func (w *world) ping(f family, id uint16) error {
 		for {
 			in := make([]byte, 1500)
 			n, _, err := unix.Recvfrom(fd, in, 0)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
 			if err != nil {
 				return err
 			}
