@@ -138,6 +138,11 @@ var rows = map[string]row{
 		imports: []string{"internal/netstack", "internal/nodeport", "internal/packet"},
 		reason:  "a wire between the sockets of two processes; it says what both of these packages have to say",
 	},
+	"internal/rawport": {
+		imports: []string{"internal/packet"},
+		tests:   []string{"internal/datapath", "internal/flow", "internal/kernel", "internal/netstack", "internal/policy", "proxy"},
+		reason:  "a port: packets in, packets out; what it sends with is given to it as a function",
+	},
 	"internal/nodeport": {
 		imports: []string{"internal/model", "internal/quota", "internal/splice"},
 		reason:  "sockets; the way into the cluster and the choice of backends are given to it as functions",

@@ -27,6 +27,31 @@ func SetForwarding(ns *Namespace) error {
 	})
 }
 
+// ForwardOwn lets packets that are written into the named TUN with an address of
+// the host as their source be forwarded, and says why they are not: what is more
+// than the device's own setting is left to the administrator.
+func ForwardOwn(ns *Namespace, name string) error {
+	return ns.Do(func() error {
+		conf := "net/ipv4/conf/" + name
+		err := errors.Join(setSysctl(conf+"/accept_local", "1"), setSysctl(conf+"/rp_filter", "0"))
+		for _, must := range []struct{ key, not, why string }{
+			{"net/ipv4/ip_forward", "0", "IPv4 is not forwarded"},
+			{"net/ipv4/conf/all/rp_filter", "1", "the strict filter of sources holds for every interface"},
+			{"net/ipv6/conf/all/forwarding", "0", "IPv6 is not forwarded"},
+		} {
+			have, readErr := sysctl(must.key)
+			switch {
+			case errors.Is(readErr, ErrNoSysctl):
+			case readErr != nil:
+				err = errors.Join(err, readErr)
+			case have == must.not:
+				err = errors.Join(err, fmt.Errorf("%s is %s: %s", must.key, have, must.why))
+			}
+		}
+		return err
+	})
+}
+
 // sysctl reads in the thread's namespace: /proc/sys/net shows each thread its
 // own.
 func sysctl(key string) (string, error) {
