@@ -44,7 +44,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "dns", "internal/agent/claim", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},

@@ -12,8 +12,9 @@ type Masquerade interface {
 	// Addr when none may be sent there.
 	Source(dst packet.Addr) packet.Addr
 	// SourcePort returns one of the ports, or identifiers of pings, that are kept
-	// for these packets: n is a random number to choose by.
-	SourcePort(n uint32) uint16
+	// for these packets, of those that the client may have: n is a random number to
+	// choose by.
+	SourcePort(client packet.Addr, n uint32) uint16
 	// Short says that all ports that were tried are taken towards one server: more
 	// would be of use.
 	Short()
@@ -46,7 +47,7 @@ func (in *Input) judgeNew(c *conn) (PortID, Drop) {
 	if !ok {
 		return out, DropPortRefused
 	}
-	c.wire.Src, c.wire.SrcPort = m.Source(c.wire.Dst), in.sourcePort(out)
+	c.wire.Src, c.wire.SrcPort = m.Source(c.wire.Dst), in.sourcePort(c, out)
 	if c.wire.Src == (packet.Addr{}) {
 		return out, DropNotOutside
 	}
@@ -55,9 +56,9 @@ func (in *Input) judgeNew(c *conn) (PortID, Drop) {
 }
 
 // sourcePort returns a source port to try towards the exit.
-func (in *Input) sourcePort(out PortID) uint16 {
+func (in *Input) sourcePort(c *conn, out PortID) uint16 {
 	if m, ok := in.tables.port(out).Port.(Masquerade); ok {
-		return m.SourcePort(in.rng.Uint32())
+		return m.SourcePort(c.orig.Src, in.rng.Uint32())
 	}
 	return uint16(1024 + in.rng.Uint32N(65536-1024))
 }
@@ -73,7 +74,7 @@ const (
 // nextPort returns another source port towards the exit when the reply's tuple is
 // taken. There are few of them for one server outside, so after some tries it is
 // the same, with the connection removed that had it, if that can be.
-func (in *Input) nextPort(reply *packet.Tuple, out PortID, try int) uint16 {
+func (in *Input) nextPort(c *conn, reply *packet.Tuple, out PortID, try int) uint16 {
 	if m, ok := in.tables.port(out).Port.(Masquerade); ok && try >= freshTries {
 		m.Short()
 		var e flow.Entry
@@ -82,7 +83,7 @@ func (in *Input) nextPort(reply *packet.Tuple, out PortID, try int) uint16 {
 			return reply.DstPort
 		}
 	}
-	return in.sourcePort(out)
+	return in.sourcePort(c, out)
 }
 
 // yields reports whether a connection may lose its source port to a new one: it

@@ -45,7 +45,7 @@ func (m *maskPort) Source(dst packet.Addr) packet.Addr {
 
 func (m *maskPort) Short() { m.short = true }
 
-func (m *maskPort) SourcePort(n uint32) uint16 { return m.ports[int(n)%len(m.ports)] }
+func (m *maskPort) SourcePort(_ packet.Addr, n uint32) uint16 { return m.ports[int(n)%len(m.ports)] }
 
 func (m *maskPort) take(t *testing.T) packet.Packet {
 	t.Helper()

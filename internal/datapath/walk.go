@@ -358,7 +358,7 @@ func (in *Input) insert(c *conn, out PortID) Drop {
 				return DropSourcePorts
 			}
 			c.flags |= flow.FlagNAT
-			c.wire.SrcPort = in.nextPort(&reply, out, try)
+			c.wire.SrcPort = in.nextPort(c, &reply, out, try)
 		}
 	}
 	return DropSourcePorts

@@ -122,6 +122,7 @@ type Port struct {
 
 	dests     [destinations]atomic.Pointer[destination]
 	truncated atomic.Uint64
+	panics    atomic.Uint64
 }
 
 // New reserves the ports and opens the raw sockets. What arrives is queued until
@@ -177,10 +178,25 @@ func (p *Port) Write(buf []byte) error {
 	return p.cfg.Send(buf)
 }
 
+// ownTries is how many ports are looked at for one of the client's own half.
+const ownTries = 64
+
 // SourcePort returns one of the reserved ports: n is a random number to choose by.
-func (p *Port) SourcePort(n uint32) uint16 {
+// Each client has some half of them, another than others have, so that one that
+// takes all that it can towards a server leaves everybody else about half of theirs.
+func (p *Port) SourcePort(client packet.Addr, n uint32) uint16 {
+	type mine struct {
+		client packet.Addr
+		port   uint16
+	}
 	ports := *p.ports.Load()
-	return ports[int(n)%len(ports)]
+	for i := range ownTries {
+		port := ports[(int(n)+i)%len(ports)]
+		if maphash.Comparable(p.seed, mine{client, port})&1 == 0 {
+			return port
+		}
+	}
+	return ports[int(n)%len(ports)] // there are very few
 }
 
 // Short has Run reserve more ports, if there may be more.
@@ -203,6 +219,9 @@ func (p *Port) Conflicts() []uint16 {
 
 // Truncated returns how many packets were longer than any may be.
 func (p *Port) Truncated() uint64 { return p.truncated.Load() }
+
+// Panics returns how many packets met a bug and were dropped.
+func (p *Port) Panics() uint64 { return p.panics.Load() }
 
 // Run carries packets from the outside to Out until the context ends or a socket
 // fails. It is called once: what is not read then stays for who adopts the sockets.
@@ -237,6 +256,29 @@ func (p *Port) FDs() []int {
 		fds = append(fds, r.tcp, r.udp)
 	}
 	return fds
+}
+
+// groupPorts is how many ports are in a group: two sockets each, which fit into one
+// message between processes.
+const groupPorts = 100
+
+// Groups is FDs in parts of at most twice groupPorts. A port's sockets are always in
+// the same group, however many ports there are.
+func (p *Port) Groups() [][]int {
+	groups := make([][]int, 1)
+	for _, s := range p.raws {
+		groups[0] = append(groups[0], s.fd)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for port, r := range p.reserved {
+		i := 1 + int(port-p.cfg.First)/groupPorts
+		for len(groups) <= i {
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], r.tcp, r.udp)
+	}
+	return groups
 }
 
 // Close closes the sockets. Copies that others keep go on reserving the ports.

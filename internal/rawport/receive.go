@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -134,12 +135,22 @@ func (s *rawSocket) run(ctx context.Context, p *Port) error {
 		case err == nil && n > packet.MaxSize:
 			p.truncated.Add(1)
 		case err == nil:
-			r.deliver(n, p.cfg.Out)
+			p.guard(func() { r.deliver(n, p.cfg.Out) })
 		case !passing(err) && ctx.Err() == nil:
 			return fmt.Errorf("read a raw socket: %w", err)
 		}
 	}
 	return nil
+}
+
+// guard keeps a bug that one packet meets from ending the process.
+func (p *Port) guard(f func()) {
+	defer func() {
+		if v := recover(); v != nil && p.panics.Add(1) == 1 {
+			p.cfg.Logger.Error("a packet from the outside met a bug and was dropped; please report this", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		}
+	}()
+	f()
 }
 
 // passing reports whether reading goes on after the error.
