@@ -105,7 +105,7 @@ var rows = map[string]row{
 		reason: "composes the service proxy alone; it knows neither the agent nor the datapath",
 	},
 	"internal/lab": {
-		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},
+		imports: []string{"cni", "internal/agent/settings", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},
 		tests:   []string{"internal/agent/status"},
 		reason:  "plays the cluster around agents that run as processes, so it needs none of their parts",
 	},
@@ -236,7 +236,7 @@ var rows = map[string]row{
 	},
 
 	"test/restart": {
-		imports: []string{"internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/kube/machine", "test/restart/load"},
+		imports: []string{"internal/agent/settings", "internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/kube/machine", "test/restart/load"},
 		reason:  "breaks agents from outside, in labs and on real clusters, while load runs",
 	},
 	"test/restart/load": {
