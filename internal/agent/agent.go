@@ -81,8 +81,8 @@ type Config struct {
 	// Block ranges are claimed from them when the Node object has none. None: what
 	// the Cluster says, if there is one.
 	ClusterCIDRs []netip.Prefix
-	Proxy        settings.Proxy // "": full
-	DNS          settings.DNS   // "": on
+	Proxy        settings.Proxy  // "": full
+	DNS          settings.DNS    // "": on
 	Egress       settings.Egress // "": sockets
 	Source       cluster.Source
 	Claims       claim.Publisher
@@ -161,7 +161,7 @@ type Agent struct {
 	stack     *netstack.Stack
 	sockets   *nodeport.Server
 	host      *kernel.TUN
-	outside   *rawport.Port // nil: what pods send to the outside ends in sockets
+	outside   *rawport.Port   // nil: what pods send to the outside ends in sockets
 	heritage  *drain.Heritage // of the agent before; nil: there was none, or it had no connections
 	cni       *cni.Server
 	calls     int // the CNI socket's descriptor, for who comes after; -1: not open

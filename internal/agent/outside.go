@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/settings"
@@ -40,7 +41,11 @@ func (a *Agent) openOutside(e estate.Estate) error {
 }
 
 func (a *Agent) openPackets(e estate.Estate) error {
-	if err := kernel.ForwardOwn(nil, HostInterface); err != nil {
+	ranges := slices.Clone(a.ranges)
+	for _, p := range a.known().BlockPools {
+		ranges = append(ranges, p.CIDR)
+	}
+	if err := kernel.ForwardOwn(nil, HostInterface, ranges...); err != nil {
 		return err
 	}
 	files, err := kernel.FileLimit()

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +31,12 @@ func SetForwarding(ns *Namespace) error {
 
 // ForwardOwn lets packets that are written into the named TUN with an address of
 // the host as their source be forwarded, and says why they are not: what is more
-// than the device's own setting is left to the administrator.
-func ForwardOwn(ns *Namespace, name string) error {
+// than the device's own setting is left to the administrator. Only what the families
+// of the ranges need is looked at, or both families without ranges.
+func ForwardOwn(ns *Namespace, name string, ranges ...netip.Prefix) error {
+	need := func(is4 bool) bool {
+		return len(ranges) == 0 || slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Addr().Is4() == is4 })
+	}
 	return ns.Do(func() error {
 		conf := "net/ipv4/conf/" + name
 		err := errors.Join(setSysctl(conf+"/accept_local", "1"), setSysctl(conf+"/rp_filter", "0"))
@@ -41,6 +47,7 @@ func ForwardOwn(ns *Namespace, name string) error {
 		} {
 			have, readErr := sysctl(must.key)
 			switch {
+			case !need(strings.HasPrefix(must.key, "net/ipv4/")):
 			case errors.Is(readErr, ErrNoSysctl):
 			case readErr != nil:
 				err = errors.Join(err, readErr)

@@ -393,6 +393,11 @@ func TestWhatForwardingNeeds(t *testing.T) {
 			if err := kernel.ForwardOwn(w.node, hostTUN); (err != nil) != c.said {
 				t.Errorf("ForwardOwn says %v", err)
 			}
+			for i, pods := range []string{"10.9.0.0/16", "fd00:9::/48"} {
+				if err := kernel.ForwardOwn(w.node, hostTUN, netip.MustParsePrefix(pods)); (err != nil) != (c.said && !c.reaches[i]) {
+					t.Errorf("ForwardOwn says of %s: %v", pods, err)
+				}
+			}
 		})
 	}
 }

@@ -44,9 +44,9 @@ type Status struct {
 	Services string `json:"services"`
 	DNS      string `json:"dns"`
 	// Egress is how pods' connections to the outside leave: by "sockets" or "packets".
-	Egress   string `json:"egress"`
-	Sockets  int    `json:"sockets"` // that listen for node ports and host ports
-	Delay    Delay  `json:"delay"`   // of changes
+	Egress  string `json:"egress"`
+	Sockets int    `json:"sockets"` // that listen for node ports and host ports
+	Delay   Delay  `json:"delay"`   // of changes
 	// Plugin is "installed", or why it is not; "" where somebody else installs it.
 	// Before are the configurations that the container runtime reads instead.
 	Plugin string   `json:"plugin,omitempty"`
