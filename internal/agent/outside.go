@@ -52,7 +52,7 @@ func (a *Agent) openPackets(e estate.Estate) error {
 	if err != nil {
 		return err
 	}
-	most := min(outsideMost, int(files)/outsideShare/2)
+	most := min(outsideMost, files/outsideShare/2)
 	in, out := a.router.NewInputs(OutsidePort), tunPort{a.host}
 	a.outside, err = rawport.New(rawport.Config{
 		Out: func(buf []byte) { in.Deliver(buf) }, Send: out.Write, Refuse: a.refuseEgress,
