@@ -93,6 +93,7 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags.IntVar(&f.Workers, "workers", f.Workers, "threads that forward packets (default half the processors)")
 	flags.StringVar((*string)(&f.Proxy), "proxy", string(f.Proxy), "whose service traffic is ours: full, pods (the rest is kube-proxy's) or auto")
 	flags.StringVar((*string)(&f.DNS), "dns", string(f.DNS), "answer at the cluster's name server address: on, off or auto")
+	flags.StringVar((*string)(&f.Egress), "egress", string(f.Egress), "how pods reach the outside: sockets of the agent, packets that the kernel forwards, or auto (packets where the node can)")
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", f.CNIBinDir, "where the plugin is installed, with the kubernetes source")
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", f.CNIConfDir, "where its configuration is installed, with the kubernetes source")
 	flags.StringVar(&f.StateDir, "state-dir", f.StateDir, "records and sockets, which end with the boot")
@@ -119,6 +120,7 @@ func (f *agentFlags) merge(given func(flag string) bool) (settings.Settings, err
 			"workers":        func() { s.Workers = f.Workers },
 			"proxy":          func() { s.Proxy = f.Proxy },
 			"dns":            func() { s.DNS = f.DNS },
+			"egress":         func() { s.Egress = f.Egress },
 			"cni-bin-dir":    func() { s.CNIBinDir = f.CNIBinDir },
 			"cni-conf-dir":   func() { s.CNIConfDir = f.CNIConfDir },
 			"state-dir":      func() { s.StateDir = f.StateDir },
@@ -142,7 +144,7 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	cfg := agent.Config{
 		Node: f.node, StateDir: s.StateDir, DataDir: s.DataDir, Domain: s.ClusterDomain, ResolvConf: f.resolvConf,
 		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
-		Proxy: s.Proxy, DNS: s.DNS, ProbeSocket: f.probeSocket,
+		Proxy: s.Proxy, DNS: s.DNS, Egress: s.Egress, ProbeSocket: f.probeSocket,
 		HoldSocket: f.holdSocket, StandIn: f.standIn, DrainLimit: f.drainLimit, Log: log,
 	}
 	source, err := f.chooseSource()

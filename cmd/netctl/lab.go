@@ -125,6 +125,7 @@ func labUpFlags(cmd *cobra.Command, cfg *lab.Config, ipv6, dual *bool) {
 	cmd.Flags().IntVar(&cfg.Nodes, "nodes", 3, "number of nodes")
 	cmd.Flags().BoolVar(ipv6, "ipv6", false, "an IPv6 cluster")
 	cmd.Flags().BoolVar(dual, "dual-stack", false, "an IPv4 and IPv6 cluster")
+	cmd.Flags().StringVar((*string)(&cfg.Egress), "egress", "", "the agents' own flag; with packets nodes forward (default the agents')")
 	cmd.Flags().BoolVar(&cfg.ClaimBlocks, "claim-blocks", false, "nodes claim their pod ranges themselves instead of finding them on their Node object")
 	cmd.MarkFlagsMutuallyExclusive("ipv6", "dual-stack")
 }

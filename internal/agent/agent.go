@@ -49,6 +49,7 @@ import (
 	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/nodeport"
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/rawport"
 	"github.com/netctl/netctl/ipam"
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/proxy"
@@ -79,8 +80,9 @@ type Config struct {
 	// Block ranges are claimed from them when the Node object has none. None: what
 	// the Cluster says, if there is one.
 	ClusterCIDRs []netip.Prefix
-	Proxy        settings.Proxy // "": full
-	DNS          settings.DNS   // "": on
+	Proxy        settings.Proxy  // "": full
+	DNS          settings.DNS    // "": on
+	Egress       settings.Egress // "": sockets
 	Source       cluster.Source
 	Claims       claim.Publisher
 	Blocks       ipam.BlockStore   // nil: pod ranges come on Node objects only
@@ -133,6 +135,9 @@ func (c *Config) Validate() error {
 	if c.DNS == "" {
 		c.DNS = settings.DNSOn
 	}
+	if c.Egress == "" {
+		c.Egress = settings.EgressSockets
+	}
 	return errors.Join(errs...)
 }
 
@@ -155,6 +160,7 @@ type Agent struct {
 	stack     *netstack.Stack
 	sockets   *nodeport.Server
 	host      *kernel.TUN
+	outside   *rawport.Port   // nil: what pods send to the outside ends in sockets
 	heritage  *drain.Heritage // of the agent before; nil: there was none, or it had no connections
 	cni       *cni.Server
 	calls     int // the CNI socket's descriptor, for who comes after; -1: not open
@@ -284,14 +290,14 @@ func (a *Agent) serveTCP(dst netip.AddrPort) func(net.Conn) {
 	return nil
 }
 
-// refuseEgress says why no socket may speak to dst for a pod: the host's own
+// refuseEgress says why nothing may speak to dst for a pod: the host's own
 // addresses, and whatever is not outside, should a stale route of the kernel
 // lead it back to us.
 func (a *Agent) refuseEgress(dst netip.Addr) error {
 	if err := a.guard.Refuse(dst); err != nil {
 		return err
 	}
-	if rt, ok := a.router.Tables().Routes.Lookup(dst); !ok || rt.Port != NetstackPort {
+	if rt, ok := a.router.Tables().Routes.Lookup(dst); !ok || !leadsOutside(rt.Port) {
 		return fmt.Errorf("%s is not outside the cluster", dst)
 	}
 	return nil
@@ -300,7 +306,7 @@ func (a *Agent) refuseEgress(dst netip.Addr) error {
 // refuseUpstream keeps questions from coming back to us.
 func (a *Agent) refuseUpstream(addr netip.Addr) error {
 	rt, ok := a.router.Tables().Routes.Lookup(addr)
-	if ok && rt.Port != NetstackPort && !rt.HostAddress {
+	if ok && !leadsOutside(rt.Port) && !rt.HostAddress {
 		return fmt.Errorf("%s is inside the cluster", addr)
 	}
 	if t := a.router.Tables(); t.DNS[family(addr)] == packet.AddrFrom(addr) {

@@ -30,6 +30,9 @@ const (
 	// InboundPort carries what this node's own listeners (node ports, host ports)
 	// have accepted on to pods; behind it is the same stack as behind NetstackPort.
 	InboundPort
+	// OutsidePort carries pods' packets to the outside, where packets do that and not
+	// the sockets behind NetstackPort.
+	OutsidePort
 	FirstPodPort
 )
 
@@ -237,7 +240,7 @@ func (c *compiler) compileNames() <-chan *dns.Zone {
 // later entries standing above earlier ones of the same prefix. Only claims
 // that the overlay accepted count: what a node says of itself is not a fact.
 func (c *compiler) routes() {
-	outside := datapath.Route{Port: NetstackPort}
+	outside := datapath.Route{Port: c.wayOut()}
 	if len(c.podRanges()) == 0 {
 		// Without them a pod of a node that is not known yet would be "outside", and
 		// what is sent to it would leave in plaintext.
@@ -280,6 +283,19 @@ func (c *compiler) routes() {
 		}
 	}
 }
+
+// wayOut is the port behind which everything is that the cluster does not know.
+func (c *compiler) wayOut() datapath.PortID {
+	for _, p := range c.in.Ports {
+		if p.Kind == datapath.KindOutside {
+			return p.ID
+		}
+	}
+	return NetstackPort
+}
+
+// leadsOutside reports whether what is behind a port is outside the cluster.
+func leadsOutside(id datapath.PortID) bool { return id == NetstackPort || id == OutsidePort }
 
 // peers numbers the nodes behind the overlay, from 1 on.
 func (c *compiler) peers() map[string]uint32 {
@@ -349,6 +365,9 @@ func (c *compiler) ports() {
 	}
 	c.tables.Ports = make([]datapath.PortEntry, size)
 	c.tables.Netstack = NetstackPort
+	// Without the port, connections are left that it had: of this kind they are known
+	// to have the node's address, and end.
+	c.tables.Ports[OutsidePort] = datapath.PortEntry{Kind: datapath.KindOutside, Gen: 1}
 	for _, p := range c.in.Ports {
 		e := datapath.PortEntry{
 			Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name,
@@ -385,6 +404,14 @@ func (c *compiler) ports() {
 			}
 			c.writeRanges(write)
 		case datapath.KindNetstack, datapath.KindInbound:
+			c.writeRanges(write)
+		case datapath.KindOutside:
+			for _, a := range c.self().Addresses { // the kernel's own errors come from there
+				addr := packet.AddrFrom(a)
+				e.Addrs = append(e.Addrs, addr)
+				write(addr[:])
+			}
+			c.tables.Masquerade = p.ID
 			c.writeRanges(write)
 		case datapath.KindDNS: // nothing that is sent by it was judged
 		}

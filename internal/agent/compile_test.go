@@ -188,6 +188,45 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
+// TestPacketsToTheOutside: with the port for them, everything outside is behind it,
+// and what ends in sockets on the node stays there.
+func TestPacketsToTheOutside(t *testing.T) {
+	t.Parallel()
+	in := input(t)
+	sockets := agent.Compile(in).Tables
+	if e := sockets.Ports[agent.OutsidePort]; sockets.Masquerade != datapath.NoPort || e.Kind != datapath.KindOutside || e.Port != nil {
+		t.Errorf("without it: masquerade %d, entry %+v", sockets.Masquerade, e)
+	}
+	in.Ports = append(in.Ports, agent.LocalPort{ID: agent.OutsidePort, Kind: datapath.KindOutside, Name: "outside", MTU: 1420})
+	tb := agent.Compile(in).Tables
+	if tb.Masquerade != agent.OutsidePort || tb.Netstack != agent.NetstackPort {
+		t.Errorf("masquerade %d, netstack %d", tb.Masquerade, tb.Netstack)
+	}
+	for dst, want := range map[string]datapath.PortID{
+		"198.51.100.1": agent.OutsidePort, "2001:db8:ffff::1": agent.OutsidePort,
+		"10.96.0.10": agent.NetstackPort, "fd00:96::a": agent.NetstackPort,
+		"10.1.1.5": agent.FirstPodPort, "192.0.2.1": agent.HostPort, "10.1.2.9": agent.OverlayPort, "10.1.77.7": datapath.NoPort,
+	} {
+		if rt, _ := tb.Routes.Lookup(addr(dst)); rt.Port != want {
+			t.Errorf("%s is behind port %d, want %d", dst, rt.Port, want)
+		}
+		if got := tb.Outside(packet.AddrFrom(addr(dst))); got != (want == agent.OutsidePort) {
+			t.Errorf("%s is outside: %t", dst, got)
+		}
+	}
+	e := tb.Ports[agent.OutsidePort]
+	if want := []packet.Addr{packet.AddrFrom(addr("192.0.2.1")), packet.AddrFrom(addr("2001:db8::1"))}; !slices.Equal(e.Addrs, want) {
+		t.Errorf("its errors come from %v, want %v", e.Addrs, want)
+	}
+	if e.Gen == sockets.Ports[agent.OutsidePort].Gen {
+		t.Error("its connections are not judged again when it is gone")
+	}
+	in.ClusterCIDRs = nil
+	if rt, _ := agent.Compile(in).Tables.Routes.Lookup(addr("198.51.100.1")); rt.Reason != datapath.DropNoClusterRange {
+		t.Errorf("without pod ranges: %+v", rt)
+	}
+}
+
 func TestTables(t *testing.T) {
 	t.Parallel()
 	in := input(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -37,6 +38,9 @@ func (a *Agent) seize(e estate.Estate) error {
 	if err := a.openHost(e); err != nil {
 		return fmt.Errorf("open %s: %w", HostInterface, err)
 	}
+	if err := a.openOutside(e); err != nil {
+		return fmt.Errorf("carry pods' packets to the outside: %w", err)
+	}
 	workers := a.cfg.Workers
 	if workers == 0 {
 		workers = max(1, runtime.NumCPU()/2)
@@ -58,7 +62,7 @@ func (a *Agent) seize(e estate.Estate) error {
 	a.fixed = append([]LocalPort{
 		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: HostInterface, MTU: a.mtu},
 		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: EnginePort{a.engine}, Name: "overlay", MTU: a.mtu},
-	}, a.fixed[len(a.fixed)-inProcess:]...)
+	}, append(a.outsidePort(), a.fixed[len(a.fixed)-inProcess:]...)...)
 	a.mu.Unlock()
 	if err := a.openCalls(e); err != nil {
 		return err
@@ -209,6 +213,7 @@ func (a *Agent) borrowed() (all estate.Estate, done func()) {
 		all[estate.CNI] = []int{a.calls}
 	}
 	all[estate.Tunnel] = a.engine.Sockets()
+	maps.Copy(all, a.outsideSockets())
 	listeners, err := a.sockets.Listeners()
 	if err != nil {
 		a.log.Warn("listening sockets are not kept", "error", err)
@@ -232,6 +237,7 @@ func (a *Agent) letGo() error {
 		errs = append(errs, a.engine.Close())
 		a.engine = nil
 	}
+	a.closeOutside()
 	a.endings.Close()
 	a.mu.Lock()
 	for id, p := range a.pods {

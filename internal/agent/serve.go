@@ -27,8 +27,10 @@ func (a *Agent) serve(ctx context.Context, yield <-chan struct{}) error {
 	workers := make(chan error, 1)
 	// Packets first: what follows may take its time.
 	go func() { workers <- a.workers.Run(carrying) }()
+	wait := a.carryOutside(carrying)
 	err := a.steer(carrying, yield, workers)
 	stop()
+	wait()
 	return errors.Join(ignoreDone(ctx, errors.Join(err, <-workers)), a.engine.Stop())
 }
 

@@ -61,13 +61,13 @@ var doors = map[string]door{
 		reason:   "the door to Linux",
 	},
 	"golang.org/x/sys/unix": {
-		packages: []string{"cni", "internal/drain", "internal/kernel", "internal/netstack", "internal/nodeport", "overlay/sessions", "overlay/udp"},
+		packages: []string{"cni", "internal/drain", "internal/kernel", "internal/netstack", "internal/nodeport", "internal/rawport", "overlay/sessions", "overlay/udp"},
 		tests:    []string{"overlay"},
-		reason:   "the door to Linux; cni, drain, netstack, nodeport and the tunnels set options of their own sockets with it, and session files are asked where they lie",
+		reason:   "the door to Linux; cni, drain, netstack, nodeport, rawport and the tunnels set options of their own sockets with it, and session files are asked where they lie",
 	},
 	"golang.org/x/net/bpf": {
-		packages: []string{"internal/netstack"},
-		reason:   "the filter of the raw socket that takes echo replies",
+		packages: []string{"internal/netstack", "internal/rawport"},
+		reason:   "the filters of raw sockets, and of those that only keep a port",
 	},
 	"golang.org/x/net/icmp": {
 		packages: []string{"internal/lab"},
@@ -88,6 +88,7 @@ var doors = map[string]door{
 	},
 	"github.com/gaissmai/bart": {
 		packages: []string{"internal/agent", "internal/datapath", "overlay"},
+		tests:    []string{"internal/rawport"},
 		reason:   "longest-prefix tables: the routes, built by the agent and read by the walk, and the peers'",
 	},
 	"github.com/google/renameio/v2": {

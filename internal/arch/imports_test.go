@@ -44,7 +44,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -109,7 +109,7 @@ var rows = map[string]row{
 		reason: "composes the service proxy alone; it knows neither the agent nor the datapath",
 	},
 	"internal/lab": {
-		imports: []string{"cni", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},
+		imports: []string{"cni", "internal/agent/settings", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},
 		tests:   []string{"internal/agent/status"},
 		reason:  "plays the cluster around agents that run as processes, so it needs none of their parts",
 	},
@@ -141,6 +141,11 @@ var rows = map[string]row{
 	"internal/drain": {
 		imports: []string{"internal/netstack", "internal/nodeport", "internal/packet"},
 		reason:  "a wire between the sockets of two processes; it says what both of these packages have to say",
+	},
+	"internal/rawport": {
+		imports: []string{"internal/packet"},
+		tests:   []string{"internal/datapath", "internal/flow", "internal/kernel", "internal/netstack", "internal/policy", "proxy"},
+		reason:  "a port: packets in, packets out; what it sends with is given to it as a function",
 	},
 	"internal/nodeport": {
 		imports: []string{"internal/model", "internal/quota", "internal/splice"},
@@ -235,7 +240,7 @@ var rows = map[string]row{
 	},
 
 	"test/restart": {
-		imports: []string{"internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/kube/machine", "test/restart/load"},
+		imports: []string{"internal/agent/settings", "internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/kube/machine", "test/restart/load"},
 		reason:  "breaks agents from outside, in labs and on real clusters, while load runs",
 	},
 	"test/restart/load": {

@@ -72,6 +72,7 @@ const (
 	KindNetstack      // sockets that carry pods' traffic to the outside
 	KindDNS           // the cluster's name server
 	KindInbound       // connections that this node's own sockets carry on into the cluster
+	KindOutside       // packets of pods to the outside, under the node's own address
 )
 
 // String returns the kind as logs and traces print it.
@@ -89,6 +90,8 @@ func (k Kind) String() string {
 		return "dns"
 	case KindInbound:
 		return "inbound"
+	case KindOutside:
+		return "outside"
 	default:
 		return "none"
 	}
@@ -139,9 +142,13 @@ type Tables struct {
 	Policy   *policy.Table
 	// DNS are the virtual addresses of the cluster's name server: UDP port 53
 	// goes to the DNS port, TCP port 53 to netstack. Unset: no server.
-	DNS         [2]packet.Addr
-	DNSPort     PortID
-	Netstack    PortID
+	DNS      [2]packet.Addr
+	DNSPort  PortID
+	Netstack PortID
+	// Masquerade is the port by which pods' packets to the outside leave under the
+	// node's own address, of KindOutside; its Port is a Masquerade. Only routes
+	// lead to it. NoPort: pods' way to the outside is Netstack.
+	Masquerade  PortID
 	RouterAddrs [2]packet.Addr // IPv4, IPv6: the router's own address in the node's block
 	// Peers are the nodes behind the overlay port by number; entry 0 is never used.
 	// PeerNumbers finds them by their IDs.

@@ -34,6 +34,7 @@ const (
 	DropPortRefused         // the exit is well and did not take this packet
 	DropPortGone            // the exit failed: its device is gone
 	DropPanic               // a bug: the walk panicked on this packet
+	DropNotOutside          // neither in the cluster nor outside: an address of the host, or one that nobody may send to
 	dropCount
 )
 
@@ -45,6 +46,7 @@ func (d Drop) String() string {
 		"tunnel_port",
 		"ttl", "too_big", "fragment", "icmp_unmatched", "flow_owner_full", "flow_table_full", "source_ports",
 		"unknown_reply", "port_full", "no_peer", "port_refused", "port_gone", "panic",
+		"not_outside",
 	}
 	if d >= dropCount {
 		return "unknown"
@@ -68,7 +70,7 @@ func answerTo(d Drop) answer {
 	switch d {
 	case DropNoRoute, DropNoClusterRange, DropUnownedAddress, DropPeerUnready:
 		return answerHost
-	case DropNoEndpoints:
+	case DropNoEndpoints, DropNotOutside:
 		return answerPort
 	case DropSourcePorts, DropFlowOwnerFull:
 		return answerAdmin

@@ -103,7 +103,7 @@ func (e *PortEntry) admits(src packet.Addr) bool {
 	switch e.Kind {
 	case KindPod, KindHost:
 		return e.Foreign || slices.Contains(e.Addrs, src)
-	case KindOverlay, KindNetstack, KindDNS, KindInbound:
+	case KindOverlay, KindNetstack, KindDNS, KindInbound, KindOutside:
 		return true
 	default:
 		return false
@@ -120,7 +120,10 @@ func (in *Input) guarded(from *PortEntry, src packet.Addr) bool {
 	case KindOverlay:
 		return in.via != 0 || t.route(src).Port == in.id
 	case KindNetstack:
-		return t.route(src).Port == in.id
+		return t.route(src).Port == in.id || t.Outside(src)
+	case KindOutside:
+		// The node's kernel may have an error to report of a packet on its way.
+		return t.Outside(src) || in.pkt.Kind == packet.KindICMPError && slices.Contains(from.Addrs, src)
 	case KindInbound:
 		return t.Outside(src) || src == t.routerAddr(src) || t.route(src).HostAddress
 	case KindDNS:
@@ -174,7 +177,7 @@ func (in *Input) unjudged(from *PortEntry, ref flow.Ref, known bool) Drop {
 			return d
 		}
 	}
-	if from.Kind == KindNetstack || in.via != 0 && p.Tuple.Zone == 0 {
+	if from.Kind == KindNetstack || from.Kind == KindOutside || in.via != 0 && p.Tuple.Zone == 0 {
 		return DropUnknownReply // sockets only ever answer, and so do peers to clients behind us
 	}
 	if in.tables.isDNS(p.Tuple.Dst) && p.Tuple.DstPort == dnsPort && p.Tuple.Proto == packet.ProtoUDP {
@@ -210,7 +213,7 @@ func (in *Input) open(from *PortEntry) Drop {
 	if d := in.service(from, &c); d != DropNone { // 4
 		return d
 	}
-	out, d := in.judge(&c) // 5 6 7
+	out, d := in.judgeNew(&c) // 5 6 7
 	if d != DropNone {
 		return d
 	}
@@ -279,13 +282,16 @@ func (in *Input) judge(c *conn) (PortID, Drop) {
 	if rt.Port == NoPort {
 		return NoPort, rt.Reason
 	}
+	if rt.Port == t.Masquerade && !masquerades(&c.wire) {
+		rt.Port = t.Netstack // which knows what to say to protocols that it does not carry
+	}
 	out := t.port(rt.Port)
 	switch {
-	case client.Kind == KindOverlay && (out.Kind == KindOverlay || out.Kind == KindNetstack):
+	case client.Kind == KindOverlay && (out.Kind == KindOverlay || out.Kind.toOutside()):
 		return NoPort, DropTransit
 	case !t.carries(c, &rt):
 		return NoPort, DropTransit
-	case client.Kind == KindHost && out.Kind == KindNetstack && !t.isDNS(c.wire.Dst):
+	case client.Kind == KindHost && out.Kind.toOutside() && !t.isDNS(c.wire.Dst):
 		return NoPort, DropTransit // the node's own way out is its kernel
 	case out.Kind == KindDNS:
 		return NoPort, DropNotAnswered
@@ -329,7 +335,7 @@ func (in *Input) insert(c *conn, out PortID) Drop {
 	if t.port(c.client).Kind == KindHost && out == c.client && c.flags&flow.FlagNAT == 0 {
 		return DropNotAnswered // a host packet that would go round in circles
 	}
-	for range sourcePortTries {
+	for try := range sourcePortTries {
 		fwd, rev := in.entries(c, out)
 		reply := c.wire.Reverse()
 		switch ref, result := in.router.flows.Insert(&c.orig, &reply, &fwd, &rev, in.now); result {
@@ -352,7 +358,7 @@ func (in *Input) insert(c *conn, out PortID) Drop {
 				return DropSourcePorts
 			}
 			c.flags |= flow.FlagNAT
-			c.wire.SrcPort = uint16(1024 + in.rng.Uint32N(65536-1024))
+			c.wire.SrcPort = in.nextPort(c, &reply, out, try)
 		}
 	}
 	return DropSourcePorts
@@ -382,6 +388,7 @@ func (in *Input) rejudge(ref flow.Ref) (d Drop, settled bool) {
 	if reverse {
 		c.orig, c.wire = sent.Reverse(), p.Tuple.Reverse()
 	}
+	masked := in.unmask(&c, &e, reverse)
 	c.client = in.clientPort(&c, &e, reverse)
 	if t.port(c.client).Kind != KindOverlay {
 		c.flags &^= flow.FlagWrapped // judge says it again
@@ -397,6 +404,11 @@ func (in *Input) rejudge(ref flow.Ref) (d Drop, settled bool) {
 	if d == DropNone && reverse {
 		d = in.disowned(&c)
 	}
+	if d == DropNone && masked.is != (t.port(out).Kind == KindOutside) {
+		in.router.flows.Remove(ref) // it takes another way now, on which it is another connection
+		return DropUnknownReply, reverse
+	}
+	masked.restore(&c)
 	switch {
 	case d != DropNone:
 	case c.client == NoPort:

@@ -62,7 +62,8 @@ func (t *Tables) peer(n uint32) Peer {
 
 // Outside reports whether a is outside the cluster, for sure.
 func (t *Tables) Outside(a packet.Addr) bool {
-	return t.Netstack != NoPort && t.route(a).Port == t.Netstack && !t.isDNS(a)
+	port := t.route(a).Port
+	return port != NoPort && (port == t.Netstack || port == t.Masquerade) && !t.isDNS(a)
 }
 
 // unwrap takes a wrapped packet out, in place, and notes which peer has sent it.

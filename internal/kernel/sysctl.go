@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +24,36 @@ func SetForwarding(ns *Namespace) error {
 		err := setSysctl("net/ipv6/conf/all/forwarding", "1")
 		if errors.Is(err, ErrNoSysctl) {
 			return nil
+		}
+		return err
+	})
+}
+
+// ForwardOwn lets packets that are written into the named TUN with an address of
+// the host as their source be forwarded, and says why they are not: what is more
+// than the device's own setting is left to the administrator. Only what the families
+// of the ranges need is looked at, or both families without ranges.
+func ForwardOwn(ns *Namespace, name string, ranges ...netip.Prefix) error {
+	need := func(is4 bool) bool {
+		return len(ranges) == 0 || slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Addr().Is4() == is4 })
+	}
+	return ns.Do(func() error {
+		conf := "net/ipv4/conf/" + name
+		err := errors.Join(setSysctl(conf+"/accept_local", "1"), setSysctl(conf+"/rp_filter", "0"))
+		for _, must := range []struct{ key, not, why string }{
+			{"net/ipv4/ip_forward", "0", "IPv4 is not forwarded"},
+			{"net/ipv4/conf/all/rp_filter", "1", "the strict filter of sources holds for every interface"},
+			{"net/ipv6/conf/all/forwarding", "0", "IPv6 is not forwarded"},
+		} {
+			have, readErr := sysctl(must.key)
+			switch {
+			case !need(strings.HasPrefix(must.key, "net/ipv4/")):
+			case errors.Is(readErr, ErrNoSysctl):
+			case readErr != nil:
+				err = errors.Join(err, readErr)
+			case have == must.not:
+				err = errors.Join(err, fmt.Errorf("%s is %s: %s", must.key, have, must.why))
+			}
 		}
 		return err
 	})

@@ -16,6 +16,7 @@ func TestDemo(t *testing.T) {
 		{"dual stack", []string{"--dual-stack"}},
 		{"nodes claim their blocks", []string{"--claim-blocks"}},
 		{"dual stack, nodes claim their blocks", []string{"--claim-blocks", "--dual-stack", "--nodes=2"}},
+		{"packets to the outside", []string{"--dual-stack", "--egress=packets"}},
 		{"one node", []string{"--nodes=1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

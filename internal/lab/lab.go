@@ -37,6 +37,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/kernel"
 )
 
@@ -58,6 +59,8 @@ type Config struct {
 	// ClaimBlocks has the agents claim their pod ranges themselves, as on a
 	// cluster without a podSubnet, instead of getting them on the Node object.
 	ClaimBlocks bool `json:"claimBlocks,omitempty"`
+	// Egress is the agents' own setting, "": their default. With packets nodes forward.
+	Egress settings.Egress `json:"egress,omitempty"`
 }
 
 const (
@@ -82,6 +85,11 @@ func (c Config) Validate() error {
 	case IPv4, IPv6, DualStack:
 	default:
 		errs = append(errs, fmt.Errorf("families %q: use %s, %s or %s", c.Families, IPv4, IPv6, DualStack))
+	}
+	switch c.Egress {
+	case "", settings.EgressSockets, settings.EgressPackets, settings.EgressAuto:
+	default:
+		errs = append(errs, fmt.Errorf("egress %q: use %s, %s or %s", c.Egress, settings.EgressSockets, settings.EgressPackets, settings.EgressAuto))
 	}
 	return errors.Join(errs...)
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/kernel"
 )
 
@@ -106,6 +107,11 @@ func (l *Lab) nodeWire(fabric *kernel.Namespace, i int, node string) error {
 	}
 	if err := kernel.SetUp(ns, "eth0"); err != nil {
 		return err
+	}
+	if l.cfg.Egress == settings.EgressPackets {
+		if err := kernel.SetForwarding(ns); err != nil {
+			return err
+		}
 	}
 	return addDefaults(ns, l.plan.underlay)
 }

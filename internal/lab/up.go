@@ -219,6 +219,9 @@ func (l *Lab) startAgent(node string, flags ...string) error {
 		"netctl", "agent", "--node=" + node, "--cluster-dir=" + l.clusterDir(), "--state-dir=" + l.stateDir(node), "--data-dir=" + l.stateDir(node),
 		"--resolv-conf=" + l.path("nodes", node, "resolv.conf"), "--log-level=debug",
 	}
+	if l.cfg.Egress != "" {
+		args = append(args, "--egress="+string(l.cfg.Egress))
+	}
 	for _, p := range l.plan.podCIDRs {
 		args = append(args, "--cluster-cidrs="+p.String())
 	}

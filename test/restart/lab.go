@@ -55,7 +55,7 @@ func newLabDriver(ctx context.Context, o options) (_ *labDriver, err error) {
 		}
 	}()
 	opts := lab.Options{Root: d.dir, Exe: o.netctl, Out: io.Discard, Plugin: o.plugin}
-	if d.lab, err = lab.New(lab.Config{Name: o.name, Nodes: 2, Families: lab.IPv4}, opts); err != nil {
+	if d.lab, err = lab.New(lab.Config{Name: o.name, Nodes: 2, Families: lab.IPv4, Egress: o.egress}, opts); err != nil {
 		return nil, err
 	}
 	fmt.Fprintf(o.log, "restart: lab %s\n", o.name)

@@ -30,6 +30,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/test/restart/load"
 )
 
@@ -39,6 +40,7 @@ type options struct {
 	kube, quick    bool
 	name           string // of the lab or cluster
 	keep, markdown bool
+	egress         settings.Egress // in a lab; "": as the agent does by itself
 	loads, kinds   *regexp.Regexp
 	idle, mbits    int
 	packets        int           // a second: datagrams on each way and back, questions
@@ -99,6 +101,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.name, "name", "restart", "the name of the lab or cluster")
 	flags.BoolVar(&o.keep, "keep", false, "leave the real cluster up, and use one that is")
 	flags.BoolVar(&o.markdown, "markdown", false, "print the table as Markdown")
+	flags.StringVar((*string)(&o.egress), "egress", "", "how the lab's pods reach the outside: sockets or packets, as the agent's flag")
 	loads := flags.String("loads", ".", "loads to run: "+loadNames)
 	kinds := flags.String("kinds", ".", "disturbances to try; in a lab: nothing, crash, handover, pod-deleted")
 	flags.IntVar(&o.idle, "idle", 10000, "idle connections")

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/test/restart/load"
 )
 
@@ -157,6 +158,10 @@ func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err er
 			loads = append(loads, l)
 		}
 	}
+	outward := socketPatience
+	if o.egress == settings.EgressPackets {
+		outward = comeBack // nothing of these is in an agent's socket
+	}
 	for _, each := range []struct {
 		name  string
 		start func()
@@ -167,7 +172,7 @@ func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err er
 		{"new", func() { add(load.StartConnect(s.ways(s.client), o.connects), nil) }},
 		{"dns", func() { add(load.StartNames(s.client, s.dns, question, o.packets)) }},
 		{"host", func() { add(load.StartTalk("host", s.hosts(), 1, comeBack), nil) }},
-		{"egress", func() { add(load.StartTalk("egress", s.egress(), talks, socketPatience), nil) }},
+		{"egress", func() { add(load.StartTalk("egress", s.egress(), talks, outward), nil) }},
 		{"nodeport", func() { add(load.StartTalk("nodeport", s.inward(), talks, socketPatience), nil) }},
 	} {
 		if err == nil && o.loads.MatchString(each.name) {

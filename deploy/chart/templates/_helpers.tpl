@@ -50,6 +50,12 @@ proxy: {{ .proxy | quote }}
 # address, and it creates that Service if it is missing; off: whoever stands
 # behind the Service; auto: off where CoreDNS serves, else on.
 dns: {{ .dns | quote }}
+# How pods reach the outside. sockets: connections end in the agent and begin
+# anew there; packets: the node's kernel forwards them under the node's address,
+# so they outlive the agent, but the node must forward (net.ipv4.ip_forward,
+# net.ipv6.conf.all.forwarding) and its firewall's FORWARD rules apply to pods;
+# auto: packets where the node's settings allow it, else sockets.
+egress: {{ .egress | quote }}
 # Where the container runtime looks for CNI plugins and configuration.
 cniBinDir: {{ .cniBinDir | quote }}
 cniConfDir: {{ .cniConfDir | quote }}
@@ -75,7 +81,7 @@ securityContext:
     add:
       - NET_ADMIN # TUN devices, addresses and routes
       - SYS_ADMIN # setns into the pods' network namespaces
-      - NET_RAW # pings from pods to the outside
+      - NET_RAW # pings and packets from pods to the outside
       - NET_BIND_SERVICE # DNS at port 53, host ports below 1024
   seccompProfile:
     type: RuntimeDefault

@@ -49,7 +49,24 @@ const HoldersDir = "holders"
 // Pod is the name of an attachment's TUN.
 func Pod(id cni.ID) string { return "pod/" + id.ContainerID + "@" + id.IfName }
 
-const listener = "listen/"
+const (
+	listener = "listen/"
+	outside  = "outside/"
+)
+
+// Outside is the name of a group of the sockets of packets to the outside.
+func Outside(group int) string { return outside + strconv.Itoa(group) }
+
+// TakeOutside takes all those sockets, which are the caller's.
+func (e Estate) TakeOutside() []int {
+	var fds []int
+	for name := range e {
+		if strings.HasPrefix(name, outside) {
+			fds = append(fds, e.Take(name)...)
+		}
+	}
+	return fds
+}
 
 // Listener is the name of a listening socket.
 func Listener(at netip.AddrPort, proto model.Protocol) string {

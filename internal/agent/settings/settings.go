@@ -42,6 +42,16 @@ const (
 	DNSOff  DNS = "off" // the address is a service like any other
 )
 
+// Egress says how what pods send to the outside leaves the node.
+type Egress string
+
+// The ways out.
+const (
+	EgressSockets Egress = "sockets" // of the agent
+	EgressPackets Egress = "packets" // forwarded by the node's kernel, under the node's address
+	EgressAuto    Egress = "auto"    // packets where the node can, else sockets
+)
+
 // UnmarshalJSON reads the word; a plain on or off is a truth value in YAML.
 func (d *DNS) UnmarshalJSON(data []byte) error {
 	switch string(data) {
@@ -67,6 +77,7 @@ type Settings struct {
 	Workers       int      `json:"workers"`
 	Proxy         Proxy    `json:"proxy"`
 	DNS           DNS      `json:"dns"`
+	Egress        Egress   `json:"egress"`
 	CNIBinDir     string   `json:"cniBinDir"`
 	CNIConfDir    string   `json:"cniConfDir"`
 	StateDir      string   `json:"stateDir"`
@@ -81,6 +92,7 @@ func Default() Settings {
 		WireguardPort: 51820,
 		Proxy:         ProxyAuto,
 		DNS:           DNSAuto,
+		Egress:        EgressSockets,
 		CNIBinDir:     "/opt/cni/bin",
 		CNIConfDir:    "/etc/cni/net.d",
 		StateDir:      "/run/netctl",
@@ -144,6 +156,11 @@ func (s *Settings) Validate() error {
 	case DNSAuto, DNSOn, DNSOff:
 	default:
 		add("dns %q: want auto, on or off", s.DNS)
+	}
+	switch s.Egress {
+	case EgressSockets, EgressPackets, EgressAuto:
+	default:
+		add("egress %q: want sockets, packets or auto", s.Egress)
 	}
 	for key, dir := range map[string]string{
 		"cniBinDir": s.CNIBinDir, "cniConfDir": s.CNIConfDir, "stateDir": s.StateDir, "dataDir": s.DataDir,

@@ -43,8 +43,10 @@ type Status struct {
 	// the name server's address is answered here: "on" or "off".
 	Services string `json:"services"`
 	DNS      string `json:"dns"`
-	Sockets  int    `json:"sockets"` // that listen for node ports and host ports
-	Delay    Delay  `json:"delay"`   // of changes
+	// Egress is how pods' connections to the outside leave: by "sockets" or "packets".
+	Egress  string `json:"egress"`
+	Sockets int    `json:"sockets"` // that listen for node ports and host ports
+	Delay   Delay  `json:"delay"`   // of changes
 	// Plugin is "installed", or why it is not; "" where somebody else installs it.
 	// Before are the configurations that the container runtime reads instead.
 	Plugin string   `json:"plugin,omitempty"`
