@@ -18,6 +18,9 @@ func (w *WireGuard) Load(d time.Duration) {
 	w.loaded.Store(w.clock.now() + int64(d))
 }
 
+// Loaded reports whether the engine is under load.
+func (w *WireGuard) Loaded() bool { return w.clock.now() < w.loaded.Load() }
+
 // SlotsInUse counts the slots that are given out, and sessions that can be found.
 func (w *WireGuard) SlotsInUse() (slots, found, flying int) {
 	for i := range w.table {

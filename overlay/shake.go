@@ -8,11 +8,18 @@ import (
 )
 
 const (
-	// maxShakes bounds the handshake messages that wait to be computed: some 15 ms
-	// of work.
-	maxShakes = 64
+	// maxShakes bounds the handshake messages that wait to be computed: a quarter of
+	// a second of work, so that the peers of a large cluster may greet us at once.
+	maxShakes = 1024
 	// loadedAt is from how many on we are under load, and ask for cookies.
 	loadedAt = maxShakes / 8
+	// maxCookies bounds the cookies that wait. They are no load: whoever sees our
+	// indices could send them without end, and make us refuse handshakes.
+	maxCookies = 64
+	// repliesPerSecond and replyBurst bound the cookies that we make: readers make
+	// them, and addresses that were forged get them.
+	repliesPerSecond = 1000
+	replyBurst       = 100
 	// loadedFor is how long.
 	loadedFor = time.Second
 )
@@ -25,15 +32,26 @@ type shake struct {
 }
 
 // admit lets a handshake message in that is worth the computation. It is called
-// by readers, and costs them two hashes.
+// by readers, and costs them two hashes, or nothing where nobody waits for it.
 func (w *WireGuard) admit(msg []byte, kind handshake.Kind, from netip.AddrPort) {
-	if kind != handshake.KindCookie && !w.admitCostly(msg, from) {
+	queue := w.shakes
+	switch {
+	case kind == handshake.KindCookie:
+		if w.signerOf(handshake.Receiver(msg)) == nil {
+			w.count.drop(DropHandshake)
+			return
+		}
+		queue = w.cookies
+	case kind == handshake.KindResponse && w.flyer(handshake.Receiver(msg)) == nil:
+		w.count.drop(DropHandshake)
+		return
+	case !w.admitCostly(msg, from):
 		return
 	}
 	s := shake{from: from, size: len(msg)}
 	copy(s.msg[:], msg)
 	select {
-	case w.shakes <- s:
+	case queue <- s:
 	default:
 		w.count.drop(DropHandshake)
 	}
@@ -52,6 +70,10 @@ func (w *WireGuard) admitCostly(msg []byte, from netip.AddrPort) bool {
 		return true
 	}
 	if !w.guard.Proves(msg, from, now) {
+		if !w.replies.Take(now) {
+			w.count.drop(DropHandshake)
+			return false
+		}
 		var reply [handshake.CookieSize]byte
 		if err := w.guard.Reply(&reply, msg, from, now); err == nil {
 			_ = w.post(reply[:], from) // whoever needs it asks again
@@ -71,13 +93,19 @@ func (w *WireGuard) compute() {
 	for {
 		select {
 		case s := <-w.shakes:
-			if w.enter() {
-				w.shake(s.msg[:s.size], s.from)
-				w.leave()
-			}
+			w.computeOne(&s)
+		case s := <-w.cookies:
+			w.computeOne(&s)
 		case <-w.quit:
 			return
 		}
+	}
+}
+
+func (w *WireGuard) computeOne(s *shake) {
+	if w.enter() {
+		w.shake(s.msg[:s.size], s.from)
+		w.leave()
 	}
 }
 
@@ -107,17 +135,24 @@ func (w *WireGuard) shake(msg []byte, from netip.AddrPort) {
 
 // learn gives a cookie to whose message it answers.
 func (w *WireGuard) learn(msg []byte) bool {
-	index := handshake.Receiver(msg)
-	p := w.flyer(index)
-	if kp := w.find(index); p == nil && kp != nil {
-		p = kp.peer
-	}
+	p := w.signerOf(handshake.Receiver(msg))
 	if p == nil {
 		return false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.signer.Learn(msg, time.Now())
+}
+
+// signerOf returns to whom a message of ours with that index went; nil: nobody.
+func (w *WireGuard) signerOf(index uint32) *peer {
+	if p := w.flyer(index); p != nil {
+		return p
+	}
+	if kp := w.find(index); kp != nil {
+		return kp.peer
+	}
+	return nil
 }
 
 // fly notes that an answer to this index will be for p.
