@@ -130,12 +130,14 @@ type WireGuard struct {
 	senders sync.Pool                         // of *sender
 	held    atomic.Int64                      // bytes that wait for handshakes
 
-	shakes  chan shake // handshake messages on their way to the one who computes
-	cookies chan shake // likewise
-	replies *handshake.Bucket
-	loaded atomic.Int64 // until when we are under load
-	inmu   sync.Mutex
-	flying map[uint32]*peer // our handshakes under way, by index; guarded by inmu
+	shakes     chan shake   // handshake messages on their way to the one who computes
+	cookies    chan shake   // likewise
+	begins     chan *peer   // who wants a handshake; each is in it once
+	complained atomic.Int64 // when it was last said that a handshake could not begin
+	replies    *handshake.Bucket
+	loaded     atomic.Int64 // until when we are under load
+	inmu       sync.Mutex
+	flying     map[uint32]*peer // our handshakes under way, by index; guarded by inmu
 
 	// gate is held for reading by whoever sends or works on peers, and for writing
 	// by who ends that.
@@ -188,7 +190,7 @@ func NewWireGuard(cfg WireGuardConfig) (*WireGuard, error) {
 	}
 	w := &WireGuard{
 		log: cfg.Logger, self: Key(id.Public()), cfg: cfg, id: id, guard: handshake.NewGuard(id.Public()), limiter: handshake.NewLimiter(),
-		count: new(counters), shakes: make(chan shake, maxShakes), cookies: make(chan shake, maxCookies), replies: handshake.NewBucket(repliesPerSecond, replyBurst),
+		count: new(counters), shakes: make(chan shake, maxShakes), cookies: make(chan shake, maxCookies), begins: make(chan *peer, MaxPeers), replies: handshake.NewBucket(repliesPerSecond, replyBurst),
 		flying: make(map[uint32]*peer), quit: make(chan struct{}),
 		peers: make(map[Key]*peer), orphans: make(map[Key][]resumed),
 	}

@@ -59,6 +59,8 @@ type peer struct {
 	gone           bool // removed
 	signer         handshake.Signer
 	attempt        *attempt
+	queued         bool  // in begins
+	pause          int64 // no handshake begins before it, 0: at any time
 	began          int64 // the first of a series of attempts
 	greetings      int   // attempts that are greetings, still to come
 	heard          handshake.Timestamp
@@ -186,6 +188,12 @@ func (p *peer) tick() {
 	default:
 		p.initiate(now)
 	}
+	if p.pause != 0 && now >= p.pause {
+		p.pause = 0
+		if kp := p.current.Load(); kp != nil {
+			kp.renewing.Store(false) // or it would never be asked for again
+		}
+	}
 	if at := p.unanswered.Load(); at != 0 && now-at >= int64(deadAfter) && p.unanswered.CompareAndSwap(at, 0) {
 		p.initiate(now)
 	}
@@ -202,6 +210,9 @@ func (p *peer) nextTick() int64 {
 	at := int64(math.MaxInt64)
 	if p.attempt != nil {
 		at = p.attempt.until
+	}
+	if p.pause != 0 {
+		at = min(at, p.pause)
 	}
 	for _, kp := range []*keypair{p.current.Load(), p.previous, p.next} {
 		if kp != nil {
@@ -269,6 +280,10 @@ func (p *peer) hold(buf []byte, now int64) error {
 		_, err := p.w.transmit(p, kp, buf, now)
 		p.wake(now + int64(deadAfter))
 		return err
+	}
+	if p.pause != 0 { // nothing would ever release it
+		p.w.count.drop(DropNoSession)
+		return ErrFull
 	}
 	p.initiate(now)
 	cost := len(buf) + waitingCost
