@@ -121,6 +121,7 @@ type WireGuard struct {
 	sockets *udp.Sockets // what wire is, nil: another one
 	queues  int
 	port    uint16
+	report  string // why sessions were not taken over
 	count   *counters
 	clock   clock
 
@@ -226,24 +227,36 @@ func (w *WireGuard) open() error {
 	if u, ok := w.wire.(*udpWire); ok {
 		w.sockets = u.Sockets
 	}
-	w.store, err = sessions.Open(sessions.Config{Path: w.cfg.SessionFile, Epoch: w.cfg.Epoch, Owner: w.self})
-	if err != nil {
+	if err := w.openStore(); err != nil {
 		return errors.Join(err, w.wire.Close())
 	}
 	w.table = make([]atomic.Pointer[keypair], w.store.Slots())
-	if r := w.store.Report(); r.Refusal != sessions.NotRefused {
-		w.log.Warn("overlay sessions not taken over", "file", w.cfg.SessionFile, "reason", r.Refusal.String())
+	if w.report != "" {
+		w.log.Warn("overlay sessions not taken over", "file", w.cfg.SessionFile, "reason", w.report)
 	}
 	return nil
 }
 
-// Report says what became of the session file: "" when it is used, or why not.
-func (w *WireGuard) Report() string {
-	if r := w.store.Report(); r.Refusal != sessions.NotRefused {
-		return r.Refusal.String()
+// openStore opens the session file. Without one there are handshakes after a
+// restart, but never a node without a network.
+func (w *WireGuard) openStore() error {
+	cfg := sessions.Config{Path: w.cfg.SessionFile, Epoch: w.cfg.Epoch, Owner: w.self}
+	var err error
+	if w.store, err = sessions.Open(cfg); err != nil {
+		w.report = err.Error()
+		cfg.Path = ""
+		w.store, err = sessions.Open(cfg)
+		return err
 	}
-	return ""
+	if r := w.store.Report(); r.Refusal != sessions.NotRefused {
+		w.report = r.Refusal.String()
+	}
+	return nil
 }
+
+// Report says what became of the session file: "" when it is used, or why what
+// was there is not.
+func (w *WireGuard) Report() string { return w.report }
 
 // Start takes the sessions over, begins to read, and shakes hands with every
 // peer that has none. Peers should have been applied before: what comes from a

@@ -236,6 +236,14 @@ func TestRestartWithoutSessions(t *testing.T) {
 			write(t, file, []byte(strings.Repeat("x", 100000)))
 		},
 		"empty": func(t *testing.T, file string, _ *overlay.WireGuardConfig) { write(t, file, nil) },
+		"no directory": func(_ *testing.T, _ string, c *overlay.WireGuardConfig) {
+			c.SessionFile = filepath.Join(filepath.Dir(c.SessionFile), "none", "sessions")
+		},
+		"a directory": func(t *testing.T, file string, _ *overlay.WireGuardConfig) {
+			if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+		},
 		"readable by all": func(t *testing.T, file string, _ *overlay.WireGuardConfig) {
 			if err := os.Chmod(file, 0o644); err != nil {
 				t.Fatal(err)

@@ -15,6 +15,9 @@ const (
 	// being negotiated) for 8192 peers.
 	DefaultSlots = 4 * 8192
 	maxSlots     = 1 << 20
+	// firstBytes get memory at once: 1000 peers' key pairs then have room even when
+	// the file system fills up later.
+	firstBytes = 1 << 20
 )
 
 // Config says how to open a store.
@@ -214,7 +217,7 @@ func create(cfg *Config) (*file, error) {
 	size := sizeWords(cfg.Slots) * 8
 	err = f.Truncate(int64(size))
 	if err == nil {
-		err = allocate(f, headWords*8)
+		err = allocate(f, min(size, firstBytes))
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(name))
@@ -223,6 +226,7 @@ func create(cfg *Config) (*file, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(name))
 	}
+	m.ready = min(size, firstBytes)
 	format(m.words, cfg)
 	if err := os.Rename(name, cfg.Path); err != nil {
 		return nil, errors.Join(err, m.close(), os.Remove(name))
