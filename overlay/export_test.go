@@ -43,6 +43,7 @@ func (p PrivateKey) Secret() [32]byte { return p.secret }
 func (w *WireGuard) Interrupt() {
 	w.wire.Interrupt()
 	w.readers.Wait()
+	_ = w.store.Unlock()
 }
 
 // Kill ends the engine as SIGKILL does: nothing is written any more, and nothing
@@ -53,4 +54,5 @@ func (w *WireGuard) Kill() {
 	w.gate.Unlock()
 	w.wire.Interrupt()
 	w.readers.Wait() // only so that nobody reads in memory that tests share
+	_ = w.store.Unlock()
 }

@@ -158,6 +158,7 @@ func (w *WireGuard) find(index uint32) *keypair {
 func (p *peer) session(local, remote uint32, initiator bool, keys *handshake.Keys, now int64) *sessions.Session {
 	v := &sessions.Session{
 		Peer: p.key, Local: local, Remote: remote, Initiator: initiator, Created: now, Send: keys.Send, Receive: keys.Receive,
+		Heard: p.heard,
 	}
 	if initiator {
 		v.Confirmed, v.Handshake = now, time.Now().UnixNano()

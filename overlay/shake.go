@@ -187,7 +187,7 @@ func (w *WireGuard) flyer(index uint32) *peer {
 // begins it: nobody who carries packets waits for public-key operations. It
 // needs mu.
 func (p *peer) initiate(now int64) {
-	if !p.w.running.Load() || p.gone || p.queued || p.pause != 0 || p.attempt != nil && now < p.attempt.until {
+	if !p.w.running.Load() || p.gone || p.queued || p.pause != 0 || p.yielded != 0 || p.attempt != nil && now < p.attempt.until {
 		return
 	}
 	select {
@@ -243,6 +243,13 @@ func (p *peer) prepare() (slot int, index uint32, ok bool) {
 	p.queued = false
 	now := p.w.clock.now()
 	if p.gone || p.attempt != nil && now < p.attempt.until {
+		return 0, 0, false
+	}
+	if p.attempt == nil && p.next != nil && now-p.next.created < int64(greetAgain) {
+		// The peer was faster, and has our answer any moment. Two handshakes at once
+		// would cost twice, and some ends lose packets between them.
+		p.yielded = now + int64(greetAgain)
+		p.wake(p.yielded)
 		return 0, 0, false
 	}
 	if p.attempt == nil {
@@ -392,7 +399,7 @@ func (p *peer) confirm(kp *keypair) {
 
 // use begins to send with kp.
 func (p *peer) use(kp *keypair, now int64) {
-	p.greetings = 0
+	p.greetings, p.yielded = 0, 0
 	p.shaken = time.Now().UnixNano()
 	p.w.store.Confirm(kp.slot, now, p.shaken)
 	p.unanswered.Store(0)
