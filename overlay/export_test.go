@@ -33,6 +33,22 @@ func (w *WireGuard) SlotsInUse() (slots, found, flying int) {
 	return w.store.InUse(), found, len(w.flying)
 }
 
+// Fill takes all slots, until release.
+func (w *WireGuard) Fill() (release func()) {
+	var taken []int
+	for {
+		i, err := w.store.Alloc()
+		if err != nil {
+			return func() {
+				for _, i := range taken {
+					w.store.Free(i)
+				}
+			}
+		}
+		taken = append(taken, i)
+	}
+}
+
 // Held returns the bytes that wait for handshakes.
 func (w *WireGuard) Held() int64 { return w.held.Load() }
 

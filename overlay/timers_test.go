@@ -306,3 +306,61 @@ func TestSilentPeerAndFullSocket(t *testing.T) {
 		}
 	})
 }
+
+// TestRecordedInitiation: one that was heard before the peer was removed is not
+// answered after it came back.
+func TestRecordedInitiation(t *testing.T) {
+	inBubble(t, overlaytest.Config{}, func(t *testing.T, net *overlaytest.Network, c *traffic, a, b *node) {
+		var recorded atomic.Pointer[overlaytest.Datagram]
+		c.hook = func(d overlaytest.Datagram) {
+			if handshake.KindOf(d.Payload) == handshake.KindInitiation && d.To == a.at {
+				d.Payload = append([]byte(nil), d.Payload...)
+				recorded.Store(&d)
+			}
+		}
+		time.Sleep(200 * time.Second) // the session is over
+		b.send(t, udp(pod4(2), pod4(1), "record me"))
+		a.in.waitN(t, "packet", 1)
+		time.Sleep(20 * time.Second)
+		d := recorded.Load()
+		if d == nil {
+			t.Fatal("no initiation")
+		}
+		for _, peers := range [][]overlay.Peer{nil, {b.peer()}} {
+			if err := a.Apply(peers); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Second)
+		}
+		before := c.responses.Load()
+		net.Inject(*d)
+		time.Sleep(time.Second)
+		if n := c.responses.Load() - before; n != 0 {
+			t.Errorf("%d answers", n)
+		}
+	})
+}
+
+// TestNoSlots: without room for sessions there is an attempt per second, not per
+// packet; with room there is a session again.
+func TestNoSlots(t *testing.T) {
+	inBubble(t, overlaytest.Config{}, func(t *testing.T, _ *overlaytest.Network, c *traffic, a, b *node) {
+		time.Sleep(200 * time.Second) // the session is over
+		began := c.initiations.Load()
+		release := a.Fill()
+		refused := 0
+		for range 100 {
+			if a.Send(udp(pod4(1), pod4(2), "no room")) != nil {
+				refused++
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if refused < 90 || a.Held() != 0 || c.initiations.Load() != began {
+			t.Errorf("%d of 100 refused, %d bytes wait", refused, a.Held())
+		}
+		release()
+		time.Sleep(2 * time.Second)
+		a.send(t, udp(pod4(1), pod4(2), "room"))
+		b.in.waitN(t, "packet", 1)
+	})
+}

@@ -318,9 +318,13 @@ func TestApplyRefusesNonsense(t *testing.T) {
 	twice, bare, self := b.peer(), b.peer(), a.peer()
 	twice.Node = "n9"
 	bare.Endpoint = netip.AddrPort{}
+	link, zone := b.peer(), b.peer()
+	link.Endpoint, zone.Endpoint = ports("[fe80::1]:51820"), ports("[2001:db8::1%eth0]:51820")
 	for name, peers := range map[string][]overlay.Peer{
 		"one key twice":      {b.peer(), twice},
 		"no endpoint":        {bare},
+		"link-local":         {link},
+		"zone":               {zone},
 		"itself":             {self},
 		"invalid allowed IP": {{Node: "x", PublicKey: newKey(t).Public(), Endpoint: b.at, AllowedIPs: []netip.Prefix{{}}}},
 		"range given twice":  {b.peer(), {Node: "x", PublicKey: newKey(t).Public(), Endpoint: b.at, AllowedIPs: b.cidr}},
