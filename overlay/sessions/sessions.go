@@ -16,6 +16,10 @@
 //     before it uses them, and that word only ever grows. A new session in an old
 //     slot goes on counting where the last one ended, so a process that still
 //     holds the old keys cannot meet a number that it had.
+//     What is exported takes numbers along that this table does not give out any
+//     more, and a slot that counts beyond [MaxSent] is never given out again.
+//   - One process at a time gives out slots: who serves has [Store.Lock], which the
+//     kernel frees at its end.
 //   - Received counters are kept as their maximum alone, and before a packet is
 //     passed on. Who takes over refuses all up to it: a replay is never accepted,
 //     at the price of packets that were overtaken just then.
