@@ -351,11 +351,19 @@ func TestReplayAfterTakeOver(t *testing.T) {
 	mu.Lock()
 	again := append([]overlaytest.Datagram(nil), seen...)
 	mu.Unlock()
+	recorded := map[handshake.Kind]uint64{}
 	for _, d := range again {
 		if d.To == a.at {
+			recorded[handshake.KindOf(d.Payload)]++
 			net.Inject(d)
 		}
 	}
+	if recorded[handshake.KindInitiation] == 0 {
+		t.Error("no handshake was recorded")
+	}
+	until(t, "all handshakes refused", func() bool {
+		return next.Counters().Drops[overlay.DropHandshake] == recorded[handshake.KindInitiation]+recorded[handshake.KindResponse]
+	})
 	b.send(t, udp(pod4(2), pod4(1), "new"))
 	if got := next.in.waitN(t, "new packet", 1); string(payloads(t, got)) != "new" {
 		t.Errorf("got %q", payloads(t, got))

@@ -3,8 +3,10 @@ package overlay_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -21,7 +23,12 @@ import (
 // traffic counts what two nodes say to each other.
 type traffic struct {
 	initiations, responses, keepalives, all atomic.Int64
-	hook                                    func(overlaytest.Datagram)
+	recorded                                sync.Map // the last handshake message by receiver and kind
+}
+
+type record struct {
+	to   netip.AddrPort
+	kind handshake.Kind
 }
 
 func (c *traffic) tap(d overlaytest.Datagram) {
@@ -34,8 +41,9 @@ func (c *traffic) tap(d overlaytest.Datagram) {
 	case len(d.Payload) == handshake.KeepaliveSize:
 		c.keepalives.Add(1)
 	}
-	if c.hook != nil {
-		c.hook(d)
+	if k := handshake.KindOf(d.Payload); k != handshake.KindTransport {
+		d.Payload = append([]byte(nil), d.Payload...)
+		c.recorded.Store(record{d.To, k}, d)
 	}
 }
 
@@ -311,19 +319,14 @@ func TestSilentPeerAndFullSocket(t *testing.T) {
 // answered after it came back.
 func TestRecordedInitiation(t *testing.T) {
 	inBubble(t, overlaytest.Config{}, func(t *testing.T, net *overlaytest.Network, c *traffic, a, b *node) {
-		var recorded atomic.Pointer[overlaytest.Datagram]
-		c.hook = func(d overlaytest.Datagram) {
-			if handshake.KindOf(d.Payload) == handshake.KindInitiation && d.To == a.at {
-				d.Payload = append([]byte(nil), d.Payload...)
-				recorded.Store(&d)
-			}
-		}
+		c.recorded.Clear()
 		time.Sleep(200 * time.Second) // the session is over
 		b.send(t, udp(pod4(2), pod4(1), "record me"))
 		a.in.waitN(t, "packet", 1)
 		time.Sleep(20 * time.Second)
-		d := recorded.Load()
-		if d == nil {
+		v, _ := c.recorded.Load(record{a.at, handshake.KindInitiation})
+		d, ok := v.(overlaytest.Datagram)
+		if !ok {
 			t.Fatal("no initiation")
 		}
 		for _, peers := range [][]overlay.Peer{nil, {b.peer()}} {
@@ -333,7 +336,7 @@ func TestRecordedInitiation(t *testing.T) {
 			time.Sleep(20 * time.Second)
 		}
 		before := c.responses.Load()
-		net.Inject(*d)
+		net.Inject(d)
 		time.Sleep(time.Second)
 		if n := c.responses.Load() - before; n != 0 {
 			t.Errorf("%d answers", n)
