@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/gaissmai/bart"
+
+	"github.com/netctl/netctl/overlay/handshake"
 )
 
 // Apply implements Engine.
@@ -39,7 +41,7 @@ func (w *WireGuard) Apply(peers []Peer) error {
 	removed := 0
 	for key, p := range w.peers {
 		if known[key] == nil {
-			p.remove()
+			w.remember(key, p.remove())
 			delete(w.peers, key)
 			removed++
 		}
@@ -63,6 +65,8 @@ func (w *WireGuard) match(want []Peer) (added []*peer) {
 		p := w.peers[v.PublicKey]
 		if p == nil {
 			p = w.newPeer(*v)
+			p.heard = w.past[p.key]
+			delete(w.past, p.key)
 			w.peers[p.key] = p
 			added = append(added, p)
 			continue
@@ -74,6 +78,22 @@ func (w *WireGuard) match(want []Peer) (added []*peer) {
 		}
 	}
 	return added
+}
+
+// remember keeps what was heard of a peer that is removed, for when it comes
+// back: a handshake that was recorded before must not be answered after. It
+// needs mu.
+func (w *WireGuard) remember(key Key, heard handshake.Timestamp) {
+	if heard == (handshake.Timestamp{}) {
+		return
+	}
+	if len(w.past) >= MaxPeers {
+		for other := range w.past { // any
+			delete(w.past, other)
+			break
+		}
+	}
+	w.past[key] = heard
 }
 
 // Peers implements Engine.
@@ -115,6 +135,9 @@ func normalise(peers []Peer, self Key) ([]Peer, error) {
 		}
 		if p.PublicKey.IsZero() || p.PublicKey == self || !p.Endpoint.IsValid() {
 			errs = append(errs, fmt.Errorf("peer %s has no key, our key or no endpoint", p.Node))
+		}
+		if a := p.Endpoint.Addr().Unmap(); a.Is6() && (a.IsLinkLocalUnicast() || a.Zone() != "") {
+			errs = append(errs, fmt.Errorf("peer %s: endpoint %s is good on one link alone", p.Node, p.Endpoint))
 		}
 		keys[p.PublicKey] = p.Node
 		prefixes := make([]netip.Prefix, 0, len(p.AllowedIPs))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gaissmai/bart"
+	"golang.org/x/sys/unix"
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/overlay/handshake"
@@ -28,6 +29,11 @@ const (
 	slotsPerPeer = 4
 	// defaultQueueBytes holds some 30 super-packets that wait for a handshake.
 	defaultQueueBytes = 2 << 20
+
+	// seizeFor is how long Start waits for the session file, seizeAgain how often
+	// it looks.
+	seizeFor   = 2 * time.Second
+	seizeAgain = 5 * time.Millisecond
 
 	minMTU = 576                                       // RFC 791
 	maxMTU = (udp.MaxPiece - handshake.Overhead) &^ 15 // what one message can carry, padded
@@ -57,6 +63,18 @@ type Wire interface {
 // Sockets are UDP sockets that another process has opened. Who is given them
 // owns the descriptors from then on.
 type Sockets struct{ FDs []int }
+
+// close ends the descriptors; nil is none.
+func (s *Sockets) close() {
+	if s == nil {
+		return
+	}
+	for _, fd := range s.FDs {
+		if fd >= 0 {
+			_ = unix.Close(fd) // what cannot be closed is not open
+		}
+	}
+}
 
 // WireGuardConfig says what NewWireGuard shall make.
 type WireGuardConfig struct {
@@ -131,10 +149,14 @@ type WireGuard struct {
 	senders sync.Pool                         // of *sender
 	held    atomic.Int64                      // bytes that wait for handshakes
 
-	shakes chan shake   // handshake messages on their way to the one who computes
-	loaded atomic.Int64 // until when we are under load
-	inmu   sync.Mutex
-	flying map[uint32]*peer // our handshakes under way, by index; guarded by inmu
+	shakes     chan shake   // handshake messages on their way to the one who computes
+	cookies    chan shake   // likewise
+	begins     chan *peer   // who wants a handshake; each is in it once
+	complained atomic.Int64 // when it was last said that a handshake could not begin
+	replies    *handshake.Bucket
+	loaded     atomic.Int64 // until when we are under load
+	inmu       sync.Mutex
+	flying     map[uint32]*peer // our handshakes under way, by index; guarded by inmu
 
 	// gate is held for reading by whoever sends or works on peers, and for writing
 	// by who ends that.
@@ -145,14 +167,17 @@ type WireGuard struct {
 	quit     chan struct{}
 	stopping sync.Once
 
-	mu      sync.Mutex
-	peers   map[Key]*peer      // guarded by mu
-	applied []Peer             // sorted by key; guarded by mu
-	orphans map[Key][]resumed  // taken over, their peers not yet applied; guarded by mu
-	staged  []sessions.Session // imported, for Start; guarded by mu
-	first   bool               // Apply was called; guarded by mu
-	served  bool               // Start was called; guarded by mu
-	stage   stage              // guarded by mu
+	mu       sync.Mutex
+	peers    map[Key]*peer               // guarded by mu
+	applied  []Peer                      // sorted by key; guarded by mu
+	orphans  map[Key][]resumed           // taken over, their peers not yet applied; guarded by mu
+	funeral  *time.Timer                 // ends orphans; guarded by mu
+	past     map[Key]handshake.Timestamp // what was heard of peers that were removed; guarded by mu
+	staged   []sessions.Session          // imported, for Start; guarded by mu
+	exported bool                        // guarded by mu
+	first    bool                        // Apply was called; guarded by mu
+	served   bool                        // Start was called; guarded by mu
+	stage    stage                       // guarded by mu
 }
 
 type stage uint8
@@ -170,8 +195,21 @@ var _ Engine = (*WireGuard)(nil)
 // without peers. Nothing is read, sent or changed before Start, so another
 // process may be at work with the same sockets and file. Close ends it.
 func NewWireGuard(cfg WireGuardConfig) (*WireGuard, error) {
-	if err := cfg.Validate(); err != nil {
+	w, err := prepare(cfg)
+	if err != nil {
+		cfg.Sockets.close()
 		return nil, fmt.Errorf("overlay: %w", err)
+	}
+	if err := w.open(); err != nil {
+		return nil, fmt.Errorf("overlay: %w", err)
+	}
+	return w, nil
+}
+
+// prepare makes an engine that has opened nothing.
+func prepare(cfg WireGuardConfig) (*WireGuard, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -183,22 +221,20 @@ func NewWireGuard(cfg WireGuardConfig) (*WireGuard, error) {
 	}
 	id, err := handshake.NewIdentity(cfg.Key.secret, psk)
 	if err != nil {
-		return nil, fmt.Errorf("overlay: %w", err)
+		return nil, err
 	}
 	w := &WireGuard{
 		log: cfg.Logger, self: Key(id.Public()), cfg: cfg, id: id, guard: handshake.NewGuard(id.Public()), limiter: handshake.NewLimiter(),
-		count: new(counters), shakes: make(chan shake, maxShakes), flying: make(map[uint32]*peer), quit: make(chan struct{}),
-		peers: make(map[Key]*peer), orphans: make(map[Key][]resumed),
+		count: new(counters), shakes: make(chan shake, maxShakes), cookies: make(chan shake, maxCookies), begins: make(chan *peer, MaxPeers), replies: handshake.NewBucket(repliesPerSecond, replyBurst),
+		flying: make(map[uint32]*peer), quit: make(chan struct{}),
+		peers: make(map[Key]*peer), orphans: make(map[Key][]resumed), past: make(map[Key]handshake.Timestamp),
 	}
 	if w.clock, err = newClock(); err != nil {
-		return nil, fmt.Errorf("overlay: %w", err)
+		return nil, err
 	}
 	w.routes.Store(new(bart.Table[*peer]))
 	w.known.Store(&map[Key]*peer{})
 	w.senders.New = func() any { return newSender() }
-	if err := w.open(); err != nil {
-		return nil, fmt.Errorf("overlay: %w", err)
-	}
 	return w, nil
 }
 
@@ -206,7 +242,7 @@ func NewWireGuard(cfg WireGuardConfig) (*WireGuard, error) {
 func (w *WireGuard) open() error {
 	w.wire = w.cfg.Wire
 	if w.wire == nil {
-		u := &udpWire{gso: w.cfg.UDP.gso(w.log)}
+		u := &udpWire{gso: w.cfg.UDP.gso(w.log), log: w.log}
 		if w.cfg.Sockets != nil {
 			var err error
 			if u.Sockets, err = udp.Adopt(w.cfg.Sockets.FDs, u.gso); err != nil {
@@ -235,7 +271,12 @@ func (w *WireGuard) open() error {
 // openStore opens the session file. Without one there are handshakes after a
 // restart, but never a node without a network.
 func (w *WireGuard) openStore() error {
-	cfg := sessions.Config{Path: w.cfg.SessionFile, Epoch: w.cfg.Epoch, Owner: w.self}
+	cfg := sessions.Config{
+		Path: w.cfg.SessionFile, Epoch: w.cfg.Epoch, Owner: w.self,
+		Warn: func(err error) {
+			w.log.Warn("overlay sessions not locked in memory", "file", w.cfg.SessionFile, "err", err)
+		},
+	}
 	var err error
 	if w.store, err = sessions.Open(cfg); err != nil {
 		w.report = err.Error()
@@ -262,6 +303,9 @@ func (w *WireGuard) Start() error {
 	if w.stage != stageOpen {
 		return fmt.Errorf("overlay: start: %w", ErrClosed)
 	}
+	if err := w.seize(); err != nil {
+		return err
+	}
 	w.stage, w.served = stageStarted, true
 	w.resume()
 	w.gate.Lock()
@@ -277,6 +321,22 @@ func (w *WireGuard) Start() error {
 	return nil
 }
 
+// seize takes the session file for this process. Who had it has given it up, or
+// has died a moment ago; one that still serves would give out the same slots.
+func (w *WireGuard) seize() error {
+	deadline := time.Now().Add(seizeFor)
+	for {
+		err := w.store.Lock()
+		if err == nil || !time.Now().Before(deadline) {
+			if err != nil {
+				err = fmt.Errorf("overlay: start: another process serves with %s: %w", w.cfg.SessionFile, err)
+			}
+			return err
+		}
+		<-time.After(seizeAgain)
+	}
+}
+
 // Stop ends reading and sending for good. The sessions in the file are final
 // then, and the sockets stay open until Close.
 func (w *WireGuard) Stop() error {
@@ -289,8 +349,14 @@ func (w *WireGuard) stop() {
 	started := w.stage == stageStarted
 	w.stage = stageStopped
 	peers := w.peers // nobody changes them any more
+	w.staged = nil
+	clear(w.orphans) // their slots are the successor's
+	if w.funeral != nil {
+		w.funeral.Stop()
+	}
 	w.mu.Unlock()
 	if !started {
+		haltAll(peers)
 		return
 	}
 	w.wire.Interrupt()
@@ -300,6 +366,13 @@ func (w *WireGuard) stop() {
 	w.gate.Unlock()
 	close(w.quit)
 	w.computer.Wait()
+	haltAll(peers)
+	if err := w.store.Unlock(); err != nil {
+		w.log.Warn("overlay session file not unlocked", "err", err)
+	}
+}
+
+func haltAll(peers map[Key]*peer) {
 	for _, p := range peers {
 		p.halt()
 	}

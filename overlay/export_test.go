@@ -18,6 +18,9 @@ func (w *WireGuard) Load(d time.Duration) {
 	w.loaded.Store(w.clock.now() + int64(d))
 }
 
+// Loaded reports whether the engine is under load.
+func (w *WireGuard) Loaded() bool { return w.clock.now() < w.loaded.Load() }
+
 // SlotsInUse counts the slots that are given out, and sessions that can be found.
 func (w *WireGuard) SlotsInUse() (slots, found, flying int) {
 	for i := range w.table {
@@ -30,6 +33,22 @@ func (w *WireGuard) SlotsInUse() (slots, found, flying int) {
 	return w.store.InUse(), found, len(w.flying)
 }
 
+// Fill takes all slots, until release.
+func (w *WireGuard) Fill() (release func()) {
+	var taken []int
+	for {
+		i, err := w.store.Alloc()
+		if err != nil {
+			return func() {
+				for _, i := range taken {
+					w.store.Free(i)
+				}
+			}
+		}
+		taken = append(taken, i)
+	}
+}
+
 // Held returns the bytes that wait for handshakes.
 func (w *WireGuard) Held() int64 { return w.held.Load() }
 
@@ -40,6 +59,7 @@ func (p PrivateKey) Secret() [32]byte { return p.secret }
 func (w *WireGuard) Interrupt() {
 	w.wire.Interrupt()
 	w.readers.Wait()
+	_ = w.store.Unlock()
 }
 
 // Kill ends the engine as SIGKILL does: nothing is written any more, and nothing
@@ -50,4 +70,5 @@ func (w *WireGuard) Kill() {
 	w.gate.Unlock()
 	w.wire.Interrupt()
 	w.readers.Wait() // only so that nobody reads in memory that tests share
+	_ = w.store.Unlock()
 }

@@ -2,10 +2,11 @@ package overlay
 
 import (
 	"crypto/cipher"
-	"crypto/rand"
+	crand "crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,9 @@ const (
 	// rekeyLater is added to rekeyAfterTime at the end with the higher key: when
 	// both ends began a session at once, only one renews them.
 	rekeyLater = 5 * time.Second
+	// renewJitter spreads the renewal of sessions that were made in one moment, as
+	// those of a node that starts. It is less than rekeyLater.
+	renewJitter = 4 * time.Second
 )
 
 // keypair is one session's keys and counters.
@@ -79,10 +83,9 @@ func (w *WireGuard) openKeypair(slot int, v *sessions.Session) (*keypair, error)
 // own makes the key pair p's, for receivers to find. It needs p.mu.
 func (p *peer) own(kp *keypair) {
 	kp.peer = p
-	if p.lower {
-		kp.renew = rekeyAfterTime
-	} else {
-		kp.renew = rekeyAfterTime + rekeyLater
+	kp.renew = rekeyAfterTime + rand.N(renewJitter)
+	if !p.lower {
+		kp.renew += rekeyLater
 	}
 	p.w.table[kp.slot].Store(kp)
 }
@@ -107,6 +110,17 @@ func (kp *keypair) worn(now int64) bool {
 	return kp.initiator && now-kp.created > int64(kp.renew) || kp.sent.Load()-kp.base > rekeyAfterMessages
 }
 
+// number takes n numbers for messages, and returns one more than the last. They
+// are ours before they are used, and nobody's after, whatever becomes of us.
+// false: the session has none left.
+func (kp *keypair) number(n uint64) (last uint64, ok bool) {
+	if kp.sent.Load() >= rejectAfterMessages { // or the sum could begin anew
+		return 0, false
+	}
+	last = kp.sent.Add(n)
+	return last, last <= rejectAfterMessages
+}
+
 // accept reports whether an authentic message with that counter is new, and
 // notes it: in the store first, so that no process ever accepts it again.
 func (kp *keypair) accept(counter uint64) bool {
@@ -124,7 +138,7 @@ func (kp *keypair) accept(counter uint64) bool {
 // newIndex returns an index that leads to the slot and says nothing else.
 func (w *WireGuard) newIndex(slot int) (uint32, error) {
 	var b [4]byte
-	if _, err := rand.Read(b[:]); err != nil {
+	if _, err := crand.Read(b[:]); err != nil {
 		return 0, fmt.Errorf("session index: %w", err)
 	}
 	n := uint32(len(w.table))                                          // a power of two, see sessions.DefaultSlots
@@ -144,6 +158,7 @@ func (w *WireGuard) find(index uint32) *keypair {
 func (p *peer) session(local, remote uint32, initiator bool, keys *handshake.Keys, now int64) *sessions.Session {
 	v := &sessions.Session{
 		Peer: p.key, Local: local, Remote: remote, Initiator: initiator, Created: now, Send: keys.Send, Receive: keys.Receive,
+		Heard: p.heard,
 	}
 	if initiator {
 		v.Confirmed, v.Handshake = now, time.Now().UnixNano()

@@ -12,7 +12,8 @@
 //
 //	router <--Sink-- merge <-- whose source is it? <-- open in place <-- recvmmsg
 //	                                               in one goroutine per socket
-//	        handshake messages: MACs checked there, the rest by one goroutine
+//	        handshake messages: MACs checked there, the rest by one goroutine,
+//	        which begins our own handshakes, too: nobody else computes with keys
 //
 // A packet on the router's side is a virtio-net header and an IP packet of up
 // to 64 KiB. It is cut into tunnel-sized packets where they are encrypted, and
@@ -24,7 +25,7 @@
 // key pairs live in a store of package sessions, which outlives the process:
 //
 //	NewWireGuard   opens sockets and file, touches nothing; another process may serve
-//	Start          takes the sessions over and serves
+//	Start          takes the sessions over and serves; waits shortly for one that still does
 //	Stop           serves no more; the file is final, the sockets are still open
 //	Close
 //

@@ -59,6 +59,9 @@ type peer struct {
 	gone           bool // removed
 	signer         handshake.Signer
 	attempt        *attempt
+	queued         bool  // in begins
+	yielded        int64 // the peer's handshake shall have ended before it, or ours begins; 0: none is awaited
+	pause          int64 // no handshake begins before it, 0: at any time
 	began          int64 // the first of a series of attempts
 	greetings      int   // attempts that are greetings, still to come
 	heard          handshake.Timestamp
@@ -105,8 +108,9 @@ func (p *peer) halt() {
 	p.timer.Stop()
 }
 
-// remove ends everything of the peer.
-func (p *peer) remove() {
+// remove ends everything of the peer, and returns the greatest timestamp that it
+// heard.
+func (p *peer) remove() handshake.Timestamp {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gone = true
@@ -118,6 +122,7 @@ func (p *peer) remove() {
 		p.w.retire(kp)
 	}
 	p.previous, p.next = nil, nil
+	return p.heard
 }
 
 // adopt takes over key pairs of the process before us. What was confirmed last
@@ -130,6 +135,9 @@ func (p *peer) adopt(pairs []resumed) {
 	})
 	for _, r := range pairs {
 		p.shaken = max(p.shaken, r.Handshake)
+		if heard := handshake.Timestamp(r.Heard); heard.After(p.heard) {
+			p.heard = heard
+		}
 		p.own(r.pair)
 		switch {
 		case r.Confirmed == 0 && p.next == nil:
@@ -186,6 +194,19 @@ func (p *peer) tick() {
 	default:
 		p.initiate(now)
 	}
+	if p.yielded != 0 && now >= p.yielded {
+		p.yielded = 0
+		p.initiate(now)
+	}
+	if p.pause != 0 && now >= p.pause {
+		p.pause = 0
+		if kp := p.current.Load(); kp != nil {
+			kp.renewing.Store(false) // or it would never be asked for again
+		}
+		if len(p.waiting) > 0 {
+			p.initiate(now)
+		}
+	}
 	if at := p.unanswered.Load(); at != 0 && now-at >= int64(deadAfter) && p.unanswered.CompareAndSwap(at, 0) {
 		p.initiate(now)
 	}
@@ -202,6 +223,11 @@ func (p *peer) nextTick() int64 {
 	at := int64(math.MaxInt64)
 	if p.attempt != nil {
 		at = p.attempt.until
+	}
+	for _, due := range []int64{p.pause, p.yielded} {
+		if due != 0 {
+			at = min(at, due)
+		}
 	}
 	for _, kp := range []*keypair{p.current.Load(), p.previous, p.next} {
 		if kp != nil {
@@ -270,12 +296,20 @@ func (p *peer) hold(buf []byte, now int64) error {
 		p.wake(now + int64(deadAfter))
 		return err
 	}
+	if p.pause != 0 { // nothing would ever release it
+		p.w.count.drop(DropNoSession)
+		return ErrFull
+	}
 	p.initiate(now)
 	cost := len(buf) + waitingCost
 	limit := p.w.cfg.QueueBytes
-	if p.waitingBytes > 0 && p.waitingBytes+cost > limit/peerShare {
-		p.w.count.drop(DropNoSession)
-		return ErrFull
+	for len(p.waiting) > 0 && p.waitingBytes+cost > limit/peerShare {
+		p.dropOldest()
+	}
+	// What peers that are dead let wait must not keep others from their handshake's
+	// first packet: there is as much room again for those.
+	if len(p.waiting) == 0 {
+		limit *= 2
 	}
 	if p.w.held.Add(int64(cost)) > int64(limit)+waitingCost {
 		p.w.held.Add(-int64(cost))
@@ -285,6 +319,17 @@ func (p *peer) hold(buf []byte, now int64) error {
 	p.waiting = append(p.waiting, slices.Clone(buf))
 	p.waitingBytes += cost
 	return nil
+}
+
+// dropOldest makes room for a newer packet: of those that wait it is the one that
+// is needed least.
+func (p *peer) dropOldest() {
+	cost := len(p.waiting[0]) + waitingCost
+	p.waiting[0] = nil
+	p.waiting = p.waiting[1:]
+	p.waitingBytes -= cost
+	p.w.held.Add(-int64(cost))
+	p.w.count.drop(DropNoSession)
 }
 
 // release sends what has waited. Nobody can overtake: senders find no session

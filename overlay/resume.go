@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/netctl/netctl/overlay/sessions"
 )
@@ -31,6 +32,9 @@ func (w *WireGuard) resume() {
 	for i := range w.staged {
 		v := &w.staged[i]
 		slot := int(v.Local) & (w.store.Slots() - 1) // where its index leads
+		if v.Created > w.clock.now()+int64(rekeyTimeout) {
+			continue
+		}
 		if err := w.store.Claim(slot); err != nil {
 			w.log.Warn("overlay session not imported", "err", err)
 			continue
@@ -44,6 +48,17 @@ func (w *WireGuard) resume() {
 		w.log.Info("overlay sessions taken over", "peers", n)
 	}
 	if w.first {
+		w.adoptAll()
+		return
+	}
+	w.funeral = time.AfterFunc(rejectAfterTime, w.bury)
+}
+
+// bury wipes the sessions whose peers have not come in time: they are all over.
+func (w *WireGuard) bury() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stage == stageStarted {
 		w.adoptAll()
 	}
 }
@@ -97,6 +112,7 @@ type exportedSession struct {
 	Receive   []byte `json:"receive"`
 	Sent      uint64 `json:"sent"`
 	Received  uint64 `json:"received"`
+	Heard     []byte `json:"heard,omitempty"` // the greatest TAI64N timestamp of the peer
 }
 
 const (
@@ -105,21 +121,23 @@ const (
 	maxExport = 32 << 20
 )
 
-// ExportSessions returns the sessions for a process with another layout of the
-// session file. It is nil before Start and
-// before Stop: what is exported must not be used here
-// any more, or two processes would seal with one counter.
+// ExportSessions returns the sessions for one process with another layout of the
+// session file. It is nil before Start, before Stop, and the second time: two
+// processes that import the same bytes would seal with the same numbers. Who
+// uses the file instead is safe, even beside the one that imports: the numbers
+// that are exported are taken out of it.
 func (w *WireGuard) ExportSessions() []byte {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.stage != stageStopped || !w.served {
+	if w.stage != stageStopped || !w.served || w.exported {
 		return nil
 	}
+	w.exported = true
 	out := exported{Version: exportVersion, Epoch: w.cfg.Epoch, Owner: w.self.String()}
-	for v := range w.store.All {
+	for v := range w.store.Export {
 		out.Sessions = append(out.Sessions, exportedSession{
 			Peer: v.Peer[:], Local: v.Local, Remote: v.Remote, Initiator: v.Initiator, Created: v.Created, Confirmed: v.Confirmed,
-			Handshake: v.Handshake, Send: v.Send[:], Receive: v.Receive[:], Sent: v.Sent, Received: v.Received,
+			Handshake: v.Handshake, Send: v.Send[:], Receive: v.Receive[:], Sent: v.Sent, Received: v.Received, Heard: v.Heard[:],
 		})
 	}
 	b, err := json.Marshal(out)
@@ -131,7 +149,8 @@ func (w *WireGuard) ExportSessions() []byte {
 }
 
 // ImportSessions takes what ExportSessions gave, before Start, which uses it. An
-// error means that nothing was taken.
+// error means that nothing was taken. The same bytes must be imported once, by
+// one process: nothing here can see whether another one does.
 func (w *WireGuard) ImportSessions(b []byte) error {
 	if len(b) > maxExport {
 		return fmt.Errorf("overlay: import sessions: %d bytes, at most %d", len(b), maxExport)
@@ -171,9 +190,14 @@ func (e *exportedSession) session() (sessions.Session, error) {
 	if len(e.Peer) != sessions.KeySize || len(e.Send) != sessions.KeySize || len(e.Receive) != sessions.KeySize {
 		return sessions.Session{}, errors.New("a key has not 32 bytes")
 	}
-	return sessions.Session{
+	if e.Created < 0 || e.Sent > sessions.MaxSent {
+		return sessions.Session{}, fmt.Errorf("made at %d, %d messages sent: impossible", e.Created, e.Sent)
+	}
+	v := sessions.Session{
 		Peer: [sessions.KeySize]byte(e.Peer), Local: e.Local, Remote: e.Remote, Initiator: e.Initiator, Created: e.Created,
 		Confirmed: e.Confirmed, Handshake: e.Handshake, Send: [sessions.KeySize]byte(e.Send), Receive: [sessions.KeySize]byte(e.Receive),
 		Sent: e.Sent, Received: e.Received,
-	}, nil
+	}
+	copy(v.Heard[:], e.Heard)
+	return v, nil
 }

@@ -3,6 +3,7 @@ package overlay_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -313,7 +315,15 @@ func TestReplayAfterTakeOver(t *testing.T) {
 	wire := net.Wire(addr("192.0.2.1"))
 	a := start(t, net, 1, func(c *overlay.WireGuardConfig) { with(c); c.Wire = wire })
 	b := start(t, net, 2, nil)
-	mesh(t, a, b)
+	if err := a.Apply([]overlay.Peer{b.peer()}); err != nil {
+		t.Fatal(err)
+	}
+	net.SetCut(a.at.Addr(), b.at.Addr(), true) // so that b begins
+	if err := b.Apply([]overlay.Peer{a.peer()}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	net.SetCut(a.at.Addr(), b.at.Addr(), false)
 	for range 20 {
 		b.send(t, udp(pod4(2), pod4(1), "once"))
 	}
@@ -327,17 +337,39 @@ func TestReplayAfterTakeOver(t *testing.T) {
 	if err := next.Apply([]overlay.Peer{b.peer()}); err != nil {
 		t.Fatal(err)
 	}
+	answers := func() (n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, d := range seen {
+			if d.From == a.at && handshake.KindOf(d.Payload) == handshake.KindResponse {
+				n++
+			}
+		}
+		return n
+	}
+	before := answers()
 	mu.Lock()
 	again := append([]overlaytest.Datagram(nil), seen...)
 	mu.Unlock()
+	recorded := map[handshake.Kind]uint64{}
 	for _, d := range again {
 		if d.To == a.at {
+			recorded[handshake.KindOf(d.Payload)]++
 			net.Inject(d)
 		}
 	}
+	if recorded[handshake.KindInitiation] == 0 {
+		t.Error("no handshake was recorded")
+	}
+	until(t, "all handshakes refused", func() bool {
+		return next.Counters().Drops[overlay.DropHandshake] == recorded[handshake.KindInitiation]+recorded[handshake.KindResponse]
+	})
 	b.send(t, udp(pod4(2), pod4(1), "new"))
 	if got := next.in.waitN(t, "new packet", 1); string(payloads(t, got)) != "new" {
 		t.Errorf("got %q", payloads(t, got))
+	}
+	if n := answers() - before; n != 0 {
+		t.Errorf("%d recorded handshakes were answered", n)
 	}
 }
 
@@ -359,14 +391,19 @@ func TestExportAndImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	data := a.ExportSessions()
+	if again := a.ExportSessions(); len(data) == 0 || again != nil {
+		t.Errorf("exported %d bytes, and %d again", len(data), len(again))
+	}
 	began := w.began.Load()
 	next := successor(t, a, wire.Share(), with)
 	for name, bad := range map[string]string{
-		"not JSON":   "x",
-		"version":    strings.Replace(string(data), `"version":1`, `"version":7`, 1),
-		"epoch":      strings.Replace(string(data), `"epoch":"boot"`, `"epoch":"x"`, 1),
-		"owner":      strings.Replace(string(data), a.key.Public().String(), b.key.Public().String(), 1),
-		"short keys": strings.Replace(string(data), `"send":"`, `"send":"AA==","x":"`, 1),
+		"not JSON":    "x",
+		"version":     strings.Replace(string(data), `"version":1`, `"version":7`, 1),
+		"epoch":       strings.Replace(string(data), `"epoch":"boot"`, `"epoch":"x"`, 1),
+		"owner":       strings.Replace(string(data), a.key.Public().String(), b.key.Public().String(), 1),
+		"before boot": strings.Replace(string(data), `"created":`, `"created":-`, 1),
+		"endless":     strings.Replace(string(data), `"sent":`, `"sent":9999999999999999999,"x":`, 1),
+		"short keys":  strings.Replace(string(data), `"send":"`, `"send":"AA==","x":"`, 1),
 	} {
 		if err := next.ImportSessions([]byte(bad)); err == nil {
 			t.Errorf("%s: no error", name)
@@ -451,6 +488,129 @@ func TestSocketsAreHandedOver(t *testing.T) {
 	}
 	if next.Counters().RxSegments == 0 {
 		t.Error("the successor got nothing")
+	}
+}
+
+// TestPortHasChanged: sockets that were taken over are used on the wanted port
+// only.
+func TestPortHasChanged(t *testing.T) {
+	t.Parallel()
+	a := start(t, nil, 1, func(c *overlay.WireGuardConfig) { c.ListenPort = 0 })
+	free := start(t, nil, 2, func(c *overlay.WireGuardConfig) { c.ListenPort = 0 })
+	want, err := free.Port()
+	if err = errors.Join(err, free.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var fds []int
+	for _, fd := range a.Sockets() {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, dup)
+	}
+	next := successor(t, a, nil, func(c *overlay.WireGuardConfig) {
+		c.ListenPort = want
+		c.Sockets = &overlay.Sockets{FDs: fds}
+	})
+	if port, err := next.Port(); err != nil || port != want {
+		t.Errorf("port %d, %v, want %d", port, err, want)
+	}
+}
+
+// TestDescriptorsAreOurs: they are closed also when there will be no engine.
+func TestDescriptorsAreOurs(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	dup, err := unix.FcntlInt(w.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := overlay.NewWireGuard(overlay.WireGuardConfig{Sockets: &overlay.Sockets{FDs: []int{dup}}}); err == nil {
+		t.Fatal("no error without a key")
+	}
+	if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("read %d, %v, want the pipe's end", n, err)
+	}
+}
+
+// TestSessionsOfNobodyEnd: without any Apply, too.
+func TestSessionsOfNobodyEnd(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(memoryDir(t), "sessions")
+	synctest.Test(t, func(t *testing.T) {
+		net := overlaytest.New(overlaytest.Config{})
+		wire := net.Wire(addr("192.0.2.1"))
+		with := func(c *overlay.WireGuardConfig) { c.SessionFile, c.Logger = file, nil }
+		a := start(t, net, 1, func(c *overlay.WireGuardConfig) { with(c); c.Wire = wire })
+		b := start(t, net, 2, func(c *overlay.WireGuardConfig) { c.Logger = nil })
+		mesh(t, a, b)
+		a.send(t, udp(pod4(1), pod4(2), "session"))
+		b.in.waitN(t, "session", 1)
+		next := successor(t, a, wire.Share(), with)
+		if err := errors.Join(a.Stop(), next.Start()); err != nil {
+			t.Fatal(err)
+		}
+		if slots, _, _ := next.SlotsInUse(); slots == 0 {
+			t.Error("no session was taken over")
+		}
+		time.Sleep(200 * time.Second)
+		if slots, _, _ := next.SlotsInUse(); slots != 0 {
+			t.Errorf("%d sessions are still there after their end", slots)
+		}
+		if err := errors.Join(a.Close(), b.Close(), next.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestOneServes: a second process does not begin beside one that serves.
+func TestOneServes(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(memoryDir(t), "sessions")
+	with := func(c *overlay.WireGuardConfig) { c.SessionFile = file }
+	net := overlaytest.New(overlaytest.Config{})
+	wire := net.Wire(addr("192.0.2.1"))
+	a := start(t, net, 1, func(c *overlay.WireGuardConfig) { with(c); c.Wire = wire })
+	next := successor(t, a, wire.Share(), with)
+	if err := next.Start(); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("got %v, want an error about the other process", err)
+	}
+	if err := errors.Join(a.Stop(), next.Start()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSendWhileStarting: there is no moment between waiting and sending.
+func TestSendWhileStarting(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		net := overlaytest.New(overlaytest.Config{})
+		b := successor(t, &node{name: "n2", key: newKey(t)}, net.Wire(addr("192.0.2.2")), func(*overlay.WireGuardConfig) {})
+		if err := b.Apply([]overlay.Peer{{Node: "n1", PublicKey: newKey(t).Public(), Endpoint: ports("192.0.2.1:1"), AllowedIPs: []netip.Prefix{prefix("10.0.1.0/24")}}}); err != nil {
+			t.Fatal(err)
+		}
+		var started atomic.Bool
+		var senders sync.WaitGroup
+		for range 4 {
+			senders.Go(func() {
+				for last := false; !last; {
+					last = started.Load()
+					if err := b.Send(udp(pod4(2), pod4(1), "x")); err != nil {
+						t.Errorf("send: %v", err)
+					}
+				}
+			})
+		}
+		if err := b.Start(); err != nil {
+			t.Error(err)
+		}
+		started.Store(true)
+		senders.Wait()
 	}
 }
 

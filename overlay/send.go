@@ -28,7 +28,12 @@ func newSender() *sender { return &sender{buf: make([]byte, udp.MaxPiece)} }
 // Send implements Engine.
 func (w *WireGuard) Send(buf []byte) error {
 	if !w.enter() {
-		return w.sendEarly(buf)
+		if done, err := w.sendEarly(buf); done {
+			return err
+		}
+		if !w.enter() {
+			return ErrClosed
+		}
 	}
 	defer w.leave()
 	p, err := w.route(buf)
@@ -44,11 +49,7 @@ func (w *WireGuard) Send(buf []byte) error {
 		return err
 	}
 	arm, err := w.transmit(p, kp, buf, now)
-	if err != nil {
-		return err
-	}
-	w.count.txPackets.Add(1)
-	if arm {
+	if arm { // also when the socket had no room: a part of the packet may have left
 		p.remind(now + int64(deadAfter))
 	}
 	if kp.worn(now) && kp.renewing.CompareAndSwap(false, true) {
@@ -56,25 +57,32 @@ func (w *WireGuard) Send(buf []byte) error {
 		p.initiate(now)
 		p.mu.Unlock()
 	}
+	if err != nil {
+		return err
+	}
+	w.count.txPackets.Add(1)
 	return nil
 }
 
 // sendEarly is Send before Start, when packets wait as they do for a handshake;
-// after Stop nothing waits.
-func (w *WireGuard) sendEarly(buf []byte) error {
+// after Stop nothing waits. done is false when the engine runs by now.
+func (w *WireGuard) sendEarly(buf []byte) (done bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.stage == stageStarted {
+		return false, nil
+	}
 	if w.stage != stageOpen {
-		return ErrClosed
+		return true, ErrClosed
 	}
 	p, err := w.route(buf)
 	if err != nil {
-		return err
+		return true, err
 	}
 	if err = p.hold(buf, w.clock.now()); err == nil {
 		w.count.txPackets.Add(1)
 	}
-	return err
+	return true, err
 }
 
 // route finds the peer for a packet.
@@ -128,10 +136,8 @@ func (w *WireGuard) transmit(p *peer, kp *keypair, buf []byte, now int64) (arm b
 		return false, ErrTooBig
 	}
 	n := uint64(s.cut.Count()) // at least 1
-	// The numbers are ours before they are used, and nobody's after, whatever
-	// becomes of us.
-	last := kp.sent.Add(n)
-	if last > rejectAfterMessages {
+	last, ok := kp.number(n)
+	if !ok {
 		w.count.drop(DropNoSession)
 		return false, ErrFull
 	}
@@ -237,8 +243,8 @@ func (w *WireGuard) sendEmpty(p *peer, kp *keypair) {
 		s = newSender()
 	}
 	defer w.senders.Put(s)
-	last := kp.sent.Add(1)
-	if last > rejectAfterMessages {
+	last, ok := kp.number(1)
+	if !ok {
 		return
 	}
 	n := s.seal(kp, 0, 0, last-1)

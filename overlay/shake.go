@@ -8,11 +8,22 @@ import (
 )
 
 const (
-	// maxShakes bounds the handshake messages that wait to be computed: some 15 ms
-	// of work.
-	maxShakes = 64
+	// maxShakes bounds the handshake messages that wait to be computed: a quarter of
+	// a second of work, so that the peers of a large cluster may greet us at once.
+	maxShakes = 1024
 	// loadedAt is from how many on we are under load, and ask for cookies.
 	loadedAt = maxShakes / 8
+	// maxCookies bounds the cookies that wait. They are no load: whoever sees our
+	// indices could send them without end, and make us refuse handshakes.
+	maxCookies = 64
+	// restTime is how long a peer rests when a handshake could not begin, and
+	// complainEvery how often that is said.
+	restTime      = time.Second
+	complainEvery = 10 * time.Second
+	// repliesPerSecond and replyBurst bound the cookies that we make: readers make
+	// them, and addresses that were forged get them.
+	repliesPerSecond = 1000
+	replyBurst       = 100
 	// loadedFor is how long.
 	loadedFor = time.Second
 )
@@ -25,15 +36,26 @@ type shake struct {
 }
 
 // admit lets a handshake message in that is worth the computation. It is called
-// by readers, and costs them two hashes.
+// by readers, and costs them two hashes, or nothing where nobody waits for it.
 func (w *WireGuard) admit(msg []byte, kind handshake.Kind, from netip.AddrPort) {
-	if kind != handshake.KindCookie && !w.admitCostly(msg, from) {
+	queue := w.shakes
+	switch {
+	case kind == handshake.KindCookie:
+		if w.signerOf(handshake.Receiver(msg)) == nil {
+			w.count.drop(DropHandshake)
+			return
+		}
+		queue = w.cookies
+	case kind == handshake.KindResponse && w.flyer(handshake.Receiver(msg)) == nil:
+		w.count.drop(DropHandshake)
+		return
+	case !w.admitCostly(msg, from):
 		return
 	}
 	s := shake{from: from, size: len(msg)}
 	copy(s.msg[:], msg)
 	select {
-	case w.shakes <- s:
+	case queue <- s:
 	default:
 		w.count.drop(DropHandshake)
 	}
@@ -52,6 +74,10 @@ func (w *WireGuard) admitCostly(msg []byte, from netip.AddrPort) bool {
 		return true
 	}
 	if !w.guard.Proves(msg, from, now) {
+		if !w.replies.Take(now) {
+			w.count.drop(DropHandshake)
+			return false
+		}
 		var reply [handshake.CookieSize]byte
 		if err := w.guard.Reply(&reply, msg, from, now); err == nil {
 			_ = w.post(reply[:], from) // whoever needs it asks again
@@ -71,13 +97,24 @@ func (w *WireGuard) compute() {
 	for {
 		select {
 		case s := <-w.shakes:
+			w.computeOne(&s)
+		case s := <-w.cookies:
+			w.computeOne(&s)
+		case p := <-w.begins:
 			if w.enter() {
-				w.shake(s.msg[:s.size], s.from)
+				p.launch()
 				w.leave()
 			}
 		case <-w.quit:
 			return
 		}
+	}
+}
+
+func (w *WireGuard) computeOne(s *shake) {
+	if w.enter() {
+		w.shake(s.msg[:s.size], s.from)
+		w.leave()
 	}
 }
 
@@ -107,17 +144,24 @@ func (w *WireGuard) shake(msg []byte, from netip.AddrPort) {
 
 // learn gives a cookie to whose message it answers.
 func (w *WireGuard) learn(msg []byte) bool {
-	index := handshake.Receiver(msg)
-	p := w.flyer(index)
-	if kp := w.find(index); p == nil && kp != nil {
-		p = kp.peer
-	}
+	p := w.signerOf(handshake.Receiver(msg))
 	if p == nil {
 		return false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.signer.Learn(msg, time.Now())
+}
+
+// signerOf returns to whom a message of ours with that index went; nil: nobody.
+func (w *WireGuard) signerOf(index uint32) *peer {
+	if p := w.flyer(index); p != nil {
+		return p
+	}
+	if kp := w.find(index); kp != nil {
+		return kp.peer
+	}
+	return nil
 }
 
 // fly notes that an answer to this index will be for p.
@@ -139,65 +183,132 @@ func (w *WireGuard) flyer(index uint32) *peer {
 	return w.flying[index]
 }
 
-// initiate begins a handshake, or begins it again, unless one is under way. It
+// initiate asks for a handshake, unless one is under way. The one who computes
+// begins it: nobody who carries packets waits for public-key operations. It
 // needs mu.
 func (p *peer) initiate(now int64) {
-	if !p.w.running.Load() || p.gone || p.attempt != nil && now < p.attempt.until {
+	if !p.w.running.Load() || p.gone || p.queued || p.pause != 0 || p.yielded != 0 || p.attempt != nil && now < p.attempt.until {
 		return
+	}
+	select {
+	case p.w.begins <- p:
+		p.queued = true
+	default: // full of peers that are gone
+		p.rest(now)
+	}
+}
+
+// rest forbids handshakes for a while, after one could not even begin. It needs
+// mu.
+func (p *peer) rest(now int64) {
+	p.pause = now + int64(restTime)
+	p.wake(p.pause)
+}
+
+// launch begins the handshake that was asked for.
+func (p *peer) launch() {
+	slot, index, ok := p.prepare()
+	if !ok {
+		return
+	}
+	was := p.current.Load()
+	var msg [handshake.InitiationSize]byte
+	state, err := p.w.id.Initiate(&msg, p.key, index)
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.w.clock.now()
+	if err != nil {
+		p.w.store.Free(slot)
+		p.fail(err, now)
+		return
+	}
+	if now := p.current.Load(); p.gone || now != was && now != nil { // removed, or the peer was faster
+		p.w.store.Free(slot)
+		return
+	}
+	p.attempt = &attempt{state: state, slot: slot, index: index, until: now + int64(p.patience())}
+	p.wake(p.attempt.until)
+	p.signer.Sign(msg[:], time.Now())
+	p.w.fly(index, p)
+	if err := p.w.post(msg[:], *p.endpoint.Load()); err != nil {
+		p.w.log.Debug("overlay handshake not sent", "peer", p.key, "err", err) // it is repeated
+	}
+}
+
+// prepare takes a slot for a handshake; false: there shall be none.
+func (p *peer) prepare() (slot int, index uint32, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queued = false
+	now := p.w.clock.now()
+	if p.gone || p.attempt != nil && now < p.attempt.until {
+		return 0, 0, false
+	}
+	if p.attempt == nil && p.next != nil && now-p.next.created < int64(greetAgain) {
+		// The peer was faster, and has our answer any moment. Two handshakes at once
+		// would cost twice, and some ends lose packets between them.
+		p.yielded = now + int64(greetAgain)
+		p.wake(p.yielded)
+		return 0, 0, false
 	}
 	if p.attempt == nil {
 		p.began = now
 	}
 	p.abandon()
-	a, err := p.newAttempt(now)
+	slot, index, err := p.takeSlot()
 	if err != nil {
-		p.w.log.Warn("overlay handshake not begun", "peer", p.key, "err", err)
-		p.giveUp()
-		return
+		p.fail(err, now)
+		return 0, 0, false
 	}
-	p.attempt = a
-	p.wake(a.until)
+	return slot, index, true
 }
 
-func (p *peer) newAttempt(now int64) (*attempt, error) {
-	slot, err := p.w.store.Alloc()
-	if err != nil {
-		return nil, err
+// takeSlot takes a slot and an index for it. Where there is none, a session that
+// nobody uses yet makes room. It needs mu.
+func (p *peer) takeSlot() (slot int, index uint32, err error) {
+	slot, err = p.w.store.Alloc()
+	if err != nil && p.next != nil {
+		p.w.retire(p.next)
+		p.next = nil
+		slot, err = p.w.store.Alloc()
 	}
-	a := &attempt{slot: slot, until: now + int64(p.patience())}
-	var msg [handshake.InitiationSize]byte
-	if a.index, err = p.w.newIndex(slot); err == nil {
-		a.state, err = p.w.id.Initiate(&msg, p.key, a.index)
-	}
 	if err != nil {
+		return 0, 0, err
+	}
+	if index, err = p.w.newIndex(slot); err != nil {
 		p.w.store.Free(slot)
-		return nil, err
 	}
-	p.signer.Sign(msg[:], time.Now())
-	p.w.fly(a.index, p)
-	if err := p.w.post(msg[:], *p.endpoint.Load()); err != nil {
-		p.w.log.Debug("overlay handshake not sent", "peer", p.key, "err", err) // it is repeated
+	return slot, index, err
+}
+
+// fail ends what could not begin, and the wait for it. It needs mu.
+func (p *peer) fail(err error, now int64) {
+	if last := p.w.complained.Load(); now-last >= int64(complainEvery) && p.w.complained.CompareAndSwap(last, now) {
+		p.w.log.Warn("overlay handshake not begun", "peer", p.key, "err", err)
 	}
-	return a, nil
+	p.giveUp()
+	p.rest(now)
 }
 
 // answer responds to a peer's initiation. The new session is used when the peer
 // has shown that it has it, too.
 func (p *peer) answer(r *handshake.Responder, from netip.AddrPort) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := p.w.clock.now()
-	if p.gone || !r.Timestamp.After(p.heard) || p.heardAt != 0 && now-p.heardAt < int64(shakeEvery) {
-		return false
-	}
-	p.heard, p.heardAt = r.Timestamp, now
-	slot, err := p.w.store.Alloc()
-	if err != nil {
-		p.w.log.Warn("overlay handshake not answered", "peer", p.key, "err", err)
+	slot, index, ok := p.hear(r)
+	if !ok {
 		return false
 	}
 	var msg [handshake.ResponseSize]byte
-	kp, err := p.respond(r, &msg, slot, now)
+	remote, keys, err := r.Respond(&msg, index)
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil || p.gone {
+		p.w.store.Free(slot)
+		return false
+	}
+	now := p.w.clock.now()
+	kp, err := p.newKeypair(slot, p.session(index, remote, false, &keys, now))
 	if err != nil {
 		p.w.store.Free(slot)
 		p.w.log.Debug("overlay handshake not answered", "peer", p.key, "err", err)
@@ -214,32 +325,43 @@ func (p *peer) answer(r *handshake.Responder, from netip.AddrPort) bool {
 	return true
 }
 
-func (p *peer) respond(r *handshake.Responder, msg *[handshake.ResponseSize]byte, slot int, now int64) (*keypair, error) {
-	local, err := p.w.newIndex(slot)
-	if err != nil {
-		return nil, err
+// hear notes an initiation, and takes a slot for the answer; false: it is an old
+// one, or there shall be no answer.
+func (p *peer) hear(r *handshake.Responder) (slot int, index uint32, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.w.clock.now()
+	if p.gone || !r.Timestamp.After(p.heard) || p.heardAt != 0 && now-p.heardAt < int64(shakeEvery) {
+		return 0, 0, false
 	}
-	remote, keys, err := r.Respond(msg, local)
+	p.heard, p.heardAt = r.Timestamp, now
+	slot, index, err := p.takeSlot()
 	if err != nil {
-		return nil, err
+		p.w.log.Debug("overlay handshake not answered", "peer", p.key, "err", err)
+		return 0, 0, false
 	}
-	return p.newKeypair(slot, p.session(local, remote, false, &keys, now))
+	return slot, index, true
 }
 
 // finish takes the response to our initiation. An empty packet shows the peer
 // that we have the session, if no other does.
 func (p *peer) finish(msg []byte, from netip.AddrPort) bool {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := p.w.clock.now()
 	a := p.attempt
-	if p.gone || a == nil || a.index != handshake.Receiver(msg) {
+	p.mu.Unlock()
+	if a == nil || a.index != handshake.Receiver(msg) {
 		return false
 	}
 	remote, keys, err := a.state.Finish(msg)
 	if err != nil {
 		return false
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone || p.attempt != a { // ended meanwhile
+		return false
+	}
+	now := p.w.clock.now()
 	p.w.land(a.index)
 	p.attempt = nil
 	kp, err := p.newKeypair(a.slot, p.session(a.index, remote, true, &keys, now))
@@ -277,7 +399,7 @@ func (p *peer) confirm(kp *keypair) {
 
 // use begins to send with kp.
 func (p *peer) use(kp *keypair, now int64) {
-	p.greetings = 0
+	p.greetings, p.yielded = 0, 0
 	p.shaken = time.Now().UnixNano()
 	p.w.store.Confirm(kp.slot, now, p.shaken)
 	p.unanswered.Store(0)

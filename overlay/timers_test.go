@@ -1,9 +1,12 @@
 package overlay_test
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -12,6 +15,7 @@ import (
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/overlay/handshake"
 	"github.com/netctl/netctl/overlay/overlaytest"
+	sockets "github.com/netctl/netctl/overlay/udp"
 )
 
 // Timers run on the bubble's clock here: hours pass in milliseconds.
@@ -19,7 +23,12 @@ import (
 // traffic counts what two nodes say to each other.
 type traffic struct {
 	initiations, responses, keepalives, all atomic.Int64
-	hook                                    func(overlaytest.Datagram)
+	recorded                                sync.Map // the last handshake message by receiver and kind
+}
+
+type record struct {
+	to   netip.AddrPort
+	kind handshake.Kind
 }
 
 func (c *traffic) tap(d overlaytest.Datagram) {
@@ -32,8 +41,9 @@ func (c *traffic) tap(d overlaytest.Datagram) {
 	case len(d.Payload) == handshake.KeepaliveSize:
 		c.keepalives.Add(1)
 	}
-	if c.hook != nil {
-		c.hook(d)
+	if k := handshake.KindOf(d.Payload); k != handshake.KindTransport {
+		d.Payload = append([]byte(nil), d.Payload...)
+		c.recorded.Store(record{d.To, k}, d)
 	}
 }
 
@@ -124,8 +134,8 @@ func TestHourOfTraffic(t *testing.T) {
 		if gotA, gotB := a.Counters().RxSegments-atA, b.Counters().RxSegments-atB; gotA != seconds || gotB != seconds {
 			t.Errorf("%d and %d packets came, want %d each", gotA, gotB, seconds)
 		}
-		if n := c.initiations.Load() - began; n < seconds/126 || n > seconds/120+1 {
-			t.Errorf("%d handshakes in an hour, want one per 120 to 126 s", n)
+		if n := c.initiations.Load() - began; n < seconds/130 || n > seconds/120+1 {
+			t.Errorf("%d handshakes in an hour, want one per 120 to 130 s", n)
 		}
 		for _, n := range []*node{a, b} {
 			if slots, found, flying := n.SlotsInUse(); slots > 3 || found != slots || flying != 0 {
@@ -270,5 +280,90 @@ func TestOrderAcrossTheWait(t *testing.T) {
 				t.Errorf("got %q", got)
 			}
 		}
+	})
+}
+
+// TestSilentPeerAndFullSocket: a packet that the socket had no room for counts
+// as sent, or a peer that is dead would never be asked for a handshake.
+func TestSilentPeerAndFullSocket(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := new(traffic)
+		net := overlaytest.New(overlaytest.Config{Tap: c.tap})
+		wire := net.Wire(addr("192.0.2.1"))
+		a := start(t, net, 1, func(c *overlay.WireGuardConfig) { c.Wire, c.Logger = wire, nil })
+		b := start(t, net, 2, func(c *overlay.WireGuardConfig) { c.Logger = nil })
+		mesh(t, a, b)
+		a.send(t, udp(pod4(1), pod4(2), "first"))
+		b.in.waitN(t, "first packet", 1)
+		time.Sleep(20 * time.Second)
+		began := c.initiations.Load()
+		wire.Fail(sockets.ErrBusy)
+		if err := a.Send(udp(pod4(1), pod4(2), "no room")); !errors.Is(err, overlay.ErrFull) {
+			t.Errorf("got %v, want ErrFull", err)
+		}
+		wire.Fail(nil)
+		time.Sleep(16 * time.Second)
+		if n := c.initiations.Load() - began; n != 1 {
+			t.Errorf("%d handshakes, want 1", n)
+		}
+		for _, n := range []*node{a, b} {
+			if err := n.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// TestRecordedInitiation: one that was heard before the peer was removed is not
+// answered after it came back.
+func TestRecordedInitiation(t *testing.T) {
+	inBubble(t, overlaytest.Config{}, func(t *testing.T, net *overlaytest.Network, c *traffic, a, b *node) {
+		c.recorded.Clear()
+		time.Sleep(200 * time.Second) // the session is over
+		b.send(t, udp(pod4(2), pod4(1), "record me"))
+		a.in.waitN(t, "packet", 1)
+		time.Sleep(20 * time.Second)
+		v, _ := c.recorded.Load(record{a.at, handshake.KindInitiation})
+		d, ok := v.(overlaytest.Datagram)
+		if !ok {
+			t.Fatal("no initiation")
+		}
+		for _, peers := range [][]overlay.Peer{nil, {b.peer()}} {
+			if err := a.Apply(peers); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Second)
+		}
+		before := c.responses.Load()
+		net.Inject(d)
+		time.Sleep(time.Second)
+		if n := c.responses.Load() - before; n != 0 {
+			t.Errorf("%d answers", n)
+		}
+	})
+}
+
+// TestNoSlots: without room for sessions there is an attempt per second, not per
+// packet; with room there is a session again.
+func TestNoSlots(t *testing.T) {
+	inBubble(t, overlaytest.Config{}, func(t *testing.T, _ *overlaytest.Network, c *traffic, a, b *node) {
+		time.Sleep(200 * time.Second) // the session is over
+		began := c.initiations.Load()
+		release := a.Fill()
+		refused := 0
+		for range 100 {
+			if a.Send(udp(pod4(1), pod4(2), "no room")) != nil {
+				refused++
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if refused < 90 || a.Held() != 0 || c.initiations.Load() != began {
+			t.Errorf("%d of 100 refused, %d bytes wait", refused, a.Held())
+		}
+		release()
+		time.Sleep(2 * time.Second)
+		a.send(t, udp(pod4(1), pod4(2), "room"))
+		b.in.waitN(t, "packet", 1)
 	})
 }

@@ -65,10 +65,20 @@ type udpWire struct {
 	*udp.Sockets // nil until Listen, unless adopted
 
 	gso bool
+	log *slog.Logger
 }
 
-// Listen implements Wire.
+// Listen implements Wire. Sockets on another port than is asked for, because it
+// was changed meanwhile, are no use: nobody would find us there.
 func (u *udpWire) Listen(port uint16) (queues int, actual uint16, err error) {
+	if u.Sockets != nil && port != 0 && u.Port() != port {
+		u.log.Warn("overlay sockets opened anew: the port has changed", "was", u.Port(), "port", port)
+		old := u.Sockets
+		u.Sockets = nil
+		if err := old.Close(); err != nil {
+			return 0, 0, err
+		}
+	}
 	if u.Sockets == nil {
 		if u.Sockets, err = udp.Listen(port, u.gso); err != nil {
 			return 0, 0, err

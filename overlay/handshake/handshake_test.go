@@ -166,6 +166,26 @@ func TestLimiter(t *testing.T) {
 	}
 }
 
+func TestBucket(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_700_000_000, 0)
+	b := NewBucket(1000, 20)
+	take := func(now time.Time) (n int) {
+		for range 100 {
+			if b.Take(now) {
+				n++
+			}
+		}
+		return n
+	}
+	if n := take(now); n != 20 {
+		t.Errorf("%d at once, want 20", n)
+	}
+	if n := take(now.Add(5 * time.Millisecond)); n != 5 {
+		t.Errorf("%d after 5 ms, want 5", n)
+	}
+}
+
 func TestKindOf(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

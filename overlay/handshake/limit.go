@@ -47,3 +47,35 @@ func (l *Limiter) Allow(a netip.Addr, now time.Time) bool {
 	l.full[b] = full
 	return true
 }
+
+// Bucket bounds how often something is done, for whomever. It is safe for
+// concurrent use.
+type Bucket struct {
+	cost time.Duration // of one token
+	room time.Duration // of all tokens
+
+	mu   sync.Mutex
+	full time.Time // when it has all its tokens again; guarded by mu
+}
+
+// NewBucket returns a bucket of so many tokens, which come back at a rate per
+// second.
+func NewBucket(rate, burst int) *Bucket {
+	cost := time.Second / time.Duration(rate)
+	return &Bucket{cost: cost, room: cost * time.Duration(burst)}
+}
+
+// Take takes a token; false: there is none.
+func (b *Bucket) Take(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	full := b.full
+	if full.Before(now) {
+		full = now
+	}
+	if full = full.Add(b.cost); full.Sub(now) > b.room {
+		return false
+	}
+	b.full = full
+	return true
+}

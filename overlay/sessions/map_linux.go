@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -19,6 +20,7 @@ type file struct {
 	data  []byte
 	words []atomic.Uint64
 	ready int // bytes from the start that have memory behind them
+	kept  int // bytes from the start that we tried to keep out of swap
 }
 
 // mapFile maps the first size bytes of f, shared and writable. It owns f.
@@ -37,14 +39,35 @@ func mapFile(f *os.File, size int) (*file, error) {
 	if merr != nil {
 		return nil, errors.Join(os.NewSyscallError("mmap", merr), f.Close())
 	}
-	_ = unix.Madvise(b, unix.MADV_DONTDUMP) // keys stay out of core dumps; a kernel without it has none of ours anyway
-	lock(b)
+	_ = unix.Madvise(b, unix.MADV_DONTDUMP)                                                                                // keys stay out of core dumps; a kernel without it has none of ours anyway
 	return &file{f: f, data: b, words: unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)}, nil // page-aligned, len(b)/8 words long
 }
 
-// lock keeps the pages that are used out of swap, where the process may.
-func lock(b []byte) {
-	_, _, _ = unix.Syscall(unix.SYS_MLOCK2, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MLOCK_ONFAULT)
+// keep holds the part of the mapping that has memory out of swap, where the
+// process may. The whole would be more than most processes may lock.
+func (m *file) keep() error {
+	b := m.data[m.kept:m.ready]
+	if len(b) == 0 {
+		return nil
+	}
+	m.kept = m.ready
+	if _, _, errno := unix.Syscall(unix.SYS_MLOCK2, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MLOCK_ONFAULT); errno != 0 {
+		return os.NewSyscallError("mlock2", errno)
+	}
+	return nil
+}
+
+// flock takes or gives back the lock on the file, without waiting.
+func (m *file) flock(how int) error {
+	raw, err := m.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) { ferr = unix.Flock(int(fd), how|unix.LOCK_NB) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("flock", ferr)
 }
 
 func (m *file) close() error {
@@ -64,7 +87,22 @@ func (s *Store) reserve(n int) error {
 		return err
 	}
 	s.file.ready = need
+	s.keep()
 	return nil
+}
+
+// keep calls file.keep until it fails, which is said once. It needs mu, or an
+// owner that is alone.
+func (s *Store) keep() {
+	if s.swaps {
+		return
+	}
+	if err := s.file.keep(); err != nil {
+		s.swaps = true
+		if s.warn != nil {
+			s.warn(fmt.Errorf("session keys may be swapped out: %w", err))
+		}
+	}
 }
 
 // allocate gives the first n bytes of f memory.
@@ -87,13 +125,37 @@ func allocate(f *os.File, n int) error {
 	return os.NewSyscallError("fallocate", ferr)
 }
 
+// inMemory is onTmpfs of a file that is open, whatever its name leads to by now.
+func inMemory(f *os.File) (bool, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var st unix.Statfs_t
+	var ferr error
+	if err := raw.Control(func(fd uintptr) { ferr = unix.Fstatfs(int(fd), &st) }); err != nil {
+		return false, err
+	}
+	return volatile(&st), os.NewSyscallError("fstatfs", ferr)
+}
+
+// ours reports whether a file is this user's alone.
+func ours(st os.FileInfo) bool {
+	s, ok := st.Sys().(*syscall.Stat_t)
+	return ok && int(s.Uid) == os.Geteuid() && st.Mode().IsRegular() && st.Mode().Perm()&0o077 == 0
+}
+
+func volatile(st *unix.Statfs_t) bool {
+	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
+}
+
 // onTmpfs reports whether what lies in dir stays in memory.
 func onTmpfs(dir string) (bool, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return false, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC, nil
+	return volatile(&st), nil
 }
 
 // Now returns the nanoseconds since boot, time asleep included.

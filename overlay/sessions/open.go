@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 )
 
 const (
@@ -30,6 +31,9 @@ type Config struct {
 	Owner [KeySize]byte // our public key
 	// AnyFilesystem lets the file lie on a disk. For tests: it has keys in it.
 	AnyFilesystem bool
+	// Warn is told, at most once, that keys cannot be kept out of swap, which is so
+	// when RLIMIT_MEMLOCK is small; nil: nobody is told.
+	Warn func(error)
 }
 
 // Refusal is why a file was not taken over.
@@ -83,7 +87,7 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Slots < 1 || cfg.Slots > maxSlots {
 		return nil, fmt.Errorf("session store: %d slots, want 1 to %d", cfg.Slots, maxSlots)
 	}
-	s := &Store{slots: cfg.Slots}
+	s := &Store{slots: cfg.Slots, warn: cfg.Warn}
 	if cfg.Path == "" {
 		s.anonymous(&cfg)
 		return s, nil
@@ -97,6 +101,7 @@ func Open(cfg Config) (*Store, error) {
 		s.anonymous(&cfg)
 		return s, nil
 	}
+	// The directory has been looked at; what counts is where the file itself lies.
 	f, refusal, err := existing(&cfg)
 	if err == nil && f == nil {
 		f, err = create(&cfg)
@@ -108,6 +113,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.report.Refusal = refusal
 	s.file, s.words, s.slots = f, f.words, (len(f.words)-headWords)/slotWords
+	s.keep()
 	return s, nil
 }
 
@@ -153,9 +159,12 @@ func headerSum(head [headSum]uint64) uint64 {
 // existing maps the file that is there, if it is ours. No file and no refusal:
 // there is none.
 func existing(cfg *Config) (*file, Refusal, error) {
-	f, err := os.OpenFile(cfg.Path, os.O_RDWR, 0)
+	f, err := os.OpenFile(cfg.Path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, NotRefused, nil
+	}
+	if errors.Is(err, syscall.ELOOP) { // a link: whoever made it wants our keys elsewhere
+		return nil, RefusedForeign, nil
 	}
 	if err != nil {
 		return nil, 0, err
@@ -174,8 +183,11 @@ func judge(f *os.File, cfg *Config) (slots int, r Refusal, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
+	if !ours(st) {
 		return 0, RefusedForeign, nil
+	}
+	if memory, err := inMemory(f); err != nil || !memory && !cfg.AnyFilesystem {
+		return 0, RefusedDisk, err
 	}
 	var b [(headSum + 1) * 8]byte
 	if _, err := f.ReadAt(b[:], 0); err != nil {
@@ -215,7 +227,13 @@ func create(cfg *Config) (*file, error) {
 		return nil, err
 	}
 	size := sizeWords(cfg.Slots) * 8
-	err = f.Truncate(int64(size))
+	memory, err := inMemory(f)
+	if err == nil && !memory && !cfg.AnyFilesystem {
+		err = errors.New(RefusedDisk.String())
+	}
+	if err == nil {
+		err = f.Truncate(int64(size))
+	}
 	if err == nil {
 		err = allocate(f, min(size, firstBytes))
 	}

@@ -2,7 +2,7 @@
 // file in memory that two processes may have mapped at once.
 //
 //	header   magic, layout, slots, epoch, owner, checksum | used
-//	slot     seal | peer, indices, role, time, keys | confirmed, received | sent
+//	slot     seal | peer, indices, role, time, keys | confirmed, received, heard | sent
 //	slot ...
 //
 // One slot is one key pair. The words between the bars never change while the
@@ -16,11 +16,16 @@
 //     before it uses them, and that word only ever grows. A new session in an old
 //     slot goes on counting where the last one ended, so a process that still
 //     holds the old keys cannot meet a number that it had.
+//     What is exported takes numbers along that this table does not give out any
+//     more, and a slot that counts beyond [MaxSent] is never given out again.
+//   - One process at a time gives out slots: who serves has [Store.Lock], which the
+//     kernel frees at its end.
 //   - Received counters are kept as their maximum alone, and before a packet is
 //     passed on. Who takes over refuses all up to it: a replay is never accepted,
 //     at the price of packets that were overtaken just then.
 //   - Keys never reach a disk: a path on anything but tmpfs is not used, and the
-//     table is this process's own memory.
+//     table is this process's own memory. Swap is the exception: a file's pages are
+//     locked against it while a process has them and where it may (RLIMIT_MEMLOCK).
 //   - A file is judged before it is used, and refused with a reason. It is never
 //     truncated: one that is refused is replaced by a new one under its name, so
 //     whoever has it mapped keeps it.
@@ -29,11 +34,14 @@
 package sessions
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // KeySize is the length of all keys.
@@ -50,7 +58,21 @@ type Session struct {
 	Send, Receive [KeySize]byte
 	Sent          uint64 // counters below it are used
 	Received      uint64 // counters below it are refused
+	// Heard is the greatest timestamp of the peer's handshakes: who takes over must
+	// not answer one that was recorded.
+	Heard [HeardSize]byte
 }
+
+const (
+	// HeardSize is the length of a handshake's timestamp.
+	HeardSize = 12
+	// MaxSent is the highest counter that a session begins with or is found with:
+	// far more than can be sent in its life, far below the end of numbers. A slot
+	// that counts higher was written by something else, and is not used again.
+	MaxSent = 1 << 60
+	// lease is how many numbers Export gives away of each session.
+	lease = 1 << 40
+)
 
 // Words of the header.
 const (
@@ -81,6 +103,7 @@ const (
 	slotConfirmed = 16
 	slotHandshake = 17
 	slotReceived  = 18
+	slotHeard     = 19 // 2 words
 	slotSent      = 24
 	slotWords     = 32
 )
@@ -93,9 +116,13 @@ type Store struct {
 	file   *file // nil: this process's memory
 	report Report
 
+	warn  func(error)
+	swaps bool // keys cannot be kept out of swap; guarded by mu
+
 	mu   sync.Mutex
 	free []int // of the used ones; guarded by mu
 	used int   // guarded by mu
+	lost int   // of the used ones, never to be given out; guarded by mu
 }
 
 // ErrFull says that there is no slot left, or no memory for one.
@@ -132,8 +159,15 @@ func (s *Store) Alloc() (int, error) {
 	i := s.used
 	s.used++
 	s.words[headUsed].Store(uint64(s.used)) // at most slots
+	if s.poisoned(i) {
+		s.lost++
+		return 0, fmt.Errorf("%w: slot %d counts too high", ErrFull, i) // the next one may be good
+	}
 	return i, nil
 }
+
+// poisoned reports whether a slot's counter could come to the end of numbers.
+func (s *Store) poisoned(i int) bool { return s.Sent(i).Load() > MaxSent }
 
 // Claim is Alloc of a certain slot.
 func (s *Store) Claim(i int) error {
@@ -150,10 +184,14 @@ func (s *Store) Claim(i int) error {
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	}
 	for ; s.used < i; s.used++ {
-		s.free = append(s.free, s.used)
+		s.giveBack(s.used)
 	}
 	s.used = i + 1
 	s.words[headUsed].Store(uint64(s.used)) // at most slots
+	if s.poisoned(i) {
+		s.lost++
+		return fmt.Errorf("%w: slot %d counts too high", ErrFull, i)
+	}
 	return nil
 }
 
@@ -162,6 +200,15 @@ func (s *Store) Free(i int) {
 	s.wipe(i)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.giveBack(i)
+}
+
+// giveBack makes a slot free for Alloc. It needs mu.
+func (s *Store) giveBack(i int) {
+	if s.poisoned(i) {
+		s.lost++
+		return
+	}
 	s.free = append(s.free, i)
 }
 
@@ -169,7 +216,7 @@ func (s *Store) Free(i int) {
 func (s *Store) wipe(i int) {
 	w := s.slot(i)
 	w[slotSeal].Store(0)
-	for k := 1; k <= slotReceived; k++ {
+	for k := 1; k < slotHeard+2; k++ {
 		w[k].Store(0)
 	}
 }
@@ -188,6 +235,8 @@ func (s *Store) Put(i int, v *Session) {
 	putKey(w[slotReceive:], &v.Receive)
 	w[slotConfirmed].Store(uint64(v.Confirmed)) // bits
 	w[slotReceived].Store(v.Received)
+	w[slotHeard].Store(binary.BigEndian.Uint64(v.Heard[:]))
+	w[slotHeard+1].Store(uint64(binary.BigEndian.Uint32(v.Heard[8:])))
 	for {
 		sent := w[slotSent].Load()
 		if sent >= v.Sent || w[slotSent].CompareAndSwap(sent, v.Sent) {
@@ -214,7 +263,7 @@ func (s *Store) Received(i int) *atomic.Uint64 { return &s.slot(i)[slotReceived]
 // free. Nothing may have been given out before.
 func (s *Store) Load(yield func(i int, v *Session) bool) {
 	s.mu.Lock()
-	s.free = s.free[:0]
+	s.free, s.lost = s.free[:0], 0
 	s.used = int(min(s.words[headUsed].Load(), uint64(s.slots))) // at most slots
 	if err := s.reserve(s.used); err != nil {
 		s.used = 0 // what cannot be read safely is not there
@@ -233,13 +282,36 @@ func (s *Store) Load(yield func(i int, v *Session) bool) {
 	}
 }
 
-// All calls yield for every session that is whole.
-func (s *Store) All(yield func(v *Session) bool) {
+// Export calls yield for every session that is whole, for a process with another
+// table. Numbers are given along, 2^40 from Sent on: this table's own sessions
+// go on counting behind them, so neither can meet a number of the other.
+func (s *Store) Export(yield func(v *Session) bool) {
 	for i := range int(min(s.words[headUsed].Load(), uint64(s.slots))) { // at most slots
-		if v, ok := s.read(i); ok && !yield(v) {
+		v, ok := s.read(i)
+		if !ok {
+			continue
+		}
+		if v.Sent = s.Sent(i).Add(lease) - lease; !yield(v) {
 			return
 		}
 	}
+}
+
+// Lock keeps other processes from taking the file into use; Unlock, or the end
+// of the process, ends that.
+func (s *Store) Lock() error {
+	if s.file == nil {
+		return nil
+	}
+	return s.file.flock(unix.LOCK_EX)
+}
+
+// Unlock is for who has the lock, or may have it.
+func (s *Store) Unlock() error {
+	if s.file == nil {
+		return nil
+	}
+	return s.file.flock(unix.LOCK_UN)
 }
 
 // read takes one session out; false: none, or torn.
@@ -259,6 +331,11 @@ func (s *Store) read(i int) (*Session, bool) {
 	getKey(w[slotPeer:], &v.Peer)
 	getKey(w[slotSend:], &v.Send)
 	getKey(w[slotReceive:], &v.Receive)
+	binary.BigEndian.PutUint64(v.Heard[:], w[slotHeard].Load())
+	binary.BigEndian.PutUint32(v.Heard[8:], uint32(w[slotHeard+1].Load())) // its half
+	if v.Created < 0 || v.Sent > MaxSent {
+		return nil, false
+	}
 	return v, w[slotSeal].Load() == mark // not changed meanwhile
 }
 
@@ -273,5 +350,5 @@ func boolWord(b bool) uint64 {
 func (s *Store) InUse() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.used - len(s.free)
+	return s.used - len(s.free) - s.lost
 }

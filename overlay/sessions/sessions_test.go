@@ -19,7 +19,7 @@ import (
 func made(n byte) *Session {
 	v := &Session{
 		Local: uint32(n) << 8, Remote: uint32(n), Initiator: n%2 == 0, Created: int64(n) * 1e9, Confirmed: int64(n), Handshake: int64(n) * 7,
-		Sent: uint64(n) * 100, Received: uint64(n) * 10,
+		Sent: uint64(n) * 100, Received: uint64(n) * 10, Heard: [HeardSize]byte{n, 11: n + 1},
 	}
 	for i := range KeySize {
 		v.Peer[i], v.Send[i], v.Receive[i] = n, n+1, n+2
@@ -156,6 +156,84 @@ func TestFull(t *testing.T) {
 	}
 	if n := s.InUse(); n != 3 {
 		t.Errorf("%d in use, want 3", n)
+	}
+}
+
+// TestPoisonedSlots: a counter near the end of numbers is never counted on.
+func TestPoisonedSlots(t *testing.T) {
+	t.Parallel()
+	cfg := Config{Path: filepath.Join(t.TempDir(), "sessions"), Slots: 8}
+	s := open(t, cfg)
+	for n := range byte(3) {
+		i, err := s.Alloc()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Put(i, made(n))
+	}
+	s.Sent(1).Store(1<<64 - 1)
+	s.Put(2, &Session{Created: -1})
+	again := open(t, cfg)
+	if got := collect(again); len(got) != 1 || got[0] == nil {
+		t.Errorf("got %v, want the session of slot 0 alone", got)
+	}
+	s.Sent(5).Store(MaxSent + 1)
+	for range 20 {
+		if i, err := again.Alloc(); err == nil && (i == 1 || i == 5) {
+			t.Errorf("slot %d was given out", i)
+		}
+	}
+	if n := again.InUse(); n != 6 {
+		t.Errorf("%d in use, want 6", n)
+	}
+}
+
+// TestExportGivesNumbersAway: who imports and who still has the table never meet.
+func TestExportGivesNumbersAway(t *testing.T) {
+	t.Parallel()
+	s := open(t, Config{Slots: 4})
+	i, err := s.Alloc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Put(i, made(1))
+	for v := range s.Export {
+		if own := s.Sent(i).Load(); v.Sent != 100 || own < v.Sent+lease {
+			t.Errorf("exported from %d on, our own go on at %d", v.Sent, own)
+		}
+	}
+}
+
+func TestLock(t *testing.T) {
+	t.Parallel()
+	cfg := Config{Path: filepath.Join(t.TempDir(), "sessions"), Slots: 8}
+	a, b := open(t, cfg), open(t, cfg)
+	if err := errors.Join(a.Lock(), a.Lock()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Lock(); err == nil {
+		t.Error("two have the lock")
+	}
+	if err := errors.Join(a.Unlock(), b.Lock()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLinkIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	target := filepath.Join(dir, "target")
+	open(t, Config{Path: target, Slots: 8})
+	link := filepath.Join(dir, "sessions")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, Config{Path: link, Slots: 8})
+	if r := s.Report(); r.Refusal != RefusedForeign || r.Adopted {
+		t.Errorf("report %+v", r)
+	}
+	if st, err := os.Lstat(link); err != nil || !st.Mode().IsRegular() {
+		t.Errorf("%v, %v: want a file in the place of the link", st.Mode(), err)
 	}
 }
 
