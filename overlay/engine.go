@@ -8,10 +8,10 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gaissmai/bart"
-	"golang.org/x/sys/unix"
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/overlay/handshake"
@@ -71,7 +71,7 @@ func (s *Sockets) close() {
 	}
 	for _, fd := range s.FDs {
 		if fd >= 0 {
-			_ = unix.Close(fd) // what cannot be closed is not open
+			_ = syscall.Close(fd) // what cannot be closed is not open
 		}
 	}
 }
