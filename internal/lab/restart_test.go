@@ -291,19 +291,21 @@ func TestSecondAgentTakesOver(t *testing.T) {
 
 	first, second := start()
 	waitFor(gaveWay, 2)
-	n := l.said(t, "node1", serves)
-	end(second, syscall.SIGKILL)
-	waitFor(again, 1)
-	waitFor(serves, n+1)
-	talk("after the successor was killed")
-
-	_, second = start()
-	waitFor(gaveWay, 3)
 	end(first, syscall.SIGKILL)
 	talk("after the retired one was killed")
 	if now := l.agents("node1"); !slices.Equal(now, []int{second}) {
 		t.Errorf("agents %v, want %d", now, second)
 	}
+
+	// Last, for the one that serves then gives way to no other for a minute: its
+	// successor has died young.
+	_, second = start()
+	waitFor(gaveWay, 3)
+	n := l.said(t, "node1", serves)
+	end(second, syscall.SIGKILL)
+	waitFor(again, 1)
+	waitFor(serves, n+1)
+	talk("after the successor was killed")
 }
 
 // A pod that is deleted takes its connections along: its peers are told.
