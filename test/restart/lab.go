@@ -38,6 +38,19 @@ type labDriver struct {
 	leaving sync.WaitGroup // agents that were asked to end
 }
 
+// memory is a directory that lies in memory, as a node's /run does: agents keep the
+// tunnel's sessions nowhere else. Where there is none, crashes lose them.
+func memory() string {
+	const run, tmpfs = "/run", 0x01021994 // statfs(2)
+	for _, dir := range []string{run, "/dev/shm"} {
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(dir, &fs); err == nil && fs.Type == tmpfs {
+			return dir
+		}
+	}
+	return run
+}
+
 func newLabDriver(ctx context.Context, o options) (_ *labDriver, err error) {
 	if o.netctl, err = filepath.Abs(o.netctl); err != nil {
 		return nil, err
@@ -46,7 +59,7 @@ func newLabDriver(ctx context.Context, o options) (_ *labDriver, err error) {
 		return nil, fmt.Errorf("%w: run 'make build' first", err)
 	}
 	d := &labDriver{options: o, found: &scene{}}
-	if d.dir, err = os.MkdirTemp("/run", "netctl-restart"); err != nil {
+	if d.dir, err = os.MkdirTemp(memory(), "netctl-restart"); err != nil {
 		return nil, err
 	}
 	defer func() {
