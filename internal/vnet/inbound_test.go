@@ -162,9 +162,11 @@ func TestInboundSuperPackets(t *testing.T) {
 				t.Errorf("%s: %d packets came: nothing was put together", way.packet, len(got))
 			}
 		}
+		// A loaded machine hands the tunnel's datagrams over in several batches:
+		// each is a packet of its own then, but a segment never is.
 		sum := c.Node("n1").Router.Counters()
-		if sum.Packets > 8 {
-			t.Errorf("n1 counts %d packets carried: segments are not packets of their own", sum.Packets)
+		if segments := uint64(3 * size / 1300); sum.Packets > segments/2 {
+			t.Errorf("n1 counts %d packets carried for %d segments: segments are not packets of their own", sum.Packets, segments)
 		}
 	})
 }
