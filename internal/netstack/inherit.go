@@ -169,8 +169,10 @@ func (e *Inheritance) passOn(f Flow, fd int) bool {
 	if e.heir == nil {
 		return false
 	}
+	// In this order: a Stack without tuples is idle, and one that is idle may end
+	// before the heir has the flow.
+	e.heir.Flow(f, fd) // which is word enough that the tuple has ended
 	e.remove(f.Tuple)
-	e.heir.Flow(f, fd) // which is word enough
 	return true
 }
 
