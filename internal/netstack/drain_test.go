@@ -127,7 +127,7 @@ func (r *reign) ends(t testing.TB) {
 			if err != nil {
 				t.Errorf("the old process ends with: %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("the old process does not end: %+v", r.stack.Stats())
 		}
 	}
@@ -189,7 +189,7 @@ func (c counter) Write(b []byte) (int, error) {
 // speak expects a connection to give back what is said.
 func speak(t testing.TB, c net.Conn, text string) {
 	t.Helper()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	buf := make([]byte, len(text))
 	if _, err := c.Write([]byte(text)); err != nil {
 		t.Errorf("write: %v", err)
@@ -268,7 +268,7 @@ func TestDrainMovesDatagrams(t *testing.T) {
 			}
 			defer c.Close()
 			ask := func(i int) (port string) {
-				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(patience))
 				buf := make([]byte, 200)
 				_, _ = fmt.Fprintf(c, "%d", i)
 				n, err := c.Read(buf)
@@ -303,7 +303,7 @@ func TestDrainMovesDatagramsOn(t *testing.T) {
 	port := echoPort(t, f)
 	conns, ports := make([]*gonet.UDPConn, many), make([]string, many)
 	ask := func(i int) string {
-		_ = conns[i].SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conns[i].SetDeadline(time.Now().Add(patience))
 		buf := make([]byte, 200)
 		_, _ = conns[i].Write([]byte("x"))
 		n, err := conns[i].Read(buf)
@@ -438,7 +438,7 @@ func TestDrainOfAServer(t *testing.T) {
 	speak(t, c, "before")
 	r := s.succeedBy()
 	speak(t, c, "after")
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the pod reads %v, want an end", err)
 	}
@@ -460,7 +460,7 @@ func TestDrainLosesThePredecessor(t *testing.T) {
 			r := s.succeedBy()
 			speak(t, c, "hello")
 			r.conn.Close()
-			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(patience))
 			if _, err := c.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "reset") {
 				t.Errorf("the waiting pod reads %v, want a reset", err)
 			}
@@ -484,7 +484,7 @@ func TestDrainEndsAtItsLimit(t *testing.T) {
 	r := s.succeedBy()
 	speak(t, c, "hello")
 	r.end()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "reset") {
 		t.Errorf("the pod reads %v, want a reset", err)
 	}
@@ -560,7 +560,7 @@ func TestKnock(t *testing.T) {
 			s.stack.Knock(packet.Tuple{
 				Src: packet.AddrFrom(f.pod), SrcPort: from.Port(), Dst: packet.AddrFrom(f.out), DstPort: port, Proto: packet.ProtoTCP,
 			}, false)
-			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(patience))
 			if _, err := c.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "reset") {
 				t.Errorf("the waiting pod reads %v, want a reset", err)
 			}
