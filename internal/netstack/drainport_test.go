@@ -98,7 +98,7 @@ func (n *network) seenBy(t testing.TB, f family, port uint16) {
 
 func askUDP(t testing.TB, c *net.UDPConn, text string) string {
 	t.Helper()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	_, _ = c.Write([]byte(text))
 	buf := make([]byte, 2048)
 	m, err := c.Read(buf)
@@ -159,7 +159,7 @@ func TestDrainKeepsNodeSockets(t *testing.T) {
 			if n, err := io.ReadFull(waiting, buf[:6]); err != nil || string(buf[:n]) != "waited" {
 				t.Errorf("who waited for a process reads %q, %v", buf[:n], err)
 			}
-			_ = udp.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = udp.SetDeadline(time.Now().Add(patience))
 			if n, err := udp.Read(buf); err != nil || string(buf[:n]) != "waits "+source {
 				t.Errorf("the datagram that waited is answered with %q, %v", buf[:n], err)
 			}
@@ -278,7 +278,7 @@ func TestDrainLosesNodeSockets(t *testing.T) {
 			r := s.hand(second, sockets{old, nodeSockets(t, f, second)}, nil)
 			speak(t, c, "hello")
 			r.conn.Close()
-			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(patience))
 			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("the client reads %v, want a reset", err)
 			}
@@ -287,7 +287,7 @@ func TestDrainLosesNodeSockets(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), "reset") {
 					t.Errorf("the pod reads %v, want a reset", err)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(patience):
 				t.Error("the pod waits for ever")
 			}
 		})
@@ -391,7 +391,7 @@ func TestCrashResetsClients(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the client reads %v, want a reset", err)
 	}

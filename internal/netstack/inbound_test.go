@@ -66,7 +66,7 @@ func (n *network) serveTCP(t testing.TB, f family, port uint16, serve func(*gone
 
 func (n *network) mustDialInto(t testing.TB, src, dst netip.AddrPort) net.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c, err := n.stack.Dial(ctx, src, dst)
 	if err != nil {
@@ -602,7 +602,7 @@ func TestInboundPathMTU(t *testing.T) {
 				_ = flow.Send(data[:1350])
 			}
 			buf := make([]byte, packet.MaxSize)
-			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = conn.SetReadDeadline(time.Now().Add(patience))
 			if m, _, err := conn.ReadFrom(buf); err != nil || m != 1350 {
 				t.Errorf("pod got %d bytes, %v", m, err)
 			}
@@ -658,7 +658,7 @@ func TestCloseLeavesNothingInbound(t *testing.T) {
 			t.Errorf("%d flows left", st.InboundFlows)
 		}
 	})
-	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			buf := make([]byte, 1<<20)
 			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])

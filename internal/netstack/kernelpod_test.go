@@ -221,7 +221,7 @@ func TestLinuxPodIsKnocked(t *testing.T) {
 	next.Knock(packet.Tuple{
 		Src: packet.AddrFrom(pod4), SrcPort: from.Port(), Dst: packet.AddrFrom(out4), DstPort: port, Proto: packet.ProtoTCP,
 	}, false)
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the waiting pod reads %v, want a reset", err)
 	}

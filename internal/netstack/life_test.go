@@ -31,7 +31,7 @@ func TestManyConnections(t *testing.T) {
 			var wg sync.WaitGroup
 			for range 200 {
 				wg.Go(func() {
-					ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+					ctx, cancel := context.WithTimeout(context.Background(), patience)
 					defer cancel()
 					c, err := n.dial(ctx, f, port)
 					if err != nil {
@@ -326,7 +326,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 			t.Errorf("left: %d dials, %d connections, %d flows, %d pings", st.Dials, st.Conns, st.Flows, st.Echoes)
 		}
 	})
-	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			buf := make([]byte, 1<<20)
 			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])

@@ -32,7 +32,7 @@ func (n *network) capture() packets {
 // next returns the next packet that match accepts, parsed.
 func (c packets) next(t testing.TB, what string, match func(*packet.Packet) bool) *packet.Packet {
 	t.Helper()
-	timeout := time.After(5 * time.Second)
+	timeout := time.After(patience)
 	for {
 		select {
 		case buf := <-c:

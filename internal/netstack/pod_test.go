@@ -110,7 +110,7 @@ func startStack(t testing.TB, p *pod, change func(*netstack.Config)) *netstack.S
 		cancel()
 		select {
 		case <-ran:
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Error("Run did not return")
 		}
 	})
@@ -229,10 +229,10 @@ func (n *network) dial(ctx context.Context, f family, port uint16) (*gonet.TCPCo
 	return gonet.DialContextTCP(ctx, n.pod.stack, full(netip.AddrPortFrom(f.out, port)), f.proto)
 }
 
-// mustDial is dial within five seconds, closed at the end of the test.
+// mustDial is dial, closed at the end of the test.
 func (n *network) mustDial(t testing.TB, f family, port uint16) *gonet.TCPConn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c, err := n.dial(ctx, f, port)
 	if err != nil {
@@ -269,11 +269,11 @@ func listen(t testing.TB, f family, serve func(*net.TCPConn)) uint16 {
 	return l.Addr().(*net.TCPAddr).AddrPort().Port()
 }
 
-// eventually waits until ok holds.
 // patience is how long a test waits for what must come: longer than a loaded
 // machine needs under the race detector.
 const patience = time.Minute
 
+// eventually waits until ok holds.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)

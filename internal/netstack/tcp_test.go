@@ -9,7 +9,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/packet"
@@ -97,7 +96,7 @@ func TestTCPRefusedStaysRefused(t *testing.T) {
 			port := uint16(l.Addr().(*net.TCPAddr).Port)
 			l.Close()
 			n := start(t, nil)
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			_, err = n.dial(ctx, f, port)
 			if err == nil || !strings.Contains(err.Error(), "refused") {
