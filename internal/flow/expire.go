@@ -112,9 +112,15 @@ func (c *candidate) worse(o *candidate, own bool) bool {
 	return c.age > o.age
 }
 
-// ownerScan is the number of buckets in which Insert looks for something that
-// a full owner can do without: at the default sizes about eight of its slots.
-const ownerScan = 16
+// Insert looks for something that a full owner can do without in ownerScan buckets
+// at a time, at the default sizes about eight of its slots. Once in three thousand
+// times not one is there, so it looks further then: up to ownerScans times, or the
+// pod would be refused a connection although it has others that are over. Who has
+// nothing but live connections pays for that with each try.
+const (
+	ownerScan  = 16
+	ownerScans = 8
+)
 
 // makeRoom evicts one connection after an Insert that found no room for h, and
 // reports whether to try again.
@@ -126,7 +132,9 @@ func (t *Table) makeRoom(res Result, h *home, owner, now uint32) bool {
 		s.buckets(t, h.b2, 1)
 	case OwnerFull:
 		s.own, s.owner = true, owner
-		s.buckets(t, h.b1, ownerScan)
+		for n := uint32(0); n < ownerScans && s.worst.ref == 0; n++ {
+			s.buckets(t, h.b1+n*ownerScan, ownerScan)
+		}
 	default:
 		return false
 	}

@@ -149,6 +149,32 @@ func TestOwnerRecyclesItsOwn(t *testing.T) {
 	check(t, tab)
 }
 
+// A full owner always finds one of its own that it can do without, also when they are
+// few among the table's slots.
+func TestOwnerFindsItsOwn(t *testing.T) {
+	t.Parallel()
+	const slots, bound = 1 << 15, 1 << 10 // an owner has a sixteenth, as by default
+	tab := open(t, flow.Config{Slots: slots, PerOwner: bound})
+	for i := range 40 * bound {
+		ref, res := insert(tab, tupleOf(i), 7, 1)
+		if res != flow.Inserted {
+			t.Fatalf("%d. connection: %v, although half of the owner's are unanswered", i, res)
+		}
+		if i < bound/2 {
+			establish(t, tab, ref)
+		}
+	}
+	if n := tab.OwnerLen(7); n != bound {
+		t.Errorf("owner has %d, want %d", n, bound)
+	}
+	for i := range bound / 2 {
+		if st := state(t, tab, tupleOf(i)); st != flow.Established {
+			t.Errorf("an established connection became %v", st)
+		}
+	}
+	check(t, tab)
+}
+
 // A flood of openings fills the table many times over and leaves established
 // connections alone.
 func TestFloodSparesEstablished(t *testing.T) {
