@@ -35,7 +35,8 @@ import (
 //	                                 │                       ├──────┘
 //	                                 └────── retired ◀───────┘ it serves
 //	                           nobody serves any more: at once if the
-//	                           successor failed or ended in order
+//	                           successor failed or ended in order; or
+//	                           who serves is told to end, and offers
 type process struct {
 	cfg   Config
 	log   *slog.Logger
@@ -51,8 +52,10 @@ type process struct {
 	settled chan struct{}     // closed when facts and ranges are there, which only a cluster has
 	sure    confirm.Confirmer // of what cluster says; without one there is nothing to confirm
 
+	term    atomic.Pointer[tenure] // that has begun to take over, and has not ended
 	serving atomic.Pointer[Agent]
 	retired atomic.Bool
+	told    atomic.Bool // to end
 }
 
 // Run is the life of an agent: it follows the cluster, and whenever it is its
@@ -72,24 +75,29 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer p.drains.Wait()
+	return ignoreDone(ctx, p.outlive(ctx, p.run))
+}
+
+// run runs the process' parts until the context ends or one of them fails.
+func (p *process) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := cfg.Source.Run(ctx, p.learn); err != nil {
+		if err := p.cfg.Source.Run(ctx, p.learn); err != nil {
 			return fmt.Errorf("cluster source: %w", err)
 		}
 		return nil
 	})
-	if cfg.ProbeSocket != "" && !cfg.StandIn { // else it is that of the agent it stands in for
+	if p.cfg.ProbeSocket != "" && !p.cfg.StandIn { // else it is that of the agent it stands in for
 		g.Go(func() error {
-			return probe.Serve(ctx, cfg.ProbeSocket, probe.Subject{Live: p.live, Ready: p.ready})
+			return probe.Serve(ctx, p.cfg.ProbeSocket, probe.Subject{Live: p.live, Ready: p.ready})
 		})
 	}
 	g.Go(func() error { return p.terms(ctx) })
-	if cfg.Cluster != nil {
+	if p.cfg.Cluster != nil {
 		g.Go(func() error { return p.confirm(ctx) })
 	}
 	if err := g.Wait(); !errors.Is(err, errReplaced) {
-		return ignoreDone(ctx, err)
+		return err
 	}
 	return nil
 }
@@ -146,7 +154,7 @@ func (p *process) terms(ctx context.Context) error {
 		return errors.Join(err, a.close())
 	}
 	for {
-		if err := p.term(ctx, a, seat, legacy); err != nil || ctx.Err() != nil {
+		if err := p.serveTerm(ctx, a, seat, legacy); err != nil || ctx.Err() != nil {
 			return err
 		}
 		p.retire(true)
@@ -155,24 +163,28 @@ func (p *process) terms(ctx context.Context) error {
 			p.drains.Wait()
 			return errReplaced
 		}
-		p.log.Info("gave way to another agent of this node; waiting to be ended, or needed again")
-		if seat, err = seat.Retake(ctx); err != nil {
-			return err
+		if p.told.Load() {
+			p.log.Info("gave way to another agent of this node, and ends")
+			<-ctx.Done()
+			return nil
 		}
-		legacy = nil
-		p.retire(false)
-		p.log.Warn("no other agent serves this node any more, so this one does again")
-		a = newAgent(p)
-		if err := a.prepare(); err != nil {
-			return errors.Join(err, a.close(), seat.Leave())
+		p.log.Info("gave way to another agent of this node; waiting to be ended, or needed again")
+		if a, seat, legacy, err = p.reserve(ctx, seat); err != nil {
+			return err
 		}
 	}
 }
 
-// term serves until the context ends or a successor serves. It owns the Agent, and
-// the seat is left after it.
-func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legacy *handover.Legacy) (err error) {
+// serveTerm serves until the context ends or a successor serves. It owns the Agent,
+// and the seat is left after it.
+func (p *process) serveTerm(ctx context.Context, a *Agent, seat *handover.Seat, legacy *handover.Legacy) (err error) {
 	began := time.Now()
+	t := &tenure{seat: seat, begun: make(chan struct{}), ended: make(chan struct{})}
+	p.term.Store(t)
+	defer func() {
+		p.term.Store(nil)
+		close(t.ended)
+	}()
 	endLife := a.live(context.WithoutCancel(ctx))
 	end := func() error {
 		err := a.letGo()
@@ -203,6 +215,7 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 		}
 		p.log.Info("agent carries packets", "inherited", from, "from_agent", legacy != nil, "took", time.Since(began).Round(time.Microsecond))
 		p.serving.Store(a)
+		t.begin()
 		heir, err := p.serve(ctx, a, seat)
 		p.serving.Store(nil)
 		switch {
@@ -218,7 +231,7 @@ func (p *process) term(ctx context.Context, a *Agent, seat *handover.Seat, legac
 			return nil
 		}
 		began = time.Now()
-		d := p.finish(a)
+		d := p.finish(a, heir)
 		if err = p.handOver(ctx, a, heir, d); err == nil {
 			p.log.Info("another agent serves", "after", time.Since(began).Round(time.Microsecond))
 			drained = true
@@ -329,8 +342,12 @@ type retirement struct {
 }
 
 // finish begins to finish connections that end in this process.
-func (p *process) finish(a *Agent) *retirement {
-	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(p.cfg.DrainLimit, DefaultDrainLimit))
+func (p *process) finish(a *Agent, heir *handover.Heir) *retirement {
+	limit := cmp.Or(p.cfg.DrainLimit, DefaultDrainLimit)
+	if heir.Wants(handover.StandIn) && !p.cfg.StandIn {
+		limit = min(limit, briefDrain)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	d := &retirement{theirs: -1, cancel: cancel, done: make(chan struct{})}
 	ours, theirs, err := drain.Pair()
 	if err != nil {

@@ -76,6 +76,9 @@ func (c *Client) Drop(name string) error { return c.ask(opDrop, name) }
 // Settled has everything dropped that former owners put and this one did not.
 func (c *Client) Settled() error { return c.ask(opSettled, "") }
 
+// Replace has another process started, which is to be handed over to.
+func (c *Client) Replace() error { return c.ask(opReplace, "") }
+
 // Goodbye has everything dropped, if this client is the owner, whose end is then
 // nobody's concern.
 func (c *Client) Goodbye() error { return c.ask(opGoodbye, "") }

@@ -53,6 +53,7 @@ const (
 	opDrop    = 'D' // name
 	opSettled = 'S' // what former owners put and I did not is of no use
 	opGet     = 'G' // all of them
+	opReplace = 'R' // I am about to end: start another one, that I hand over to
 	opGoodbye = 'B' // I end in order: nothing is to be kept, and nobody to stand in
 )
 
@@ -68,7 +69,10 @@ type Config struct {
 	// Lost is called when an owner's connection ends without a goodbye, with how
 	// long it was the owner. It must not wait.
 	Lost func(owned time.Duration)
-	Log  *slog.Logger
+	// Wanted is called when the owner wants to be replaced; nil: it cannot be. It must
+	// not wait.
+	Wanted func()
+	Log    *slog.Logger
 }
 
 // Holder keeps the copies.
@@ -272,6 +276,11 @@ func (h *Holder) answer(conn *net.UnixConn, op byte, name string, fds []int) err
 		return h.put(name, fds)
 	case opDrop:
 		h.drop(name)
+	case opReplace:
+		if h.cfg.Wanted == nil {
+			return errors.New("this holder starts an agent only when there is none")
+		}
+		h.cfg.Wanted()
 	case opSettled:
 		for name, e := range h.held {
 			if e.stale {

@@ -467,6 +467,56 @@ func TestNoStandInBesideAnAgent(t *testing.T) {
 	s.Holder.Close()
 }
 
+// An agent that is about to end has another one started beside it, once. Only the owner
+// may, and only where agents are not started by the holder alone.
+func TestReplacedOnRequest(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "log")
+	command := []string{"/bin/sh", "-c", "echo started >>" + log}
+	s := NewSupervisor(command, false, slog.New(slog.DiscardHandler))
+	path := filepath.Join(t.TempDir(), "hold.sock")
+	l, err := Listen(path)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 2)
+	go func() { done <- s.Holder.Serve(ctx, l) }()
+	go func() { done <- s.Run(ctx) }()
+	c, err := Dial(t.Context(), path)
+	must(t, err)
+	if err := c.Replace(); err == nil {
+		t.Error("one that is not the owner is replaced")
+	}
+	must(t, errors.Join(c.Own(), c.Replace()))
+	started := func() int {
+		text, _ := os.ReadFile(log)
+		return strings.Count(string(text), "\n")
+	}
+	for deadline := time.Now().Add(20 * time.Second); started() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no worker was started")
+		}
+	}
+	must(t, errors.Join(c.Goodbye(), c.Close())) // it was handed over to
+	time.Sleep(4 * firstPause)                   // another one would have been started by now
+	if n := started(); n != 1 {
+		t.Errorf("%d workers were started", n)
+	}
+	cancel()
+	for range 2 {
+		must(t, <-done)
+	}
+	s.Holder.Close()
+
+	alone := NewSupervisor(command, true, slog.New(slog.DiscardHandler)).Holder
+	alone.mu.Lock()
+	conn := &net.UnixConn{}
+	alone.owner = conn
+	alone.mu.Unlock()
+	if err := alone.answer(conn, opReplace, "", nil); err == nil {
+		t.Error("a holder that ends with its agent starts another one")
+	}
+}
+
 // A worker that is the owner and says nothing is replaced; one that speaks is not.
 func TestSilentWorkerIsKilled(t *testing.T) {
 	t.Parallel()

@@ -55,6 +55,7 @@ type Supervisor struct {
 
 	silence time.Duration
 	lost    chan time.Duration
+	wanted  chan struct{}
 	exits   chan exit
 }
 
@@ -67,9 +68,21 @@ type exit struct {
 
 // NewSupervisor returns a Supervisor with a Holder, whose losses are its own.
 func NewSupervisor(command []string, always bool, log *slog.Logger) *Supervisor {
-	s := &Supervisor{Command: command, Always: always, Log: log, silence: silence, lost: make(chan time.Duration, 1), exits: make(chan exit)}
-	s.Holder = New(Config{Lost: s.notice, Log: log})
+	s := &Supervisor{Command: command, Always: always, Log: log, silence: silence, lost: make(chan time.Duration, 1), wanted: make(chan struct{}, 1), exits: make(chan exit)}
+	cfg := Config{Lost: s.notice, Log: log}
+	if !always { // else it ends because we do
+		cfg.Wanted = s.want
+	}
+	s.Holder = New(cfg)
 	return s
+}
+
+// want is called when the owner wants to be replaced.
+func (s *Supervisor) want() {
+	select {
+	case s.wanted <- struct{}{}:
+	default:
+	}
 }
 
 // notice is called when the owner is lost.
@@ -84,7 +97,7 @@ func (s *Supervisor) notice(owned time.Duration) {
 // run are told to end, and killed when they do not.
 func (s *Supervisor) Run(ctx context.Context) error {
 	var b backoff
-	running, needed := 0, s.Always
+	running, needed, asked := 0, s.Always, false
 	defer func() {
 		for ; running > 0; running-- {
 			<-s.exits
@@ -104,8 +117,11 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			return nil
 		case <-due:
 			due = nil
-			n, again := s.replace(ctx)
-			running, needed = running+n, again
+			n, again := s.replace(ctx, asked)
+			running, needed, asked = running+n, again, asked && again
+		case <-s.wanted:
+			s.Log.Info("the agent is about to end: another one is started to take over")
+			needed, asked, due = true, true, nil
 		case owned := <-s.lost:
 			s.Log.Warn("the agent has died without a word: another one is started", "served", owned.Round(time.Millisecond))
 			if needed = true; owned >= served {
@@ -126,10 +142,10 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 }
 
-// replace starts a worker if one is still needed. It returns how many it has started,
-// and whether it is to be tried again.
-func (s *Supervisor) replace(ctx context.Context) (started int, again bool) {
-	if !s.Always && s.Holder.Owned() {
+// replace starts a worker if one is still needed, or the owner has asked for it. It
+// returns how many it has started, and whether it is to be tried again.
+func (s *Supervisor) replace(ctx context.Context, asked bool) (started int, again bool) {
+	if !s.Always && !asked && s.Holder.Owned() {
 		s.Log.Info("no worker is needed: the agent is back")
 		return 0, false
 	}

@@ -214,8 +214,17 @@ func (l *Lab) StartAgent(node string) error { return l.startAgent(node) }
 func (l *Lab) startAgent(node string, flags ...string) error {
 	// Two of them stand side by side during an upgrade.
 	holder := filepath.Join(l.stateDir(node), "holders", strconv.FormatInt(time.Now().UnixNano(), 36)+".sock")
+	args := append([]string{"netctl", "hold", "--now", "--socket=" + holder, "--"}, l.agentCommand(node)...)
+	cmd, err := l.hostCommand(node, append(args, flags...))
+	if err != nil {
+		return err
+	}
+	return l.startLogged(node, cmd, l.path("nodes", node, "agent.log"))
+}
+
+// agentCommand is how a node's agent is started.
+func (l *Lab) agentCommand(node string) []string {
 	args := []string{
-		"netctl", "hold", "--now", "--socket=" + holder, "--",
 		"netctl", "agent", "--node=" + node, "--cluster-dir=" + l.clusterDir(), "--state-dir=" + l.stateDir(node), "--data-dir=" + l.stateDir(node),
 		"--resolv-conf=" + l.path("nodes", node, "resolv.conf"), "--log-level=debug",
 	}
@@ -225,11 +234,7 @@ func (l *Lab) startAgent(node string, flags ...string) error {
 	for _, p := range l.plan.podCIDRs {
 		args = append(args, "--cluster-cidrs="+p.String())
 	}
-	cmd, err := l.hostCommand(node, append(args, flags...))
-	if err != nil {
-		return err
-	}
-	return l.startLogged(node, cmd, l.path("nodes", node, "agent.log"))
+	return args
 }
 
 // AwaitAgent returns when a node's agent answers STATUS through the plugin.

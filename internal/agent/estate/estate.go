@@ -447,6 +447,19 @@ func (c *Custodian) Drop(name string) {
 	}
 }
 
+// Replace has the holder start an agent that takes over from this one, which is about
+// to end.
+func (c *Custodian) Replace() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.client == nil || !c.owner {
+		return errors.New("this agent has no holder")
+	}
+	err := c.client.Replace()
+	c.failed("start another agent", err)
+	return err
+}
+
 // Goodbye has nothing kept, and nobody stand in for this agent.
 func (c *Custodian) Goodbye() {
 	c.mu.Lock()

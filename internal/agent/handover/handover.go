@@ -22,7 +22,9 @@
 // whatever it was doing; handed over, it is never free in between. A retired agent
 // watches it, and serves again at once when
 // its successor failed before it served, or ended in order without being asked;
-// when it just went, after Patience, for it is likely to be started anew. An agent
+// when it just went, after Patience, for it is likely to be started anew. One that is
+// told to end while it serves offers the seat, and whoever is retired takes it in the
+// same way as a successor does. An agent
 // whose successor failed gives way to no other for a while, so that one that can
 // never start does not take the node's network down with every attempt. What the
 // holder has come to is written in the lock's file. What lies on disk and in the
@@ -93,7 +95,8 @@ var ErrStays = errors.New("the agent that runs on this node does not give way")
 // StandIn is what a stand-in wants: to serve only while nobody else does.
 const StandIn = "stand-in"
 
-// ErrNotNeeded is returned to a stand-in when an agent serves.
+// ErrNotNeeded is returned to a stand-in when an agent serves, and to one in reserve
+// when that does not offer its seat (any more).
 var ErrNotNeeded = errors.New("an agent serves that does not stand in for another one")
 
 // Seat is the right to be the node's agent. It is given back by Leave, handed over
@@ -111,6 +114,7 @@ type Seat struct {
 
 	serving atomic.Bool
 	failed  atomic.Bool
+	offered atomic.Bool
 
 	mu        sync.Mutex
 	stay      time.Duration   // since began, nobody is listened to; guarded by mu
@@ -324,6 +328,9 @@ func (s *Seat) accept(l net.Listener, f func(*net.UnixConn)) {
 
 // stays returns how long nobody is listened to.
 func (s *Seat) stays() time.Duration {
+	if s.offered.Load() {
+		return 0 // anybody is better than nobody
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.stay - time.Since(s.began)
@@ -390,48 +397,12 @@ func ask(ctx context.Context, dir string) error {
 	return nil
 }
 
-// Retake returns when the seat, which was left, is ours again because nobody else
-// serves, or with an error when the context ends.
-func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
-	ticker := time.NewTicker(pollTime)
-	defer ticker.Stop()
-	since := time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case now := <-ticker.C:
-			lock, err := tryLock(s.dir)
-			if errors.Is(err, errTaken) {
-				since = now
-				continue
-			}
-			if err != nil { // such as that the directory is gone, and with it what there was to serve
-				return nil, err
-			}
-			what, err := read(lock)
-			if err != nil {
-				return nil, errors.Join(err, lock.Close())
-			}
-			switch young := diedYoung(what, since); {
-			case young && now.Sub(since) >= Patience:
-				return occupy(s.dir, lock, longer(s.stay), false, nil)
-			case young: // likely to be started anew
-			case what == marksTaken:
-				return occupy(s.dir, lock, longer(s.stay), false, nil)
-			case what == marksEnded || now.Sub(since) >= Patience:
-				return occupy(s.dir, lock, 0, false, nil)
-			}
-			// Whoever takes the seat in this very moment tries again.
-			if err := lock.Close(); err != nil {
-				return nil, err
-			}
-		}
-	}
-}
-
-// markServing writes that the seat's holder serves, and since when.
+// markServing writes that the seat's holder serves, and since when, or that it is
+// about to end.
 func (s *Seat) markServing() error {
+	if s.offered.Load() {
+		return mark(s.lock, marksOffered)
+	}
 	return mark(s.lock, marksServing+" "+strconv.FormatInt(time.Now().UnixMilli(), 10))
 }
 

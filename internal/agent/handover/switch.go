@@ -21,7 +21,7 @@ import (
 const (
 	opHandOver = 'H' // and the protocol's version, and what is wanted; to the holder of the seat
 	opRefused  = 'N' // and why; from it, as the rest
-	opUnneeded = 'U' // to a stand-in
+	opUnneeded = 'U' // to a stand-in, or one in reserve
 	opItem     = 'F' // and a name, with descriptors
 	opSeat     = 'L' // with the seat's lock; the last one
 	opServing  = 'S' // to it: from now on all is the new one's
@@ -146,13 +146,14 @@ func (s *Seat) hear(conn *net.UnixConn) {
 	} else if stays := s.stays(); err == nil && stays > 0 {
 		err = fmt.Errorf("its last successor failed, so it stays for another %s", stays.Round(time.Second))
 	}
-	if err == nil && !s.standIn && slices.Contains(strings.Fields(wants), StandIn) {
-		if s.serving.Load() {
-			_ = send(conn, opUnneeded, "")
-			_ = conn.Close()
-			return
-		}
-		err = errors.New("it is about to serve itself") // and may fail
+	wanted := strings.Fields(wants)
+	if err == nil && !s.offered.Load() {
+		err = s.objects(wanted)
+	}
+	if errors.Is(err, ErrNotNeeded) {
+		_ = send(conn, opUnneeded, "")
+		_ = conn.Close()
+		return
 	}
 	if err != nil {
 		_ = send(conn, opRefused, err.Error())
@@ -160,11 +161,25 @@ func (s *Seat) hear(conn *net.UnixConn) {
 		return
 	}
 	select {
-	case s.heirs <- &Heir{s, conn, strings.Fields(wants)}:
+	case s.heirs <- &Heir{s, conn, wanted}:
 	case <-s.left:
 		_ = conn.Close() // it asks whoever has the seat now
 	case <-time.After(leaveTime): // it has given up
 		_ = conn.Close()
+	}
+}
+
+// objects says why one that does not want the seat from just anybody does not get it.
+func (s *Seat) objects(wanted []string) error {
+	switch {
+	case slices.Contains(wanted, Reserve):
+		return ErrNotNeeded
+	case s.standIn || !slices.Contains(wanted, StandIn):
+		return nil
+	case s.serving.Load():
+		return ErrNotNeeded
+	default:
+		return errors.New("it is about to serve itself") // and may fail
 	}
 }
 

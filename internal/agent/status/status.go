@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -90,7 +91,8 @@ type Pool struct {
 }
 
 // Serve answers in a state directory until the context ends. describe is called
-// from many goroutines.
+// from many goroutines, and by none once Serve has returned: what it looks at may be
+// gone then.
 func Serve(ctx context.Context, stateDir string, describe func() (Status, error)) error {
 	path := filepath.Join(stateDir, socketName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -102,8 +104,23 @@ func Serve(ctx context.Context, stateDir string, describe func() (Status, error)
 		return fmt.Errorf("listen for status: %w", err)
 	}
 	mux := http.NewServeMux()
+	var gate sync.RWMutex // whoever describes has it for reading
+	ended := false        // guarded by gate
+	defer func() {
+		gate.Lock()
+		ended = true
+		gate.Unlock()
+	}()
+	ask := func() (Status, error) {
+		gate.RLock()
+		defer gate.RUnlock()
+		if ended {
+			return Status{}, errors.New("this agent does not serve any more: ask again, another one may by now")
+		}
+		return describe()
+	}
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		s, err := describe()
+		s, err := ask()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return

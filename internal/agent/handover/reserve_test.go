@@ -1,0 +1,79 @@
+package handover
+
+import (
+	"errors"
+	"testing"
+)
+
+// One in reserve has the seat back from a successor that is about to end, as any
+// successor gets it; not from one that is not, and not when another one was faster.
+func TestOfferedToTheReserve(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first := take(t, dir)
+	check(t, first.Serving())
+	pass := func(from *Seat) {
+		h := <-from.Heirs()
+		if err := errors.Join(h.Leave(), h.Await(t.Context()), h.Conn().Close()); err != nil {
+			t.Error(err)
+		}
+	}
+	go pass(first)
+	second, l, err := Take(t.Context(), dir)
+	check(t, err, second.Serving(), l.Conn().Close())
+	leave(t, first)
+
+	if _, _, err := first.Accept(t.Context()); !errors.Is(err, ErrNotNeeded) {
+		t.Errorf("what is not offered: %v", err)
+	}
+	retaken := make(chan error)
+	go func() {
+		_, err := first.Retake(t.Context())
+		retaken <- err
+	}()
+	for there := false; !there; {
+		there, err = reserved(dir)
+		check(t, err)
+	}
+	if there, err := second.Offer(); !there || err != nil {
+		t.Errorf("nobody is seen in reserve: %v", err)
+	}
+	if err := <-retaken; !errors.Is(err, ErrOffered) {
+		t.Errorf("one in reserve hears %v", err)
+	}
+	second.mu.Lock()
+	second.stay = lastStay // does not count any more
+	second.mu.Unlock()
+	go pass(second)
+	third, l, err := first.Accept(t.Context())
+	check(t, err, third.Serving(), l.Conn().Close())
+	leave(t, second)
+	if _, _, err := second.Accept(t.Context()); !errors.Is(err, ErrNotNeeded) {
+		t.Errorf("what another one has taken: %v", err)
+	}
+
+	if there, err := third.Offer(); there || err != nil {
+		t.Errorf("nobody is in reserve: %t, %v", there, err)
+	}
+	go pass(third)
+	fourth, l, err := Take(t.Context(), dir, StandIn)
+	check(t, err, fourth.Serving(), l.Conn().Close())
+	leave(t, third)
+	leave(t, fourth)
+}
+
+// A seat that was offered and is free is taken at once.
+func TestOfferedAndLeft(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first := take(t, dir)
+	check(t, first.Serving())
+	if _, err := first.Offer(); err != nil {
+		t.Error(err)
+	}
+	first.once.Do(func() { close(first.left) })
+	check(t, first.deafen(), first.lock.Close()) // as when it dies
+	again, err := first.Retake(t.Context())
+	check(t, err)
+	leave(t, again)
+}
