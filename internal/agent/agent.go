@@ -37,6 +37,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/hold"
 	"github.com/netctl/netctl/internal/agent/install"
 	"github.com/netctl/netctl/internal/agent/loop"
+	"github.com/netctl/netctl/internal/agent/port"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/agent/status"
@@ -270,7 +271,7 @@ func (a *Agent) prepare() error {
 		return fmt.Errorf("start the network stack for sockets: %w", err)
 	}
 	a.sockets = a.nodeSockets(limits)
-	answers := NewResolverPort(a.resolver, a.router.NewInputs(DNSPort))
+	answers := port.NewResolver(a.resolver, a.router.NewInputs(DNSPort))
 	a.fixed = []LocalPort{
 		{ID: NetstackPort, Kind: datapath.KindNetstack, Port: a.stack, Name: "netstack", MTU: netstackMTU},
 		{ID: DNSPort, Kind: datapath.KindDNS, Port: answers, Name: "dns", MTU: netstackMTU},

@@ -12,6 +12,7 @@ import (
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/estate"
+	"github.com/netctl/netctl/internal/agent/port"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
@@ -249,7 +250,7 @@ func (a *Agent) register(rec *record.Record, tun *kernel.TUN, listens bool) {
 	a.pods[rec.ID()] = &pod{
 		tun: tun, rec: rec, listens: listens,
 		port: LocalPort{
-			ID: rec.Port, Kind: datapath.KindPod, Port: tunPort{tun}, Name: rec.Name(), MTU: a.mtu,
+			ID: rec.Port, Kind: datapath.KindPod, Port: port.TUN{TUN: tun}, Name: rec.Name(), MTU: a.mtu,
 			Addrs: rec.Addresses, Incarnation: rec.ContainerID,
 		},
 	}

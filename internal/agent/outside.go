@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/netctl/netctl/internal/agent/estate"
+	"github.com/netctl/netctl/internal/agent/port"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
@@ -53,7 +54,7 @@ func (a *Agent) openPackets(e estate.Estate) error {
 		return err
 	}
 	most := min(outsideMost, files/outsideShare/2)
-	in, out := a.router.NewInputs(OutsidePort), tunPort{a.host}
+	in, out := a.router.NewInputs(OutsidePort), port.TUN{TUN: a.host}
 	a.outside, err = rawport.New(rawport.Config{
 		Out: func(buf []byte) { in.Deliver(buf) }, Send: out.Write, Refuse: a.refuseEgress,
 		Ports: min(outsidePorts, most), Most: most, Grown: a.outsideGrown, Adopt: e.TakeOutside(), MTU: a.mtu, Logger: a.log,

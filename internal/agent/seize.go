@@ -13,6 +13,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/loop"
+	"github.com/netctl/netctl/internal/agent/port"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/ipam"
@@ -60,8 +61,8 @@ func (a *Agent) seize(e estate.Estate) error {
 	a.claims = claim.New(a.claimConfig())
 	a.mu.Lock()
 	a.fixed = append([]LocalPort{
-		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: HostInterface, MTU: a.mtu},
-		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: EnginePort{a.engine}, Name: "overlay", MTU: a.mtu},
+		{ID: HostPort, Kind: datapath.KindHost, Port: port.TUN{TUN: a.host}, Name: HostInterface, MTU: a.mtu},
+		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: port.Engine{Engine: a.engine}, Name: "overlay", MTU: a.mtu},
 	}, append(a.outsidePort(), a.fixed[len(a.fixed)-inProcess:]...)...)
 	a.mu.Unlock()
 	if err := a.openCalls(e); err != nil {

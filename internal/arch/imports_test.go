@@ -43,7 +43,7 @@ var rows = map[string]row{
 	"internal/agent": {
 		imports: []string{
 			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
-			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
+			"internal/agent/port", "internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
 			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
@@ -75,6 +75,10 @@ var rows = map[string]row{
 	"internal/agent/record": {
 		imports: []string{"cni", "internal/datapath", "internal/model", "internal/nodeport"},
 		reason:  "a file per pod interface, in the words of those who make and number it",
+	},
+	"internal/agent/port": {
+		imports: []string{"dns", "internal/datapath", "internal/kernel", "internal/packet", "overlay"},
+		reason:  "each part of a node as the router writes to it",
 	},
 	"internal/agent/status": {
 		reason: "what is said of an agent, and the socket for it; whoever asks needs no part of one",
@@ -202,7 +206,7 @@ var rows = map[string]row{
 
 	"internal/vnet": {
 		imports: []string{
-			"dns", "internal/agent", "internal/datapath", "internal/flow", "internal/model", "internal/packet",
+			"dns", "internal/agent", "internal/agent/port", "internal/datapath", "internal/flow", "internal/model", "internal/packet",
 			"internal/packet/packettest", "ipam", "overlay", "overlay/overlaytest", "proxy",
 		},
 		reason: "a cluster in a test, made of what the agent is made of; imported by tests only",

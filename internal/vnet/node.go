@@ -10,6 +10,7 @@ import (
 
 	"github.com/netctl/netctl/dns"
 	"github.com/netctl/netctl/internal/agent"
+	"github.com/netctl/netctl/internal/agent/port"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/model"
@@ -83,7 +84,7 @@ func (c *Cluster) addNode(i int) {
 		agent.LocalPort{ID: agent.InboundPort, Kind: datapath.KindInbound, Port: n.Inbound, Name: "inbound", MTU: 65535},
 		agent.LocalPort{
 			ID: agent.DNSPort, Kind: datapath.KindDNS, Name: "dns", MTU: 65535,
-			Port: agent.NewResolverPort(n.Resolver, n.Router.NewInputs(agent.DNSPort)),
+			Port: port.NewResolver(n.Resolver, n.Router.NewInputs(agent.DNSPort)),
 		},
 	)
 }
@@ -122,7 +123,7 @@ func (c *Cluster) addOverlay(n *Node, key overlay.PrivateKey, self []netip.Addr)
 	if err := n.Engine.Start(); err != nil {
 		c.tb.Fatal(err)
 	}
-	lp.Port = &tunnel{Port: agent.EnginePort{Engine: n.Engine}, mtu: c.cfg.MTU, entered: &c.entered}
+	lp.Port = &tunnel{Port: port.Engine{Engine: n.Engine}, mtu: c.cfg.MTU, entered: &c.entered}
 	n.fixed = append(n.fixed, lp)
 }
 

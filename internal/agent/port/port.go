@@ -1,9 +1,10 @@
-package agent
+// Package port shows the parts of a node to the router: what each does with a packet
+// that is written to it, and what an error of it means to who counts drops.
+package port
 
 import (
 	"errors"
 	"net/netip"
-	"sync"
 
 	"github.com/netctl/netctl/dns"
 	"github.com/netctl/netctl/internal/datapath"
@@ -12,11 +13,11 @@ import (
 	"github.com/netctl/netctl/overlay"
 )
 
-// tunPort is a TUN as the router sees it.
-type tunPort struct{ *kernel.TUN }
+// TUN is a device as the router sees it.
+type TUN struct{ *kernel.TUN }
 
 // Write implements datapath.Port.
-func (p tunPort) Write(buf []byte) error {
+func (p TUN) Write(buf []byte) error {
 	_, err := p.TUN.Write(buf)
 	switch {
 	case errors.Is(err, kernel.ErrNoMemory), errors.Is(err, kernel.ErrAgain):
@@ -28,11 +29,11 @@ func (p tunPort) Write(buf []byte) error {
 	}
 }
 
-// EnginePort is the overlay as the router sees it.
-type EnginePort struct{ Engine overlay.Engine }
+// Engine is the overlay as the router sees it.
+type Engine struct{ Engine overlay.Engine }
 
 // Write implements datapath.Port.
-func (p EnginePort) Write(buf []byte) error {
+func (p Engine) Write(buf []byte) error {
 	err := p.Engine.Send(buf)
 	switch {
 	case errors.Is(err, overlay.ErrFull):
@@ -53,10 +54,10 @@ const (
 	dnsAnswers = 64
 )
 
-// ResolverPort is the name server as the router sees it: a question that is
+// Resolver is the name server as the router sees it: a question that is
 // written to it is answered at once, in the caller's goroutine, or handed to the
 // resolver, which answers later.
-type ResolverPort struct {
+type Resolver struct {
 	server *dns.Server
 	inputs *datapath.Inputs
 	free   chan *answerBuffers
@@ -68,13 +69,13 @@ type answerBuffers struct {
 	frame    []byte
 }
 
-// NewResolverPort returns the port of a name server whose answers go in by
+// NewResolver returns the port of a name server whose answers go in by
 // inputs.
-func NewResolverPort(server *dns.Server, inputs *datapath.Inputs) *ResolverPort {
-	return &ResolverPort{server: server, inputs: inputs, free: make(chan *answerBuffers, dnsAnswers)}
+func NewResolver(server *dns.Server, inputs *datapath.Inputs) *Resolver {
+	return &Resolver{server: server, inputs: inputs, free: make(chan *answerBuffers, dnsAnswers)}
 }
 
-func (p *ResolverPort) buffers() *answerBuffers {
+func (p *Resolver) buffers() *answerBuffers {
 	select {
 	case b := <-p.free:
 		return b
@@ -83,7 +84,7 @@ func (p *ResolverPort) buffers() *answerBuffers {
 	}
 }
 
-func (p *ResolverPort) release(b *answerBuffers) {
+func (p *Resolver) release(b *answerBuffers) {
 	b.question = packet.Packet{}
 	select {
 	case p.free <- b:
@@ -92,7 +93,7 @@ func (p *ResolverPort) release(b *answerBuffers) {
 }
 
 // Write implements datapath.Port.
-func (p *ResolverPort) Write(buf []byte) error {
+func (p *Resolver) Write(buf []byte) error {
 	b := p.buffers()
 	defer p.release(b)
 	q := &b.question
@@ -117,7 +118,7 @@ func (p *ResolverPort) Write(buf []byte) error {
 }
 
 // send sends an answer that came later.
-func (p *ResolverPort) send(server, client netip.AddrPort, msg []byte) {
+func (p *Resolver) send(server, client netip.AddrPort, msg []byte) {
 	b := p.buffers()
 	defer p.release(b)
 	if len(msg) > dns.MaxUDP {
@@ -125,38 +126,3 @@ func (p *ResolverPort) send(server, client netip.AddrPort, msg []byte) {
 	}
 	p.inputs.Deliver(packet.UDP(b.frame, server, client, msg))
 }
-
-// portIDs are the IDs of pods' ports: the lowest free one for a new pod, the same
-// as before for one that is taken over, because flows are counted against it.
-// The zero value is ready for use.
-type portIDs struct {
-	mu   sync.Mutex
-	used map[datapath.PortID]bool // guarded by mu
-}
-
-// take returns want if it is a pod's and free, else the lowest that is.
-func (p *portIDs) take(want datapath.PortID) datapath.PortID {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.used == nil {
-		p.used = make(map[datapath.PortID]bool)
-	}
-	id := want
-	if id < FirstPodPort || id > maxPodPort || p.used[id] {
-		for id = FirstPodPort; p.used[id]; id++ {
-		}
-	}
-	p.used[id] = true
-	return id
-}
-
-// release gives an ID back; giving it back twice is fine.
-func (p *portIDs) release(id datapath.PortID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.used, id)
-}
-
-// maxPodPort bounds what a record is believed: the table of ports is as long as
-// the largest ID.
-const maxPodPort = 1 << 14

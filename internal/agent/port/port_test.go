@@ -1,4 +1,4 @@
-package agent
+package port
 
 import (
 	"errors"
@@ -19,7 +19,7 @@ type failing struct {
 func (e failing) Send([]byte) error { return e.err }
 
 // The router counts drops under the reason that the engine has.
-func TestEnginePortErrors(t *testing.T) {
+func TestEngineErrors(t *testing.T) {
 	t.Parallel()
 	other := errors.New("other")
 	for _, c := range []struct{ of, want error }{
@@ -32,7 +32,7 @@ func TestEnginePortErrors(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(c.of), func(t *testing.T) {
 			t.Parallel()
-			if err := (EnginePort{Engine: failing{err: c.of}}).Write(nil); !errors.Is(err, c.want) {
+			if err := (Engine{Engine: failing{err: c.of}}).Write(nil); !errors.Is(err, c.want) {
 				t.Errorf("got %v, want %v", err, c.want)
 			}
 		})
