@@ -164,6 +164,7 @@ var rows = map[string]row{
 		reason: "messages in, messages out: what is parsed for strangers is kept apart from what acts on it",
 	},
 	"overlay/sessions": {
+		imports: []string{"internal/mapfile"},
 		reason: "a file of key pairs; what they are for is the engine's affair",
 	},
 	"overlay/udp": {

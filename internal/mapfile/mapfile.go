@@ -62,8 +62,6 @@ const (
 	// headSeats is where the tickets of the processes that have the file open are,
 	// and the end of the user's words.
 	headSeats = 448
-	// HeadWords is the length of the header, a page.
-	HeadWords = 512
 
 	// KeyWords is the length of the random key of every file.
 	KeyWords = 8
@@ -170,7 +168,7 @@ func Open(format *Format, cfg Config) (*File, error) {
 	}
 	if err := f.open(&cfg); err != nil {
 		if f.data != nil {
-			err = errors.Join(err, unmap(f.data))
+			err = errors.Join(err, Unmap(f.data))
 		}
 		return nil, errors.Join(fmt.Errorf("open %s %s: %w", format.Name, cfg.Path, err), f.file.Close())
 	}
@@ -208,11 +206,11 @@ func (f *File) open(cfg *Config) error {
 // lock takes the exclusive lock or, if joining will do, a shared one.
 func (f *File) lock(join bool) (alone bool, err error) {
 	for began, wait := time.Now(), time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		err := lockFile(f.file, true)
+		err := LockFile(f.file, true)
 		if !join || !errors.Is(err, ErrInUse) {
 			return err == nil, err
 		}
-		err = lockFile(f.file, false)
+		err = LockFile(f.file, false)
 		if !errors.Is(err, ErrInUse) || time.Since(began) > joinTime {
 			return false, err
 		}
@@ -248,7 +246,7 @@ func (f *File) supersede(cfg *Config) error {
 	}
 	old := f.file
 	f.file = next // ours to close from here on
-	err = errors.Join(old.Close(), lockFile(next, true), f.Make(cfg.Units))
+	err = errors.Join(old.Close(), LockFile(next, true), f.Make(cfg.Units))
 	if err == nil {
 		err = os.Rename(next.Name(), cfg.Path)
 	}
@@ -292,13 +290,15 @@ func (f *File) judge() (units int, r Refusal, err error) {
 	return int(w[headUnits]), NotRefused, nil // at most Max
 }
 
-func (f *File) identity() uint64 { return uint64(f.format.Version)<<32 | uint64(f.format.Unit) }
+func (f *File) identity() uint64 {
+	return uint64(f.format.Version+Layout)<<32 | uint64(f.format.Unit)
+}
 
 // Make makes the file one of so many units, all of whose words are zero. The
 // caller has it alone.
 func (f *File) Make(units int) error {
 	if f.data != nil {
-		if err := unmap(f.data); err != nil {
+		if err := Unmap(f.data); err != nil {
 			return err
 		}
 		f.data, f.words = nil, nil
@@ -324,11 +324,11 @@ func (f *File) Make(units int) error {
 }
 
 func (f *File) mapUnits(units int) error {
-	data, err := mapFile(f.file, f.format.Words(units)*8)
+	data, words, err := Map(f.file, f.format.Words(units)*8)
 	if err != nil {
 		return err
 	}
-	f.data, f.words, f.units = data, wordsOf(data), units
+	f.data, f.words, f.units = data, words, units
 	return nil
 }
 
@@ -358,7 +358,7 @@ func (f *File) Share() error {
 	if err := f.sit(); err != nil {
 		return err
 	}
-	return lockFile(f.file, false)
+	return LockFile(f.file, false)
 }
 
 // Report returns what Open found.
@@ -385,7 +385,7 @@ func (f *File) InMemory() (bool, error) {
 	if f.file == nil {
 		return true, nil
 	}
-	return onMemoryFS(f.file)
+	return OnMemory(f.file)
 }
 
 // Last reports whether the file has no other user that is seen to live and is
@@ -409,7 +409,7 @@ func (f *File) Close() error {
 		return nil
 	}
 	f.stand()
-	err := errors.Join(unmap(f.data), unlockFile(f.file), f.file.Close())
+	err := errors.Join(Unmap(f.data), UnlockFile(f.file), f.file.Close())
 	f.file, f.data, f.words = nil, nil, nil
 	return err
 }

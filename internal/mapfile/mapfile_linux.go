@@ -41,22 +41,27 @@ func control(f *os.File, do func(fd uintptr) error) error {
 	return derr
 }
 
-// mapFile maps the first size bytes of f, shared and writable.
-func mapFile(f *os.File, size int) ([]byte, error) {
+// Map maps the first size bytes of f, shared and writable, and shows them as words,
+// which are valid until Unmap.
+func Map(f *os.File, size int) ([]byte, []atomic.Uint64, error) {
 	var b []byte
 	err := control(f, func(fd uintptr) (err error) {
 		b, err = syscall.Mmap(int(fd), 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
 		return os.NewSyscallError("mmap", err)
 	})
-	return b, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return b, wordsOf(b), nil
 }
 
-func unmap(b []byte) error { return os.NewSyscallError("munmap", syscall.Munmap(b)) }
+// Unmap undoes Map.
+func Unmap(b []byte) error { return os.NewSyscallError("munmap", syscall.Munmap(b)) }
 
-// lockFile takes an exclusive or a shared lock on the open file without
+// LockFile takes an exclusive or a shared lock on the open file without
 // waiting, or turns one into the other. It returns ErrInUse when another
 // process is in the way.
-func lockFile(f *os.File, exclusive bool) error {
+func LockFile(f *os.File, exclusive bool) error {
 	how := syscall.LOCK_SH
 	if exclusive {
 		how = syscall.LOCK_EX
@@ -75,9 +80,9 @@ func lockFile(f *os.File, exclusive bool) error {
 	})
 }
 
-// unlockFile gives the lock up at once: closing the file would leave it to a
+// UnlockFile gives the lock up at once: closing the file would leave it to a
 // child that is between fork and exec and has a copy of the descriptor.
-func unlockFile(f *os.File) error {
+func UnlockFile(f *os.File) error {
 	return control(f, func(fd uintptr) error { return os.NewSyscallError("flock", syscall.Flock(int(fd), syscall.LOCK_UN)) })
 }
 
@@ -100,7 +105,9 @@ const (
 	ramfsMagic = 0x858458f6
 )
 
-func onMemoryFS(f *os.File) (bool, error) {
+// OnMemory reports whether a file or directory that is open lies in memory, where
+// nothing of it reaches a disk other than by swapping.
+func OnMemory(f *os.File) (bool, error) {
 	st, err := statFS(f)
 	if err != nil {
 		return false, err

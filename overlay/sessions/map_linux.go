@@ -9,10 +9,11 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netctl/netctl/internal/mapfile"
 )
 
-// This is the one file of the package that knows of pointers and of the
-// operating system: it shows a mapping as atomic words.
+// This is the one file of the package that knows of the operating system.
 
 // file is a mapped file.
 type file struct {
@@ -25,22 +26,12 @@ type file struct {
 
 // mapFile maps the first size bytes of f, shared and writable. It owns f.
 func mapFile(f *os.File, size int) (*file, error) {
-	raw, err := f.SyscallConn()
+	b, words, err := mapfile.Map(f, size)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	var b []byte
-	var merr error
-	if err := raw.Control(func(fd uintptr) {
-		b, merr = syscall.Mmap(int(fd), 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
-	}); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if merr != nil {
-		return nil, errors.Join(os.NewSyscallError("mmap", merr), f.Close())
-	}
-	_ = unix.Madvise(b, unix.MADV_DONTDUMP)                                                                                // keys stay out of core dumps; a kernel without it has none of ours anyway
-	return &file{f: f, data: b, words: unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)}, nil // page-aligned, len(b)/8 words long
+	_ = unix.Madvise(b, unix.MADV_DONTDUMP) // keys stay out of core dumps; a kernel without it has none of ours anyway
+	return &file{f: f, data: b, words: words}, nil
 }
 
 // keep holds the part of the mapping that has memory out of swap, where the
@@ -57,21 +48,8 @@ func (m *file) keep() error {
 	return nil
 }
 
-// flock takes or gives back the lock on the file, without waiting.
-func (m *file) flock(how int) error {
-	raw, err := m.f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var ferr error
-	if err := raw.Control(func(fd uintptr) { ferr = unix.Flock(int(fd), how|unix.LOCK_NB) }); err != nil {
-		return err
-	}
-	return os.NewSyscallError("flock", ferr)
-}
-
 func (m *file) close() error {
-	return errors.Join(os.NewSyscallError("munmap", syscall.Munmap(m.data)), m.f.Close())
+	return errors.Join(mapfile.Unmap(m.data), m.f.Close())
 }
 
 // reserve sees to it that the first n slots have memory behind them: a sparse
@@ -125,37 +103,10 @@ func allocate(f *os.File, n int) error {
 	return os.NewSyscallError("fallocate", ferr)
 }
 
-// inMemory is onTmpfs of a file that is open, whatever its name leads to by now.
-func inMemory(f *os.File) (bool, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return false, err
-	}
-	var st unix.Statfs_t
-	var ferr error
-	if err := raw.Control(func(fd uintptr) { ferr = unix.Fstatfs(int(fd), &st) }); err != nil {
-		return false, err
-	}
-	return volatile(&st), os.NewSyscallError("fstatfs", ferr)
-}
-
 // ours reports whether a file is this user's alone.
 func ours(st os.FileInfo) bool {
 	s, ok := st.Sys().(*syscall.Stat_t)
 	return ok && int(s.Uid) == os.Geteuid() && st.Mode().IsRegular() && st.Mode().Perm()&0o077 == 0
-}
-
-func volatile(st *unix.Statfs_t) bool {
-	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
-}
-
-// onTmpfs reports whether what lies in dir stays in memory.
-func onTmpfs(dir string) (bool, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return false, &os.PathError{Op: "statfs", Path: dir, Err: err}
-	}
-	return volatile(&st), nil
 }
 
 // Now returns the nanoseconds since boot, time asleep included.

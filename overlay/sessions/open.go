@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/netctl/netctl/internal/mapfile"
 )
 
 const (
@@ -133,6 +135,16 @@ func (s *Store) Close() error {
 	return err
 }
 
+// onTmpfs reports whether what lies in dir stays in memory.
+func onTmpfs(dir string) (bool, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	memory, err := mapfile.OnMemory(d)
+	return memory, errors.Join(err, d.Close())
+}
+
 // header is what identifies a file.
 func header(cfg *Config, slots int) [headSum]uint64 {
 	return [headSum]uint64{magic, layout, uint64(slots), digest([]byte(cfg.Epoch)), digest(cfg.Owner[:])} // 1 to maxSlots
@@ -186,7 +198,7 @@ func judge(f *os.File, cfg *Config) (slots int, r Refusal, err error) {
 	if !ours(st) {
 		return 0, RefusedForeign, nil
 	}
-	if memory, err := inMemory(f); err != nil || !memory && !cfg.AnyFilesystem {
+	if memory, err := mapfile.OnMemory(f); err != nil || !memory && !cfg.AnyFilesystem {
 		return 0, RefusedDisk, err
 	}
 	var b [(headSum + 1) * 8]byte
@@ -227,7 +239,7 @@ func create(cfg *Config) (*file, error) {
 		return nil, err
 	}
 	size := sizeWords(cfg.Slots) * 8
-	memory, err := inMemory(f)
+	memory, err := mapfile.OnMemory(f)
 	if err == nil && !memory && !cfg.AnyFilesystem {
 		err = errors.New(RefusedDisk.String())
 	}

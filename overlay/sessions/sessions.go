@@ -41,7 +41,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
+	"github.com/netctl/netctl/internal/mapfile"
 )
 
 // KeySize is the length of all keys.
@@ -83,10 +83,10 @@ const (
 	headOwner  = 4
 	headSum    = 5
 	headUsed   = 64 // slots below it have been used; a cache line of its own
-	headWords  = 512
+	headWords  = mapfile.HeadWords
 
 	magic  = 0x7373657367746c6e // "nltgsess"
-	layout = 1
+	layout = 1 + mapfile.Layout
 )
 
 // Words of a slot. What changes lies in cache lines that nothing else of the
@@ -303,7 +303,7 @@ func (s *Store) Lock() error {
 	if s.file == nil {
 		return nil
 	}
-	return s.file.flock(unix.LOCK_EX)
+	return mapfile.LockFile(s.file.f, true)
 }
 
 // Unlock is for who has the lock, or may have it.
@@ -311,7 +311,7 @@ func (s *Store) Unlock() error {
 	if s.file == nil {
 		return nil
 	}
-	return s.file.flock(unix.LOCK_UN)
+	return mapfile.UnlockFile(s.file.f)
 }
 
 // read takes one session out; false: none, or torn.
