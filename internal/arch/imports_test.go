@@ -165,7 +165,7 @@ var rows = map[string]row{
 	},
 	"overlay/sessions": {
 		imports: []string{"internal/mapfile"},
-		reason: "a file of key pairs; what they are for is the engine's affair",
+		reason:  "a file of key pairs; what they are for is the engine's affair",
 	},
 	"overlay/udp": {
 		reason: "sockets; what the datagrams say is the engine's affair",
@@ -245,7 +245,7 @@ var rows = map[string]row{
 	},
 
 	"test/restart": {
-		imports: []string{"internal/agent/settings", "internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/kube/machine", "test/restart/load"},
+		imports: []string{"internal/agent/settings", "internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "internal/mapfile", "test/kube/machine", "test/restart/load"},
 		reason:  "breaks agents from outside, in labs and on real clusters, while load runs",
 	},
 	"test/restart/load": {

@@ -163,7 +163,7 @@ func TestPacketsNeedForwarding(t *testing.T) {
 	if err := l.KillAgent("node1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.startAgent("node1", "--egress=packets"); err != nil {
+	if err := l.startAgent("node1", programName, "--egress=packets"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, func() error {

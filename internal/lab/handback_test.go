@@ -150,7 +150,7 @@ func TestEndingAgentHandsOverToStandIn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	agent := l.agentCommand("node1")
+	agent := l.agentCommand("node1", programName)
 	start(append([]string{"netctl", "hold", "--socket=" + socket, "--"}, append(agent, "--stand-in")...)...)
 	eventually(t, 10*time.Second, func() error {
 		if !exists(socket) {

@@ -264,7 +264,7 @@ func TestFailingSuccessor(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(bad, "wireguard.key"), []byte("no key"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.startAgent("node1", "--data-dir="+bad); err != nil {
+	if err := l.startAgent("node1", programName, "--data-dir="+bad); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 20*time.Second, func() error {

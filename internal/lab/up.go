@@ -208,13 +208,19 @@ func (l *Lab) socket(node string) string { return l.stateDir(node) + "/cni.sock"
 
 // StartAgent starts a node's agent process under a holder, which starts another one
 // when it dies.
-func (l *Lab) StartAgent(node string) error { return l.startAgent(node) }
+func (l *Lab) StartAgent(node string) error { return l.startAgent(node, programName) }
 
-// startAgent starts one with more flags.
-func (l *Lab) startAgent(node string, flags ...string) error {
+// StartVersion is StartAgent of another program than the lab's own.
+func (l *Lab) StartVersion(node, program string) error { return l.startAgent(node, program) }
+
+// programName is the lab's own program, as it is found in the lab.
+const programName = "netctl"
+
+// startAgent starts one of a program with more flags.
+func (l *Lab) startAgent(node, program string, flags ...string) error {
 	// Two of them stand side by side during an upgrade.
 	holder := filepath.Join(l.stateDir(node), "holders", strconv.FormatInt(time.Now().UnixNano(), 36)+".sock")
-	args := append([]string{"netctl", "hold", "--now", "--socket=" + holder, "--"}, l.agentCommand(node)...)
+	args := append([]string{program, "hold", "--now", "--socket=" + holder, "--"}, l.agentCommand(node, program)...)
 	cmd, err := l.hostCommand(node, append(args, flags...))
 	if err != nil {
 		return err
@@ -223,9 +229,9 @@ func (l *Lab) startAgent(node string, flags ...string) error {
 }
 
 // agentCommand is how a node's agent is started.
-func (l *Lab) agentCommand(node string) []string {
+func (l *Lab) agentCommand(node, program string) []string {
 	args := []string{
-		"netctl", "agent", "--node=" + node, "--cluster-dir=" + l.clusterDir(), "--state-dir=" + l.stateDir(node), "--data-dir=" + l.stateDir(node),
+		program, "agent", "--node=" + node, "--cluster-dir=" + l.clusterDir(), "--state-dir=" + l.stateDir(node), "--data-dir=" + l.stateDir(node),
 		"--resolv-conf=" + l.path("nodes", node, "resolv.conf"), "--log-level=debug",
 	}
 	if l.cfg.Egress != "" {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/lab"
+	"github.com/netctl/netctl/internal/mapfile"
 	"github.com/netctl/netctl/test/restart/load"
 )
 
@@ -41,11 +43,13 @@ type labDriver struct {
 // memory is a directory that lies in memory, as a node's /run does: agents keep the
 // tunnel's sessions nowhere else. Where there is none, crashes lose them.
 func memory() string {
-	const run, tmpfs = "/run", 0x01021994 // statfs(2)
+	const run = "/run"
 	for _, dir := range []string{run, "/dev/shm"} {
-		var fs syscall.Statfs_t
-		if err := syscall.Statfs(dir, &fs); err == nil && fs.Type == tmpfs {
-			return dir
+		if d, err := os.Open(dir); err == nil {
+			inMemory, err := mapfile.OnMemory(d)
+			if d.Close() == nil && err == nil && inMemory {
+				return dir
+			}
 		}
 	}
 	return run
@@ -67,6 +71,13 @@ func newLabDriver(ctx context.Context, o options) (_ *labDriver, err error) {
 			err = errors.Join(err, d.close())
 		}
 	}()
+	if o.kinds.MatchString(kindUpgrade) && o.other == "" {
+		d.options.other = filepath.Join(d.dir, "netctl")
+		out, err := exec.CommandContext(ctx, "go", "build", "-tags=netctl_otherlayout", "-o", d.options.other, "./cmd/netctl").CombinedOutput()
+		if err != nil {
+			return nil, fmt.Errorf("build netctl with other layouts of its files: %w: %s", err, out)
+		}
+	}
 	opts := lab.Options{Root: d.dir, Exe: o.netctl, Out: io.Discard, Plugin: o.plugin}
 	if d.lab, err = lab.New(lab.Config{Name: o.name, Nodes: 2, Families: lab.IPv4, Egress: o.egress}, opts); err != nil {
 		return nil, err
@@ -153,6 +164,8 @@ func (d *labDriver) kinds() []kind {
 		{name: "nothing", full: 10, quick: 4, do: func(context.Context, int) error { return nil }},
 		{name: "crash", full: 100, quick: 10, do: d.crash},
 		{name: "handover", full: 20, quick: 4, do: d.handover},
+		{name: "handed-back", full: 10, quick: 2, do: d.handBack},
+		{name: kindUpgrade, full: 10, quick: 2, do: d.upgrade},
 		{name: "pod-deleted", full: 5, quick: 1, do: d.deletePod},
 	}
 }
@@ -199,11 +212,11 @@ func (d *labDriver) crash(ctx context.Context, i int) error {
 	return d.serves(ctx, node, old)
 }
 
-// serves waits until another worker than the old one serves.
-func (d *labDriver) serves(ctx context.Context, node *load.Place, old int) error {
+// serves waits until another worker than the old ones serves.
+func (d *labDriver) serves(ctx context.Context, node *load.Place, old ...int) error {
 	err := await(ctx, serveWait, func() error {
 		pid, err := worker(ctx, d.stateDir(node))
-		if err == nil && pid == old {
+		if err == nil && slices.Contains(old, pid) {
 			err = fmt.Errorf("process %d serves still", pid)
 		}
 		return err
@@ -217,23 +230,91 @@ func (d *labDriver) serves(ctx context.Context, node *load.Place, old int) error
 // handover starts a successor with the same flags, and ends the agent that served
 // when it has given way, as a rolling update does: with its holder, if it has one.
 func (d *labDriver) handover(ctx context.Context, i int) error {
-	node := d.node(i)
+	return d.follow(ctx, d.node(i), d.options.netctl)
+}
+
+// follow has a program take a node over.
+func (d *labDriver) follow(ctx context.Context, node *load.Place, program string) error {
 	old, err := worker(ctx, d.stateDir(node))
 	if err != nil {
 		return err
 	}
-	leave := d.processes(node, "hold")
-	if len(leave) == 0 {
-		leave = []int{old}
-	}
-	if err := d.lab.StartAgent(node.Name); err != nil {
+	leave := d.all(node)
+	if err := d.lab.StartVersion(node.Name, program); err != nil {
 		return fmt.Errorf("start a successor on %s: %w", node.Name, err)
 	}
 	if err := d.serves(ctx, node, old); err != nil {
 		return err
 	}
-	for _, pid := range leave {
+	d.end(leave...)
+	return nil
+}
+
+// all returns what a kubelet would tell to end of a node's agents: their holders, if
+// they have any.
+func (d *labDriver) all(node *load.Place) []int {
+	if holders := d.processes(node, "hold"); len(holders) > 0 {
+		return holders
+	}
+	return d.processes(node, "agent")
+}
+
+func (d *labDriver) end(pids ...int) {
+	for _, pid := range pids {
 		d.leaving.Go(func() { end(pid) })
+	}
+}
+
+// handBack is two rollouts of which the second follows at once: the successor of the
+// first is told to end as soon as it serves, and another one started.
+func (d *labDriver) handBack(ctx context.Context, i int) error {
+	node := d.node(i)
+	first, err := worker(ctx, d.stateDir(node))
+	if err != nil {
+		return err
+	}
+	before := d.all(node)
+	if err := d.lab.StartAgent(node.Name); err != nil {
+		return fmt.Errorf("start a successor on %s: %w", node.Name, err)
+	}
+	if err := d.serves(ctx, node, first); err != nil {
+		return err
+	}
+	second, err := worker(ctx, d.stateDir(node))
+	if err != nil {
+		return err
+	}
+	d.end(slices.DeleteFunc(d.all(node), func(pid int) bool { return slices.Contains(before, pid) })...)
+	if err := d.lab.StartAgent(node.Name); err != nil {
+		return fmt.Errorf("start another successor on %s: %w", node.Name, err)
+	}
+	if err := d.serves(ctx, node, first, second); err != nil {
+		return err
+	}
+	d.end(before...)
+	return nil
+}
+
+// kindUpgrade is an upgrade to a program with other layouts of all its files, and the
+// way back.
+const kindUpgrade = "upgrade"
+
+func (d *labDriver) upgrade(ctx context.Context, i int) error {
+	node := d.node(i)
+	log := filepath.Join(d.dir, d.options.name, "nodes", node.Name, "agent.log")
+	said := func() int {
+		text, _ := os.ReadFile(log) //nolint:errcheck // then nothing was said
+		return strings.Count(string(text), mapfile.RefusedVersion.String())
+	}
+	for _, program := range []string{d.options.other, d.options.netctl} {
+		before := said()
+		if err := d.follow(ctx, node, program); err != nil {
+			return err
+		}
+		if said() == before {
+			return fmt.Errorf("%s and %s have the same layouts of their files: nothing was tried", d.options.netctl, d.options.other)
+		}
+		wait(ctx, lull)
 	}
 	return nil
 }

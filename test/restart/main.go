@@ -37,6 +37,7 @@ import (
 // options say what is run.
 type options struct {
 	netctl         string // the binary under test
+	other          string // one with other layouts of its files; "": it is built
 	kube, quick    bool
 	name           string // of the lab or cluster
 	keep, markdown bool
@@ -96,6 +97,7 @@ func parse(args []string) (options, error) {
 	o := options{out: os.Stdout, log: os.Stderr}
 	flags := flag.NewFlagSet("restart", flag.ContinueOnError)
 	flags.StringVar(&o.netctl, "netctl", "bin/netctl", "the binary to test, in a lab")
+	flags.StringVar(&o.other, "other", "", "a binary with other layouts of its files, in a lab (default: it is built)")
 	flags.BoolVar(&o.kube, "kube", false, "on a real cluster of test/kube instead of a lab")
 	flags.BoolVar(&o.quick, "quick", false, "few disturbances and 1000 idle connections")
 	flags.StringVar(&o.name, "name", "restart", "the name of the lab or cluster")
@@ -103,7 +105,7 @@ func parse(args []string) (options, error) {
 	flags.BoolVar(&o.markdown, "markdown", false, "print the table as Markdown")
 	flags.StringVar((*string)(&o.egress), "egress", "", "how the lab's pods reach the outside: sockets or packets, as the agent's flag")
 	loads := flags.String("loads", ".", "loads to run: "+loadNames)
-	kinds := flags.String("kinds", ".", "disturbances to try; in a lab: nothing, crash, handover, pod-deleted")
+	kinds := flags.String("kinds", ".", "disturbances to try; in a lab: nothing, crash, handover, handed-back, upgrade, pod-deleted")
 	flags.IntVar(&o.idle, "idle", 10000, "idle connections")
 	flags.IntVar(&o.times, "times", 0, "how often each disturbance is tried (default: as that kind says)")
 	flags.IntVar(&o.packets, "packets", 1000, "datagrams a second each way and back, and questions to the name server")

@@ -33,13 +33,14 @@ func TestMain(m *testing.M) {
 
 // build builds netctl with the CNI plugin embedded, without writing into the source
 // tree.
-func build(t *testing.T) (netctl string, plugin func() (io.ReadCloser, error)) {
+func build(t *testing.T) (netctl, other string, plugin func() (io.ReadCloser, error)) {
 	t.Helper()
 	dir := t.TempDir()
 	module, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
+	other = filepath.Join(dir, "other", "netctl") // processes are known by their name
 	netctl, file, overlay := filepath.Join(dir, "netctl"), filepath.Join(dir, "netctl-cni"), filepath.Join(dir, "overlay.json")
 	data, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(module, "cni/bin/netctl-cni"): file}})
 	if err != nil {
@@ -51,6 +52,7 @@ func build(t *testing.T) (netctl string, plugin func() (io.ReadCloser, error)) {
 	for _, args := range [][]string{
 		{"build", "-trimpath", "-ldflags=-s -w", "-o", file, "./cni/plugin"},
 		{"build", "-trimpath", "-overlay", overlay, "-o", netctl, "./cmd/netctl"},
+		{"build", "-trimpath", "-overlay", overlay, "-tags=netctl_otherlayout", "-o", other, "./cmd/netctl"},
 	} {
 		cmd := exec.Command("go", args...)
 		cmd.Dir, cmd.Env = module, append(os.Environ(), "CGO_ENABLED=0")
@@ -58,7 +60,7 @@ func build(t *testing.T) (netctl string, plugin func() (io.ReadCloser, error)) {
 			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	return netctl, func() (io.ReadCloser, error) { return os.Open(file) }
+	return netctl, other, func() (io.ReadCloser, error) { return os.Open(file) }
 }
 
 // TestRestart is the smallest run: every load, each kind once. Whatever has to be
@@ -73,11 +75,11 @@ func TestRestart(t *testing.T) {
 			t.Skipf("no lab here: %v", need)
 		}
 	}
-	netctl, plugin := build(t)
+	netctl, other, plugin := build(t)
 	var out bytes.Buffer
 	o := options{
-		netctl: netctl, plugin: plugin, quick: true, name: fmt.Sprintf("r%d", os.Getpid()), loads: regexp.MustCompile(""),
-		kinds: regexp.MustCompile("^(crash|handover)$"), idle: 200, mbits: 2, packets: 100, connects: 20, every: time.Second, times: 2, out: &out, log: t.Output(),
+		netctl: netctl, other: other, plugin: plugin, quick: true, name: fmt.Sprintf("r%d", os.Getpid()), loads: regexp.MustCompile(""),
+		kinds: regexp.MustCompile("^(crash|handover|handed-back|upgrade)$"), idle: 200, mbits: 2, packets: 100, connects: 20, every: time.Second, times: 2, out: &out, log: t.Output(),
 	}
 	d, err := newLabDriver(t.Context(), o)
 	if err != nil {
@@ -98,6 +100,7 @@ func TestRestart(t *testing.T) {
 	}
 	for _, want := range []string{
 		"figure restart-crash-times 2\n", "figure restart-handover-times 2\n",
+		"figure restart-handed-back-udp-lost 0\n", "figure restart-upgrade-times 2\n", "figure restart-upgrade-udp-lost 0\n",
 		"figure restart-crash-idle-open 200\n", "figure restart-crash-idle-lost 0\n", "figure restart-handover-udp-wrong 0\n",
 	} {
 		if !strings.Contains(out.String(), want) {
