@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +19,7 @@ func (d *kubeDriver) kinds() []kind {
 	return []kind{
 		{name: "nothing", full: 5, quick: 2, do: func(context.Context, int) error { return nil }},
 		{name: "rollout", full: 5, quick: 1, do: d.rollout},
+		{name: "two-rollouts", full: 5, quick: 1, do: d.twoRollouts},
 		{name: "pod-deleted", full: 5, quick: 1, do: d.deletePod},
 		{name: "crash", full: 10, quick: 2, do: signal(syscall.SIGKILL)},
 		{name: "panic", full: 4, quick: 1, do: signal(syscall.SIGABRT)},
@@ -67,9 +69,23 @@ func (d *kubeDriver) signal(ctx context.Context, i int, s syscall.Signal) error 
 	return d.serves(ctx, d.node(i), old)
 }
 
-// rollout replaces the agent of every node, as an upgrade does. Pods of former agents
-// may stay for the connections that end in them.
+// agents selects the agents' pods.
+const agents = "app.kubernetes.io/name=netctl,app.kubernetes.io/component=agent"
+
+// rollout replaces the agent of every node, as an upgrade does, and waits until all
+// new pods are ready. Pods of former agents may stay for the connections that end in
+// them, and 'kubectl rollout status' waits for those: it counts the oldest pod of each
+// node.
 func (d *kubeDriver) rollout(ctx context.Context, _ int) error {
+	if err := d.restart(ctx); err != nil {
+		return err
+	}
+	return d.updated(ctx)
+}
+
+// twoRollouts begins another rollout as soon as the first has reached a node, so that
+// a pod is deleted that serves and is not ready yet.
+func (d *kubeDriver) twoRollouts(ctx context.Context, _ int) error {
 	old := map[string]int{}
 	for _, n := range d.found.nodes {
 		pid, err := d.worker(ctx, n.Name)
@@ -78,28 +94,80 @@ func (d *kubeDriver) rollout(ctx context.Context, _ int) error {
 		}
 		old[n.Name] = pid
 	}
-	if _, err := d.get(ctx, "-n", "kube-system", "rollout", "restart", "ds/netctl"); err != nil {
+	if err := d.restart(ctx); err != nil {
 		return err
 	}
-	for node, pid := range old {
-		if err := d.serves(ctx, node, pid); err != nil {
-			return err
+	err := await(ctx, backWait, func() error {
+		for node, pid := range old {
+			if now, err := d.worker(ctx, node); err == nil && now != pid {
+				return nil
+			}
 		}
+		return errors.New("the rollout has reached no node")
+	})
+	if err != nil {
+		return err
 	}
-	return nil
+	if err := d.restart(ctx); err != nil {
+		return err
+	}
+	return d.updated(ctx)
 }
 
-// deletePod deletes an agent's pod, with all its containers.
+func (d *kubeDriver) restart(ctx context.Context) error {
+	_, err := d.get(ctx, "-n", "kube-system", "rollout", "restart", "ds/netctl")
+	return err
+}
+
+// updated waits until every node has a ready agent's pod of the newest generation,
+// and no older one that is not on its way out.
+func (d *kubeDriver) updated(ctx context.Context) error {
+	return await(ctx, backWait, func() error {
+		generation, err := d.get(ctx, "-n", "kube-system", "get", "ds/netctl", "-o", "jsonpath={.metadata.generation}")
+		if err != nil {
+			return err
+		}
+		text, err := d.get(ctx, "-n", "kube-system", "get", "pods", "-l", agents, "-o",
+			`jsonpath={range .items[*]}{.spec.nodeName} {.metadata.labels.pod-template-generation} {.status.conditions[?(@.type=="Ready")].status} {.metadata.deletionTimestamp}{"\n"}{end}`)
+		if err != nil {
+			return err
+		}
+		ready := map[string]bool{}
+		for line := range strings.Lines(text) {
+			switch f := strings.Fields(line); {
+			case len(f) > 3: // it is on its way out
+			case len(f) < 3 || f[1] != generation || f[2] != "True":
+				wait(ctx, lull)
+				return fmt.Errorf("the rollout of generation %s is not complete: %s", generation, text)
+			default:
+				ready[f[0]] = true
+			}
+		}
+		if len(ready) < len(d.found.nodes) {
+			wait(ctx, lull)
+			return fmt.Errorf("agents are ready on %d of %d nodes: %s", len(ready), len(d.found.nodes), text)
+		}
+		return nil
+	})
+}
+
+// deletePod deletes an agent's pod, with all its containers. For a moment its holder
+// may have a stand-in serve, which goes with it.
 func (d *kubeDriver) deletePod(ctx context.Context, i int) error {
 	old, err := d.worker(ctx, d.node(i))
 	if err != nil {
 		return err
 	}
-	if _, err := d.get(ctx, "-n", "kube-system", "delete", "pod", "--wait=false", "-l", "app.kubernetes.io/name=netctl,app.kubernetes.io/component=agent",
-		"--field-selector=spec.nodeName="+d.node(i)); err != nil {
+	if _, err := d.get(ctx, "-n", "kube-system", "delete", "pod", "--wait=false", "-l", agents, "--field-selector=spec.nodeName="+d.node(i)); err != nil {
 		return err
 	}
-	return d.serves(ctx, d.node(i), old)
+	return await(ctx, backWait, func() error {
+		pid, err := d.worker(ctx, d.node(i))
+		if err == nil && (pid == old || slices.Contains(command(pid), "--stand-in")) {
+			err = fmt.Errorf("process %d serves, which is of the pod that was deleted", pid)
+		}
+		return err
+	})
 }
 
 // withoutAPI kills the worker while the API server is away.
