@@ -74,6 +74,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if p.keeper, err = estate.NewCustodian(cfg.HoldSocket, cfg.Log); err != nil {
 		return err
 	}
+	beating, quiet := context.WithCancel(context.WithoutCancel(ctx))
+	defer quiet() // at the very end: what takes its time until then is no hang
+	go p.keeper.Beat(beating, p.live)
 	defer p.drains.Wait()
 	return ignoreDone(ctx, p.outlive(ctx, p.run))
 }

@@ -76,6 +76,10 @@ func (c *Client) Drop(name string) error { return c.ask(opDrop, name) }
 // Settled has everything dropped that former owners put and this one did not.
 func (c *Client) Settled() error { return c.ask(opSettled, "") }
 
+// Beat says that this process lives, and will say so twice a second: if it does not
+// and stands still, it is killed. Nothing happens while it is not the owner.
+func (c *Client) Beat() error { return c.ask(opBeat, "") }
+
 // Replace has another process started, which is to be handed over to.
 func (c *Client) Replace() error { return c.ask(opReplace, "") }
 

@@ -53,6 +53,7 @@ const (
 	opDrop    = 'D' // name
 	opSettled = 'S' // what former owners put and I did not is of no use
 	opGet     = 'G' // all of them
+	opBeat    = 'A' // I live, and say so twice a second from now on: see watch
 	opReplace = 'R' // I am about to end: start another one, that I hand over to
 	opGoodbye = 'B' // I end in order: nothing is to be kept, and nobody to stand in
 )
@@ -87,6 +88,7 @@ type Holder struct {
 	fds   int                    // guarded by mu: in held
 	owner *net.UnixConn          // guarded by mu
 	since time.Time              // guarded by mu: the owner is one
+	beats bool                   // guarded by mu: the owner says that it lives
 	heard uint64                 // guarded by mu: requests of owners
 	conns map[*net.UnixConn]bool // guarded by mu
 	ended bool                   // guarded by mu
@@ -143,13 +145,13 @@ func (h *Holder) Serve(ctx context.Context, l *net.UnixListener) error {
 		if err != nil {
 			return fmt.Errorf("accept as holder: %w", err)
 		}
-		uid, err := kernel.PeerUID(conn)
+		uid, pid, err := kernel.Peer(conn)
 		if err != nil || int(uid) != os.Geteuid() {
 			h.cfg.Log.Warn("holder refused a client", "uid", uid, "error", err)
 			_ = conn.Close()
 			continue
 		}
-		h.Attend(conn)
+		go h.watchClient(pid, conn, h.Attend(conn))
 	}
 }
 
@@ -190,11 +192,11 @@ func (h *Holder) Owned() bool {
 }
 
 // heardOf returns a number that grows with each request of a client, while that is
-// the owner.
-func (h *Holder) heardOf(conn *net.UnixConn) (n uint64, owner bool) {
+// the owner, and whether it has said that it beats.
+func (h *Holder) heardOf(conn *net.UnixConn) (n uint64, owner, beats bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.heard, h.owner == conn
+	return h.heard, h.owner == conn, h.owner == conn && h.beats
 }
 
 // Close ends all connections and lets go of everything; nobody is told of it as of
@@ -276,6 +278,8 @@ func (h *Holder) answer(conn *net.UnixConn, op byte, name string, fds []int) err
 		return h.put(name, fds)
 	case opDrop:
 		h.drop(name)
+	case opBeat:
+		h.beats = true
 	case opReplace:
 		if h.cfg.Wanted == nil {
 			return errors.New("this holder starts an agent only when there is none")
@@ -296,7 +300,7 @@ func (h *Holder) answer(conn *net.UnixConn, op byte, name string, fds []int) err
 // own makes a client the owner; mu is held.
 func (h *Holder) own(conn *net.UnixConn) {
 	if h.owner != conn {
-		h.owner, h.since = conn, time.Now()
+		h.owner, h.since, h.beats = conn, time.Now(), false
 	}
 	for _, e := range h.held {
 		e.stale = true

@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,6 +39,12 @@ func TestMain(m *testing.M) {
 			err = errors.Join(c.Own(), c.Put("pipe", 3))
 		}
 		fmt.Println("put", err)
+		for os.Getenv(goesOn) != "" {
+			if err := c.Beat(); err != nil {
+				panic(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
 		select {}
 	}
 	if do := os.Getenv(asWorker); do != "" {
@@ -93,9 +101,13 @@ func own(do string) {
 	if err != nil {
 		panic(err)
 	}
-	fmt.Fprintln(f, "owns")
+	fmt.Fprintln(f, os.Getpid())
+	say := func() error { return c.Drop("nothing") }
+	if os.Getenv(goesOn) == "beats" {
+		say = c.Beat
+	}
 	for os.Getenv(goesOn) != "" {
-		if err := c.Drop("nothing"); err != nil {
+		if err := say(); err != nil {
 			os.Exit(4)
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -549,6 +561,85 @@ func TestSilentWorkerIsKilled(t *testing.T) {
 		cancel()
 		must(t, <-done)
 		s.Holder.Close()
+	}
+}
+
+// An agent that beats and is stopped is killed and replaced, whoever has started it:
+// the holder, or somebody else.
+func TestStoppedAgentIsReplaced(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "log")
+	command := []string{"/usr/bin/env", asOwner + "=" + log, goesOn + "=beats", asClient + "=", os.Args[0]}
+	s := NewSupervisor(command, false, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	path := filepath.Join(t.TempDir(), "hold.sock")
+	l, err := Listen(path)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 2)
+	go func() { done <- s.Holder.Serve(ctx, l) }()
+	go func() { done <- s.Run(ctx) }()
+	_, end := pipe(t)
+	first := exec.CommandContext(t.Context(), os.Args[0])
+	first.Env, first.ExtraFiles = append(os.Environ(), asClient+"="+path, goesOn+"=beats"), []*os.File{end}
+	out, err := first.StdoutPipe()
+	must(t, errors.Join(err, first.Start()))
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "put <nil>\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	workers := func(n int) []string {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+			text, _ := os.ReadFile(log)
+			if all := strings.Fields(string(text)); len(all) >= n {
+				return all
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("workers %q, want %d", text, n)
+			}
+		}
+	}
+	must(t, first.Process.Signal(syscall.SIGSTOP))
+	second, err := strconv.Atoi(workers(1)[0])
+	must(t, err)
+	if err := first.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the stopped one: %v", err)
+	}
+	must(t, syscall.Kill(second, syscall.SIGSTOP))
+	workers(2)
+	cancel()
+	for range 2 {
+		must(t, <-done)
+	}
+	s.Holder.Close()
+}
+
+// What runs is busy, what waits is not, and what is stopped is neither.
+func TestCondition(t *testing.T) {
+	t.Parallel()
+	is := func(pid int, want condition) {
+		t.Helper()
+		var got condition
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			var err error
+			if got, err = conditionOf(pid); err != nil {
+				t.Fatal(err)
+			}
+			if got.stopped == want.stopped && got.busy == want.busy {
+				return
+			}
+		}
+		t.Errorf("process %d is %+v, want %+v", pid, got, want)
+	}
+	is(os.Getpid(), condition{busy: true}) // who looks runs
+	cmd := exec.CommandContext(t.Context(), "sleep", "600")
+	must(t, cmd.Start())
+	is(cmd.Process.Pid, condition{})
+	must(t, cmd.Process.Signal(syscall.SIGSTOP))
+	is(cmd.Process.Pid, condition{stopped: true})
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	if c, err := conditionOf(cmd.Process.Pid); err == nil {
+		t.Errorf("one that has ended is %+v", c)
 	}
 }
 

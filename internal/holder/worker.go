@@ -30,8 +30,6 @@ const (
 	// silence is how long a worker that is the owner may say nothing. An agent speaks
 	// every two seconds, while it goes on.
 	silence = time.Minute
-	// silenceChecks is how often in that time it is looked at.
-	silenceChecks = 12
 )
 
 // A worker finds its connection to the holder under this number when this is set, to
@@ -182,7 +180,7 @@ func (s *Supervisor) start(ctx context.Context) error {
 			_ = cmd.Process.Kill()
 		}
 	})
-	go s.watch(cmd.Process, ours, ended)
+	go s.Holder.watch(cmd.Process, ours, ended, s.silence)
 	go func() {
 		err := cmd.Wait()
 		stop()
@@ -193,28 +191,6 @@ func (s *Supervisor) start(ctx context.Context) error {
 		s.exits <- exit{pid: pid, err: err, owner: <-left}
 	}()
 	return nil
-}
-
-// watch kills a worker that is the owner and stands still: nobody else looks after
-// it. It counts looks, not time, since the holder may itself have been stopped.
-func (s *Supervisor) watch(p *os.Process, conn *net.UnixConn, ended <-chan struct{}) {
-	tick := time.NewTicker(s.silence / silenceChecks)
-	defer tick.Stop()
-	var last uint64
-	for silent := 0; silent < silenceChecks; {
-		select {
-		case <-ended:
-			return
-		case <-tick.C:
-		}
-		heard, owner := s.Holder.heardOf(conn)
-		if silent++; !owner || heard != last {
-			silent = 0
-		}
-		last = heard
-	}
-	s.Log.Error("worker says nothing and is killed", "pid", p.Pid, "for", s.silence)
-	_ = p.Kill()
 }
 
 // how says how a process ended.

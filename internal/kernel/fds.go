@@ -135,15 +135,22 @@ func CloseFDs(fds []int) {
 // PeerUID returns the user that the process at the other end of the socket had
 // when it connected.
 func PeerUID(c *net.UnixConn) (uint32, error) {
+	uid, _, err := Peer(c)
+	return uid, err
+}
+
+// Peer returns the user and the process that were at the other end of the socket when
+// it was connected. The process is 0 when it is not seen from here.
+func Peer(c *net.UnixConn) (uid uint32, pid int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return 0, fmt.Errorf("ask for the peer's user: %w", err)
+		return 0, 0, fmt.Errorf("ask who the peer is: %w", err)
 	}
 	var cred *unix.Ucred
 	var optErr error
 	err = raw.Control(func(s uintptr) { cred, optErr = unix.GetsockoptUcred(int(s), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	if err = errors.Join(err, optErr); err != nil {
-		return 0, fmt.Errorf("ask for the peer's user: %w", err)
+		return 0, 0, fmt.Errorf("ask who the peer is: %w", err)
 	}
-	return cred.Uid, nil
+	return cred.Uid, int(cred.Pid), nil
 }

@@ -139,8 +139,12 @@ func (e Estate) Close() {
 	}
 }
 
-// checkInterval is how often the holder is looked after.
-const checkInterval = 2 * time.Second
+const (
+	// checkInterval is how often the holder is looked after.
+	checkInterval = 2 * time.Second
+	// beatInterval is how often it hears that this process lives.
+	beatInterval = 500 * time.Millisecond
+)
 
 // Custodian has a holder keep copies of what an agent has. Without a holder it does
 // nothing. That a holder fails is logged, and it is tried again: an agent serves
@@ -203,7 +207,7 @@ func (c *Custodian) failed(what string, err error) {
 		return
 	}
 	c.log.Warn("holder does not keep this agent's descriptors", "doing", what, "error", err)
-	if _, refused := errors.AsType[*holder.RefusedError](err); refused || errors.Is(err, holder.ErrIncomplete) {
+	if isRefused(err) || errors.Is(err, holder.ErrIncomplete) {
 		return
 	}
 	_ = c.client.Close()
@@ -427,6 +431,35 @@ func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func()), alive
 		}
 		c.mu.Unlock()
 	}
+}
+
+// Beat has the holder hear that this process lives, until the context ends, which is
+// to be the process' end. It hears nothing while alive returns an error.
+func (c *Custodian) Beat(ctx context.Context, alive func() error) {
+	ticker := time.NewTicker(beatInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if alive() != nil {
+			continue // Keep says so
+		}
+		c.mu.Lock()
+		if c.client != nil && c.owner {
+			if err := c.client.Beat(); !isRefused(err) { // one that is not looked after by its holder any more
+				c.failed("hear that this agent lives", err)
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+func isRefused(err error) bool {
+	_, refused := errors.AsType[*holder.RefusedError](err)
+	return refused
 }
 
 // Put has a copy kept.
