@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ type scene struct {
 	outside        *load.Place
 	nodes, servers []*load.Place // servers by name: near-a, near-b, far-a, far-b
 	near, far      netip.Addr    // the Services'
+	loyal          [2]netip.Addr // those of the near and the far pods, with affinity
 	dns            netip.AddrPort
 }
 
@@ -59,6 +61,10 @@ func serviceManifests() string {
 	for _, name := range []string{"near", "far"} {
 		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec:\n  selector: {service: %s}\n  ports: %s\n", name, name, ports)
 	}
+	for _, name := range []string{"near", "far"} {
+		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: loyal-%s}\nspec:\n  selector: {service: %s}\n  sessionAffinity: ClientIP\n"+
+			"  ports: [{name: talk, port: %d}, {name: iperf3, port: %d}]\n", name, name, load.TalkPort, load.IperfServicePort)
+	}
 	fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: far-node}\nspec:\n  type: NodePort\n  selector: {service: far}\n"+
 		"  ports: [{port: %d, nodePort: %d}]\n", load.TalkPort, nodePort)
 	return b.String()
@@ -77,6 +83,10 @@ func (s *scene) service(name string, addr netip.Addr) {
 		s.near = addr
 	case "far":
 		s.far = addr
+	case "loyal-near":
+		s.loyal[0] = addr
+	case "loyal-far":
+		s.loyal[1] = addr
 	case "kube-dns":
 		s.dns = netip.AddrPortFrom(addr, 53)
 	}
@@ -105,6 +115,24 @@ func (s *scene) ways(from *load.Place) []load.Way {
 	}
 }
 
+// byAffinity are ways to Services that send a client to the same pod each time.
+func (s *scene) byAffinity(from *load.Place) []load.Way {
+	return []load.Way{
+		{Name: "on one node, by Service with affinity", From: from, To: s.loyal[0]},
+		{Name: "through the tunnel, by Service with affinity", From: from, To: s.loyal[1]},
+	}
+}
+
+// iperf are the ways of iperf3.
+func (s *scene) iperf() []load.IperfWay {
+	all := s.ways(s.client)
+	loyal := s.byAffinity(s.client)
+	return []load.IperfWay{
+		{Way: all[0], Port: load.IperfPort}, {Way: loyal[0], Port: load.IperfServicePort},
+		{Way: all[2], Port: load.IperfPort}, {Way: loyal[1], Port: load.IperfServicePort},
+	}
+}
+
 // hosts are processes of nodes that speak with pods.
 func (s *scene) hosts() []load.Line {
 	var out []load.Line
@@ -117,7 +145,7 @@ func (s *scene) hosts() []load.Line {
 }
 
 // loads are the names of all loads, as -loads takes them.
-const loadNames = "udp, bulk, idle, new, dns, host, egress, nodeport"
+const loadNames = "udp, bulk, iperf3, idle, new, loyal, dns, host, egress, nodeport"
 
 // talks is how many connections of a kind end in the sockets of each agent. Nobody
 // says so when such a socket is gone with its process, and so they do not wait as
@@ -126,6 +154,9 @@ const (
 	talks          = 10
 	socketPatience = 20 * time.Second
 )
+
+// loyals is how many connections a second go to Services with affinity.
+const loyals = 20
 
 // egress are connections of pods, one on each node, with the host outside.
 func (s *scene) egress() []load.Line {
@@ -148,7 +179,7 @@ const reachWait = 30 * time.Second
 // start starts the loads that are chosen. Those that it could start are returned
 // with an error, too.
 func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err error) {
-	for _, w := range append(s.ways(s.client), s.ways(s.idler)...) { // what the agents are told takes its time
+	for _, w := range slices.Concat(s.ways(s.client), s.ways(s.idler), s.byAffinity(s.client)) { // what the agents are told takes its time
 		if err := await(ctx, reachWait, func() error { return load.Reach(w) }); err != nil {
 			return nil, err
 		}
@@ -169,7 +200,9 @@ func (s *scene) start(ctx context.Context, o options) (loads []load.Load, err er
 		{"idle", func() { add(load.OpenIdle(ctx, s.ways(s.idler), o.idle)) }},
 		{"udp", func() { add(load.StartDatagrams(s.ways(s.client), s.servers, o.packets)) }},
 		{"bulk", func() { add(load.StartBulk(ctx, s.ways(s.client), s.servers, o.mbits)) }},
-		{"new", func() { add(load.StartConnect(s.ways(s.client), o.connects), nil) }},
+		{"iperf3", func() { add(load.StartIperf(ctx, s.iperf(), s.servers, o.mbits)) }},
+		{"new", func() { add(load.StartConnect("new", s.ways(s.client), o.connects, false), nil) }},
+		{"loyal", func() { add(load.StartConnect("loyal", s.byAffinity(s.client), loyals, true), nil) }},
 		{"dns", func() { add(load.StartNames(s.client, s.dns, question, o.packets)) }},
 		{"host", func() { add(load.StartTalk("host", s.hosts(), 1, comeBack), nil) }},
 		{"egress", func() { add(load.StartTalk("egress", s.egress(), talks, outward), nil) }},

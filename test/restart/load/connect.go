@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -16,7 +17,9 @@ const (
 // Connect opens new connections at a steady rate, all ways alike, hears who
 // answers and closes them.
 type Connect struct {
+	name   string
 	ways   []Way
+	loyal  bool // it is to be the same each time
 	every  time.Duration
 	stop   chan struct{}
 	ticker sync.WaitGroup
@@ -25,11 +28,13 @@ type Connect struct {
 	mu      sync.Mutex
 	counts  Counts
 	pending map[int]time.Time // since when those are being opened that are
+	with    map[string]string // by way: who has answered first
 }
 
-// StartConnect begins to open so many connections a second.
-func StartConnect(ways []Way, rate int) *Connect {
-	c := &Connect{ways: ways, every: time.Second / time.Duration(rate), stop: make(chan struct{}), pending: map[int]time.Time{}}
+// StartConnect begins to open so many connections a second. loyal: each way is to lead
+// to the same server every time.
+func StartConnect(name string, ways []Way, rate int, loyal bool) *Connect {
+	c := &Connect{name: name, loyal: loyal, with: map[string]string{}, ways: ways, every: time.Second / time.Duration(rate), stop: make(chan struct{}), pending: map[int]time.Time{}}
 	c.ticker.Go(c.run)
 	return c
 }
@@ -69,10 +74,14 @@ func (c *Connect) once(n int, w Way) {
 	if took > slow {
 		c.counts.Slow++
 	}
+	first := cmp.Or(c.with[w.Name], talk.with)
+	if c.with[w.Name] = first; c.loyal && talk.with != first {
+		c.counts.Wrong++
+	}
 }
 
 // Name implements Load.
-func (c *Connect) Name() string { return "new" }
+func (c *Connect) Name() string { return c.name }
 
 // Cut implements Load.
 func (c *Connect) Cut() Counts {

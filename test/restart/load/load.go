@@ -37,6 +37,8 @@ type Counts struct {
 	Resets     int           // connections that were reset or refused
 	Failed     int           // anything else that went wrong
 	Slow       int           // took more than a second
+	Silent     int           // tenths of a second in which nothing came
+	Again      int           // segments that were sent once more
 	Gap        time.Duration // the longest silence
 	Example    string        // the first error of those that count
 }
@@ -51,6 +53,8 @@ func (c *Counts) Add(o Counts) {
 	c.Resets += o.Resets
 	c.Failed += o.Failed
 	c.Slow += o.Slow
+	c.Silent += o.Silent
+	c.Again += o.Again
 	c.Gap = max(c.Gap, o.Gap)
 	c.Example = cmp.Or(c.Example, o.Example)
 }
