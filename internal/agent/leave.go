@@ -9,15 +9,9 @@ import (
 	"github.com/netctl/netctl/internal/agent/handover"
 )
 
-const (
-	// leaveTime bounds how long an agent that is told to end serves on for another one
-	// to take over: less than a container is given to end after its probe has failed.
-	leaveTime = 10 * time.Second
-	// briefDrain bounds how long connections that end in this process are finished when
-	// a stand-in has taken over: then its pod is deleted, and a new one waits for the
-	// end of this, or its container is started anew.
-	briefDrain = 3 * time.Second
-)
+// leaveTime bounds how long an agent that is told to end serves on for another one to
+// take over: less than a container is given to end after its probe has failed.
+const leaveTime = 10 * time.Second
 
 // tenure is a term of service.
 type tenure struct {

@@ -234,7 +234,7 @@ func (p *process) serveTerm(ctx context.Context, a *Agent, seat *handover.Seat, 
 			return nil
 		}
 		began = time.Now()
-		d := p.finish(a, heir)
+		d := p.finish(a)
 		if err = p.handOver(ctx, a, heir, d); err == nil {
 			p.log.Info("another agent serves", "after", time.Since(began).Round(time.Microsecond))
 			drained = true
@@ -345,12 +345,8 @@ type retirement struct {
 }
 
 // finish begins to finish connections that end in this process.
-func (p *process) finish(a *Agent, heir *handover.Heir) *retirement {
-	limit := cmp.Or(p.cfg.DrainLimit, DefaultDrainLimit)
-	if heir.Wants(handover.StandIn) && !p.cfg.StandIn {
-		limit = min(limit, briefDrain)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+func (p *process) finish(a *Agent) *retirement {
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(p.cfg.DrainLimit, DefaultDrainLimit))
 	d := &retirement{theirs: -1, cancel: cancel, done: make(chan struct{})}
 	ours, theirs, err := drain.Pair()
 	if err != nil {
