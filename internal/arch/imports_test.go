@@ -239,14 +239,21 @@ var rows = map[string]row{
 		reason: "the program in every pod's sandbox: the standard library only",
 	},
 
+	"test/figures": {
+		reason: "numbers only",
+	},
 	"test/kube/speed": {
-		imports: []string{"internal/agent/status", "internal/kernel"},
+		imports: []string{"internal/agent/status", "internal/kernel", "test/figures"},
 		reason:  "measures from outside; it reads what an agent says of itself and enters a pod's network",
 	},
 
 	"test/restart": {
-		imports: []string{"internal/agent/settings", "internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "internal/mapfile", "test/kube/machine", "test/restart/load"},
+		imports: []string{"internal/agent/settings", "internal/cluster", "internal/kernel", "internal/lab", "internal/mapfile", "test/figures", "test/kube/machine", "test/restart/agents", "test/restart/load"},
 		reason:  "breaks agents from outside, in labs and on real clusters, while load runs",
+	},
+	"test/restart/agents": {
+		imports: []string{"internal/agent/status", "test/figures"},
+		reason:  "processes as the kernel shows them, and what an agent says of itself",
 	},
 	"test/restart/load": {
 		imports: []string{"internal/kernel"},

@@ -17,6 +17,7 @@ import (
 
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/test/kube/machine"
+	"github.com/netctl/netctl/test/restart/agents"
 	"github.com/netctl/netctl/test/restart/load"
 )
 
@@ -239,15 +240,15 @@ func (d *kubeDriver) scene() *scene { return d.found }
 
 func (d *kubeDriver) loads() []load.Load { return []load.Load{&probes{d: d}} }
 
-func (d *kubeDriver) weigh(ctx context.Context) (weight, error) {
-	var w weight
+func (d *kubeDriver) weigh(ctx context.Context) (agents.Weight, error) {
+	var w agents.Weight
 	for _, n := range d.found.nodes {
 		dir, err := d.stateDir(n.Name)
 		if err != nil {
 			return w, err
 		}
-		pids := slices.DeleteFunc(machine.ProcessesIn(d.netns(n.Name)), func(pid int) bool { return !runs(pid, "agent") && !runs(pid, "hold") })
-		if err := w.add(ctx, pids, dir); err != nil {
+		pids := slices.DeleteFunc(machine.ProcessesIn(d.netns(n.Name)), func(pid int) bool { return !agents.Runs(pid, "agent") && !agents.Runs(pid, "hold") })
+		if err := w.Add(ctx, pids, dir); err != nil {
 			return w, err
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/netctl/netctl/test/restart/agents"
 )
 
 func (d *kubeDriver) kinds() []kind {
@@ -38,7 +40,7 @@ func (d *kubeDriver) worker(ctx context.Context, node string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return worker(ctx, dir)
+	return agents.Serving(ctx, dir)
 }
 
 // serves waits until another worker than the old one serves.
@@ -69,8 +71,8 @@ func (d *kubeDriver) signal(ctx context.Context, i int, s syscall.Signal) error 
 	return d.serves(ctx, d.node(i), old)
 }
 
-// agents selects the agents' pods.
-const agents = "app.kubernetes.io/name=netctl,app.kubernetes.io/component=agent"
+// podLabels selects the agents' pods.
+const podLabels = "app.kubernetes.io/name=netctl,app.kubernetes.io/component=agent"
 
 // rollout replaces the agent of every node, as an upgrade does, and waits until all
 // new pods are ready. Pods of former agents may stay for the connections that end in
@@ -127,7 +129,7 @@ func (d *kubeDriver) updated(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		text, err := d.get(ctx, "-n", "kube-system", "get", "pods", "-l", agents, "-o",
+		text, err := d.get(ctx, "-n", "kube-system", "get", "pods", "-l", podLabels, "-o",
 			`jsonpath={range .items[*]}{.spec.nodeName} {.metadata.labels.pod-template-generation} {.status.conditions[?(@.type=="Ready")].status} {.metadata.deletionTimestamp}{"\n"}{end}`)
 		if err != nil {
 			return err
@@ -158,12 +160,12 @@ func (d *kubeDriver) deletePod(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := d.get(ctx, "-n", "kube-system", "delete", "pod", "--wait=false", "-l", agents, "--field-selector=spec.nodeName="+d.node(i)); err != nil {
+	if _, err := d.get(ctx, "-n", "kube-system", "delete", "pod", "--wait=false", "-l", podLabels, "--field-selector=spec.nodeName="+d.node(i)); err != nil {
 		return err
 	}
 	return await(ctx, backWait, func() error {
 		pid, err := d.worker(ctx, d.node(i))
-		if err == nil && (pid == old || slices.Contains(command(pid), "--stand-in")) {
+		if err == nil && (pid == old || slices.Contains(agents.Command(pid), "--stand-in")) {
 			err = fmt.Errorf("process %d serves, which is of the pod that was deleted", pid)
 		}
 		return err
@@ -210,7 +212,7 @@ func (d *kubeDriver) outOfMemory(ctx context.Context, i int) error {
 		return nil
 	}
 	err = await(ctx, backWait, func() error {
-		if !runs(old, "agent") {
+		if !agents.Runs(old, "agent") {
 			return nil
 		}
 		if err := tight(); err != nil && !errors.Is(err, os.ErrNotExist) {

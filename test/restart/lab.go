@@ -19,6 +19,7 @@ import (
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/lab"
 	"github.com/netctl/netctl/internal/mapfile"
+	"github.com/netctl/netctl/test/restart/agents"
 	"github.com/netctl/netctl/test/restart/load"
 )
 
@@ -189,14 +190,14 @@ func (d *labDriver) processes(node *load.Place, words ...string) []int {
 		return nil
 	}
 	return slices.DeleteFunc(all, func(pid int) bool {
-		return !slices.ContainsFunc(words, func(w string) bool { return runs(pid, w) })
+		return !slices.ContainsFunc(words, func(w string) bool { return agents.Runs(pid, w) })
 	})
 }
 
 // crash kills the worker. Its holder starts another one; where there is none, we do.
 func (d *labDriver) crash(ctx context.Context, i int) error {
 	node := d.node(i)
-	old, err := worker(ctx, d.stateDir(node))
+	old, err := agents.Serving(ctx, d.stateDir(node))
 	if err != nil {
 		return err
 	}
@@ -215,7 +216,7 @@ func (d *labDriver) crash(ctx context.Context, i int) error {
 // serves waits until another worker than the old ones serves.
 func (d *labDriver) serves(ctx context.Context, node *load.Place, old ...int) error {
 	err := await(ctx, serveWait, func() error {
-		pid, err := worker(ctx, d.stateDir(node))
+		pid, err := agents.Serving(ctx, d.stateDir(node))
 		if err == nil && slices.Contains(old, pid) {
 			err = fmt.Errorf("process %d serves still", pid)
 		}
@@ -235,7 +236,7 @@ func (d *labDriver) handover(ctx context.Context, i int) error {
 
 // follow has a program take a node over.
 func (d *labDriver) follow(ctx context.Context, node *load.Place, program string) error {
-	old, err := worker(ctx, d.stateDir(node))
+	old, err := agents.Serving(ctx, d.stateDir(node))
 	if err != nil {
 		return err
 	}
@@ -269,7 +270,7 @@ func (d *labDriver) end(pids ...int) {
 // first is told to end as soon as it serves, and another one started.
 func (d *labDriver) handBack(ctx context.Context, i int) error {
 	node := d.node(i)
-	first, err := worker(ctx, d.stateDir(node))
+	first, err := agents.Serving(ctx, d.stateDir(node))
 	if err != nil {
 		return err
 	}
@@ -280,7 +281,7 @@ func (d *labDriver) handBack(ctx context.Context, i int) error {
 	if err := d.serves(ctx, node, first); err != nil {
 		return err
 	}
-	second, err := worker(ctx, d.stateDir(node))
+	second, err := agents.Serving(ctx, d.stateDir(node))
 	if err != nil {
 		return err
 	}
@@ -321,12 +322,12 @@ func (d *labDriver) upgrade(ctx context.Context, i int) error {
 
 // end ends a process as a kubelet ends a container's.
 func end(pid int) {
-	args := command(pid)
+	args := agents.Command(pid)
 	if len(args) == 0 || syscall.Kill(pid, syscall.SIGTERM) != nil {
 		return // it has ended
 	}
 	for deadline := time.Now().Add(grace); time.Now().Before(deadline); wait(context.Background(), lull) {
-		if !slices.Equal(command(pid), args) {
+		if !slices.Equal(agents.Command(pid), args) {
 			return
 		}
 	}
@@ -337,7 +338,7 @@ func end(pid int) {
 // after as long as a pod takes.
 func (d *labDriver) deletePod(ctx context.Context, i int) error {
 	node := d.node(i)
-	old, err := worker(ctx, d.stateDir(node))
+	old, err := agents.Serving(ctx, d.stateDir(node))
 	if err != nil {
 		return err
 	}
@@ -360,10 +361,10 @@ func (d *labDriver) deletePod(ctx context.Context, i int) error {
 	return d.serves(ctx, node, old)
 }
 
-func (d *labDriver) weigh(ctx context.Context) (weight, error) {
-	var w weight
+func (d *labDriver) weigh(ctx context.Context) (agents.Weight, error) {
+	var w agents.Weight
 	for _, n := range d.found.nodes {
-		if err := w.add(ctx, d.processes(n, "hold", "agent"), d.stateDir(n)); err != nil {
+		if err := w.Add(ctx, d.processes(n, "hold", "agent"), d.stateDir(n)); err != nil {
 			return w, err
 		}
 	}

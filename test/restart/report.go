@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/internal/agent/settings"
+	"github.com/netctl/netctl/test/figures"
+	"github.com/netctl/netctl/test/restart/agents"
 	"github.com/netctl/netctl/test/restart/load"
 )
 
@@ -18,7 +20,7 @@ import (
 type report struct {
 	options       options
 	results       []*result
-	before, after weight
+	before, after agents.Weight
 }
 
 // result is what one kind of disturbance was to the loads.
@@ -59,7 +61,7 @@ type measure struct {
 func measures() []measure {
 	count := func(of func(*seen) int) func(*seen) float64 { return func(s *seen) float64 { return float64(of(s)) } }
 	gap := func(q float64) func(*seen) float64 {
-		return func(s *seen) float64 { return quantile(s.gaps, q).Seconds() * 1e3 }
+		return func(s *seen) float64 { return figures.MS(figures.Quantile(s.gaps, q)) }
 	}
 	sent := count(func(s *seen) int { return s.Sent })
 	lost := count(func(s *seen) int { return s.Lost })
@@ -118,17 +120,6 @@ func measures() []measure {
 	}
 }
 
-// quantile returns the smallest value that at least the share q of all values does
-// not exceed; 0 when there are none.
-func quantile(all []time.Duration, q float64) time.Duration {
-	if len(all) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(all))
-	i := int(q*float64(len(sorted)) + 0.999999)
-	return sorted[min(max(i, 1), len(sorted))-1]
-}
-
 // examples are the first errors of each kind and load.
 func (r *report) examples(w io.Writer) {
 	for _, res := range r.results {
@@ -146,15 +137,15 @@ func (r *report) print(w io.Writer) {
 		fmt.Fprintf(w, "figure restart-%s-times %d\n", res.kind, res.times)
 		for _, m := range measures() {
 			if s := res.loads[m.load]; s != nil {
-				fmt.Fprintln(w, strings.TrimSpace(fmt.Sprintf("figure restart-%s-%s-%s %s %s", res.kind, m.load, m.name, number(m.value(s)), m.unit)))
+				fmt.Fprintln(w, strings.TrimSpace(fmt.Sprintf("figure restart-%s-%s-%s %s %s", res.kind, m.load, m.name, figures.Number(m.value(s)), m.unit)))
 			}
 		}
 	}
-	for _, p := range r.before.parts() {
-		fmt.Fprintf(w, "figure restart-agents-%s-before %s\n", p.name, number(p.value))
+	for _, p := range r.before.Parts() {
+		fmt.Fprintf(w, "figure restart-agents-%s-before %s\n", p.Name, figures.Number(p.Value))
 	}
-	for _, p := range r.after.parts() {
-		fmt.Fprintf(w, "figure restart-agents-%s-after %s\n", p.name, number(p.value))
+	for _, p := range r.after.Parts() {
+		fmt.Fprintf(w, "figure restart-agents-%s-after %s\n", p.Name, figures.Number(p.Value))
 	}
 	if fmt.Fprintln(w); r.options.markdown {
 		r.markdown(w)
@@ -193,7 +184,7 @@ func (r *report) rows() [][]string {
 		for _, res := range r.results {
 			cell := ""
 			if s := res.loads[m.load]; s != nil {
-				cell, any = number(m.value(s)), true
+				cell, any = figures.Number(m.value(s)), true
 			}
 			row = append(row, cell)
 		}
@@ -202,18 +193,6 @@ func (r *report) rows() [][]string {
 		}
 	}
 	return out
-}
-
-// number prints three digits of what is small and all of what is large.
-func number(v float64) string {
-	switch {
-	case v == float64(int64(v)) || v >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	default:
-		return fmt.Sprintf("%.2g", v)
-	}
 }
 
 // verdict returns an error for all that must not have happened.
@@ -226,14 +205,14 @@ func (r *report) verdict() error {
 			if s == nil || !m.zero && !forwarded || m.value(s) == 0 || m.load == "liveness" && res.long {
 				continue
 			}
-			err := fmt.Errorf("FAILED %s: %s-%s is %s and has to be 0", res.kind, m.load, m.name, number(m.value(s)))
+			err := fmt.Errorf("FAILED %s: %s-%s is %s and has to be 0", res.kind, m.load, m.name, figures.Number(m.value(s)))
 			if s.Example != "" {
 				err = fmt.Errorf("%w: %s", err, s.Example)
 			}
 			errs = append(errs, err)
 		}
 	}
-	for _, g := range r.before.growth(&r.after) {
+	for _, g := range r.before.Growth(&r.after) {
 		errs = append(errs, fmt.Errorf("FAILED growth: %s", g))
 	}
 	return errors.Join(errs...)

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/test/restart/agents"
 	"github.com/netctl/netctl/test/restart/load"
 )
 
@@ -114,31 +115,6 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-func TestQuantile(t *testing.T) {
-	t.Parallel()
-	five := []time.Duration{5, 1, 4, 2, 3}
-	for _, tt := range []struct {
-		all  []time.Duration
-		q    float64
-		want time.Duration
-	}{
-		{nil, 1, 0}, {five, 0, 1}, {five, 0.5, 3}, {five, 0.8, 4}, {five, 0.81, 5}, {five, 1, 5}, {[]time.Duration{7}, 0.5, 7},
-	} {
-		if got := quantile(tt.all, tt.q); got != tt.want {
-			t.Errorf("quantile(%v, %g) = %d, want %d", tt.all, tt.q, got, tt.want)
-		}
-	}
-}
-
-func TestNumber(t *testing.T) {
-	t.Parallel()
-	for v, want := range map[float64]string{0: "0", 3: "3", 1234567: "1234567", 0.123: "0.12", 1.26: "1.3", 12.34: "12.3", 123.4: "123"} {
-		if got := number(v); got != want {
-			t.Errorf("number(%g) = %s, want %s", v, got, want)
-		}
-	}
-}
-
 // aReport is one of two kinds, of which the second was bad.
 func aReport(markdown bool) *report {
 	good, bad := &result{kind: "nothing", times: 2}, &result{kind: "crash", times: 2}
@@ -150,7 +126,7 @@ func aReport(markdown bool) *report {
 	bad.add("new", load.Counts{Sent: 1000, Slow: 5})
 	return &report{
 		options: options{markdown: markdown}, results: []*result{good, bad},
-		before: weight{processes: 2, files: 40, rss: 50e6}, after: weight{processes: 3, files: 140, rss: 60e6},
+		before: agents.Weight{Processes: 2, Files: 40, RSS: 50e6}, after: agents.Weight{Processes: 3, Files: 140, RSS: 60e6},
 	}
 }
 

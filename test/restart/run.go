@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/netctl/netctl/test/restart/agents"
 	"github.com/netctl/netctl/test/restart/load"
 )
 
@@ -16,7 +17,7 @@ type driver interface {
 	kinds() []kind
 	// loads are its own, beside those of the scene.
 	loads() []load.Load
-	weigh(ctx context.Context) (weight, error)
+	weigh(ctx context.Context) (agents.Weight, error)
 	close() error
 }
 
@@ -107,7 +108,7 @@ func (r *report) disturb(ctx context.Context, d driver, loads []load.Load) (err 
 	var last error
 	for end := time.Now().Add(leaveWait); ; wait(ctx, time.Second) {
 		r.after, last = d.weigh(ctx)
-		if last == nil && len(r.before.growth(&r.after)) == 0 || time.Now().After(end) || ctx.Err() != nil {
+		if last == nil && len(r.before.Growth(&r.after)) == 0 || time.Now().After(end) || ctx.Err() != nil {
 			return last
 		}
 	}

@@ -25,10 +25,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/netctl/netctl/test/figures"
 )
 
 // speed is a run of the program.
@@ -111,22 +112,9 @@ func (s *speed) figure(name string, value float64, unit string) {
 
 // times prints the median, the 99th percentile and the largest of durations.
 func (s *speed) times(name string, all []time.Duration) {
-	s.figure(name+"-p50", ms(quantile(all, 0.50)), "ms")
-	s.figure(name+"-p99", ms(quantile(all, 0.99)), "ms")
-	s.figure(name+"-max", ms(quantile(all, 1)), "ms")
-}
-
-func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }
-
-// quantile returns the smallest value that at least the share q of all values
-// does not exceed; 0 when there are none.
-func quantile[T float64 | time.Duration](all []T, q float64) T {
-	if len(all) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(all))
-	i := int(q*float64(len(sorted)) + 0.999999)
-	return sorted[min(max(i, 1), len(sorted))-1]
+	s.figure(name+"-p50", figures.MS(figures.Quantile(all, 0.50)), "ms")
+	s.figure(name+"-p99", figures.MS(figures.Quantile(all, 0.99)), "ms")
+	s.figure(name+"-max", figures.MS(figures.Quantile(all, 1)), "ms")
 }
 
 // ratio prints ours against theirs, which took turns: the median over the pairs,
@@ -137,5 +125,5 @@ func (s *speed) ratio(name string, ours, theirs []time.Duration) {
 		ratios = append(ratios, ours[i].Seconds()/theirs[i].Seconds())
 	}
 	fmt.Fprintf(s.out, "ratio %s %.3f ours=%.4g theirs=%.4g unit=ms\n",
-		name, quantile(ratios, 0.5), ms(quantile(ours, 0.5)), ms(quantile(theirs, 0.5)))
+		name, figures.Quantile(ratios, 0.5), figures.MS(figures.Quantile(ours, 0.5)), figures.MS(figures.Quantile(theirs, 0.5)))
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/netctl/netctl/test/figures"
 )
 
 // pod is what is read of one.
@@ -116,10 +118,10 @@ func comparePods(ctx context.Context, ours, theirs *cluster, size, n int) error 
 			}
 			took[i].processor = append(took[i].processor, used-busy)
 			took[i].all = append(took[i].all, st.all...)
-			took[i].each = append(took[i].each, quantile(st.each, 0.5))
-			took[i].process = append(took[i].process, quantile(st.process, 0.5))
+			took[i].each = append(took[i].each, figures.Quantile(st.each, 0.5))
+			took[i].process = append(took[i].process, figures.Quantile(st.process, 0.5))
 			took[i].sandbox = append(took[i].sandbox, after.since(before))
-			fmt.Fprintf(c.log, "speed: %s %d pods in %s, each %s\n", c.name, size, st.all[0], quantile(st.each, 0.5))
+			fmt.Fprintf(c.log, "speed: %s %d pods in %s, each %s\n", c.name, size, st.all[0], figures.Quantile(st.each, 0.5))
 		}
 	}
 	name := "kube-pod-start-" + strconv.Itoa(size)

@@ -1,4 +1,6 @@
-package main
+// Package agents looks at the processes of a node's agents from outside: which one
+// serves, and what all of them hold.
+package agents
 
 import (
 	"context"
@@ -12,64 +14,66 @@ import (
 	"syscall"
 
 	"github.com/netctl/netctl/internal/agent/status"
+	"github.com/netctl/netctl/test/figures"
 )
 
-// weight is what the processes of all agents hold.
-type weight struct {
-	processes, files, goroutines, flows int
-	rss                                 int64 // bytes
+// Weight is what the processes of all agents hold.
+type Weight struct {
+	Processes, Files, Goroutines, Flows int
+	RSS                                 int64 // bytes
 }
 
-// part is one of its numbers, with how much more it may be than before.
-type part struct {
-	name  string
-	value float64
+// Part is one of its numbers, with how much more it may be than before.
+type Part struct {
+	Name  string
+	Value float64
 	more  func(before float64) float64
 }
 
-func (w *weight) parts() []part {
+// Parts returns its numbers.
+func (w *Weight) Parts() []Part {
 	plus := func(n float64) func(float64) float64 { return func(float64) float64 { return n } }
-	return []part{
-		{"processes", float64(w.processes), plus(0)},
-		{"files", float64(w.files), plus(100)},
-		{"goroutines", float64(w.goroutines), plus(100)},
-		{"rss-mb", float64(w.rss) / 1e6, func(b float64) float64 { return 2*b + 100 }},
-		{"flows", float64(w.flows), func(b float64) float64 { return b/2 + 50000 }},
+	return []Part{
+		{"processes", float64(w.Processes), plus(0)},
+		{"files", float64(w.Files), plus(100)},
+		{"goroutines", float64(w.Goroutines), plus(100)},
+		{"rss-mb", float64(w.RSS) / 1e6, func(b float64) float64 { return 2*b + 100 }},
+		{"flows", float64(w.Flows), func(b float64) float64 { return b/2 + 50000 }},
 	}
 }
 
-// growth says what has grown more than it may. What flows there are changes with the
+// Growth says what has grown more than it may. What flows there are changes with the
 // load by itself, and a process that has just begun has given less memory back to
 // the kernel than one that has been there for a while. What a hundred restarts
 // leave behind, processes first of all, is more than that.
-func (w *weight) growth(after *weight) []string {
+func (w *Weight) Growth(after *Weight) []string {
 	var out []string
-	now := after.parts()
-	for i, b := range w.parts() {
-		if now[i].value > b.value+b.more(b.value) {
-			out = append(out, fmt.Sprintf("%s of the agents were %s and are %s", b.name, number(b.value), number(now[i].value)))
+	now := after.Parts()
+	for i, b := range w.Parts() {
+		if now[i].Value > b.Value+b.more(b.Value) {
+			out = append(out, fmt.Sprintf("%s of the agents were %s and are %s", b.Name, figures.Number(b.Value), figures.Number(now[i].Value)))
 		}
 	}
 	return out
 }
 
-// add adds an agent and its holder, which are the processes pids, of a state
+// Add adds an agent and its holder, which are the processes pids, of a state
 // directory.
-func (w *weight) add(ctx context.Context, pids []int, stateDir string) error {
+func (w *Weight) Add(ctx context.Context, pids []int, stateDir string) error {
 	s, err := status.Read(ctx, stateDir)
 	if err != nil {
 		return err
 	}
-	w.goroutines += s.Process.Goroutines
-	w.flows += s.Flows
+	w.Goroutines += s.Process.Goroutines
+	w.Flows += s.Flows
 	for _, pid := range pids {
 		files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 		if err != nil {
 			continue // it has just ended
 		}
-		w.processes++
-		w.files += len(files)
-		w.rss += rss(pid)
+		w.Processes++
+		w.Files += len(files)
+		w.RSS += rss(pid)
 	}
 	return nil
 }
@@ -86,8 +90,8 @@ func rss(pid int) int64 {
 	return pages * int64(os.Getpagesize())
 }
 
-// command returns a process's arguments, none when it is gone.
-func command(pid int) []string {
+// Command returns a process's arguments, none when it is gone.
+func Command(pid int) []string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || len(text) == 0 {
 		return nil
@@ -95,15 +99,15 @@ func command(pid int) []string {
 	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
 }
 
-// runs reports whether a process is `netctl WORD`.
-func runs(pid int, word string) bool {
-	args := command(pid)
+// Runs reports whether a process is `netctl WORD`.
+func Runs(pid int, word string) bool {
+	args := Command(pid)
 	return len(args) > 1 && filepath.Base(args[0]) == "netctl" && args[1] == word
 }
 
-// worker returns the process that serves a state directory, by the numbers of this
+// Serving returns the process that serves a state directory, by the numbers of this
 // machine: the one that listens on its status socket, and answers.
-func worker(ctx context.Context, stateDir string) (int, error) {
+func Serving(ctx context.Context, stateDir string) (int, error) {
 	if _, err := status.Read(ctx, stateDir); err != nil {
 		return 0, err
 	}
