@@ -163,11 +163,12 @@ func (d *labDriver) loads() []load.Load { return nil }
 func (d *labDriver) kinds() []kind {
 	return []kind{
 		{name: "nothing", full: 10, quick: 4, do: func(context.Context, int) error { return nil }},
-		{name: "crash", full: 100, quick: 10, do: d.crash},
+		{name: "crash", full: 100, quick: 10, do: d.signal(syscall.SIGKILL)},
 		{name: "handover", full: 20, quick: 4, do: d.handover},
 		{name: "handed-back", full: 10, quick: 2, do: d.handBack},
 		{name: kindUpgrade, full: 10, quick: 2, do: d.upgrade},
 		{name: "pod-deleted", full: 5, quick: 1, do: d.deletePod},
+		{name: "hang", full: 5, quick: 1, do: d.signal(syscall.SIGSTOP)},
 	}
 }
 
@@ -194,23 +195,26 @@ func (d *labDriver) processes(node *load.Place, words ...string) []int {
 	})
 }
 
-// crash kills the worker. Its holder starts another one; where there is none, we do.
-func (d *labDriver) crash(ctx context.Context, i int) error {
-	node := d.node(i)
-	old, err := agents.Serving(ctx, d.stateDir(node))
-	if err != nil {
-		return err
-	}
-	held := len(d.processes(node, "hold")) > 0
-	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
-		return fmt.Errorf("kill the agent of %s: %w", node.Name, err)
-	}
-	if !held {
-		if err := d.lab.StartAgent(node.Name); err != nil {
+// signal sends the worker a signal that is its end, sooner or later. Its holder starts
+// another one; where there is none, we do.
+func (d *labDriver) signal(sig syscall.Signal) func(context.Context, int) error {
+	return func(ctx context.Context, i int) error {
+		node := d.node(i)
+		old, err := agents.Serving(ctx, d.stateDir(node))
+		if err != nil {
 			return err
 		}
+		held := len(d.processes(node, "hold")) > 0
+		if err := syscall.Kill(old, sig); err != nil {
+			return fmt.Errorf("signal the agent of %s: %w", node.Name, err)
+		}
+		if !held {
+			if err := d.lab.StartAgent(node.Name); err != nil {
+				return err
+			}
+		}
+		return d.serves(ctx, node, old)
 	}
-	return d.serves(ctx, node, old)
 }
 
 // serves waits until another worker than the old ones serves.

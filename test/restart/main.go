@@ -105,7 +105,7 @@ func parse(args []string) (options, error) {
 	flags.BoolVar(&o.markdown, "markdown", false, "print the table as Markdown")
 	flags.StringVar((*string)(&o.egress), "egress", "", "how the lab's pods reach the outside: sockets or packets, as the agent's flag")
 	loads := flags.String("loads", ".", "loads to run: "+loadNames)
-	kinds := flags.String("kinds", ".", "disturbances to try; in a lab: nothing, crash, handover, handed-back, upgrade, pod-deleted")
+	kinds := flags.String("kinds", ".", "disturbances to try; in a lab: nothing, crash, handover, handed-back, upgrade, pod-deleted, hang")
 	flags.IntVar(&o.idle, "idle", 10000, "idle connections")
 	flags.IntVar(&o.times, "times", 0, "how often each disturbance is tried (default: as that kind says)")
 	flags.IntVar(&o.packets, "packets", 1000, "datagrams a second each way and back, and questions to the name server")
