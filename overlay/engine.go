@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -94,6 +95,10 @@ type WireGuardConfig struct {
 	// on tmpfs, see Report. Epoch is the kernel's boot id.
 	SessionFile string
 	Epoch       string
+	// SessionMemory is what WireGuard.SessionMemory returned in a former process, for
+	// where SessionFile would not lie in memory; nil: there was none. It stays the
+	// caller's.
+	SessionMemory *os.File
 
 	// PSK is mixed into every handshake, with all peers; nil: none.
 	PSK *[32]byte
@@ -272,7 +277,7 @@ func (w *WireGuard) open() error {
 // restart, but never a node without a network.
 func (w *WireGuard) openStore() error {
 	cfg := sessions.Config{
-		Path: w.cfg.SessionFile, Epoch: w.cfg.Epoch, Owner: w.self,
+		Path: w.cfg.SessionFile, Memory: w.cfg.SessionMemory, Epoch: w.cfg.Epoch, Owner: w.self,
 		Warn: func(err error) {
 			w.log.Warn("overlay sessions not locked in memory", "file", w.cfg.SessionFile, "err", err)
 		},
@@ -289,6 +294,11 @@ func (w *WireGuard) openStore() error {
 	}
 	return nil
 }
+
+// SessionMemory returns what the sessions are in where SessionFile would not lie in
+// memory, for the process that comes next; nil when they are in that file. It is valid
+// until Close.
+func (w *WireGuard) SessionMemory() *os.File { return w.store.Memory() }
 
 // Report says what became of the session file: "" when it is used, or why what
 // was there is not.

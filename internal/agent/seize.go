@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -189,6 +190,10 @@ func (a *Agent) openEngine(key overlay.PrivateKey, e estate.Estate) error {
 	if fds := e.Take(estate.Tunnel); len(fds) > 0 {
 		cfg.Sockets = &overlay.Sockets{FDs: fds}
 	}
+	if fd, ok := e.TakeOne(estate.Memory); ok {
+		cfg.SessionMemory = os.NewFile(uintptr(fd), estate.Memory)
+		defer cfg.SessionMemory.Close()
+	}
 	a.engine, err = overlay.NewWireGuard(cfg)
 	if err != nil && cfg.Sockets != nil {
 		a.log.Warn("tunnel's sockets are opened anew", "error", err)
@@ -214,6 +219,9 @@ func (a *Agent) borrowed() (all estate.Estate, done func()) {
 		all[estate.CNI] = []int{a.calls}
 	}
 	all[estate.Tunnel] = a.engine.Sockets()
+	if f := a.engine.SessionMemory(); f != nil {
+		all[estate.Memory] = []int{int(f.Fd())}
+	}
 	maps.Copy(all, a.outsideSockets())
 	listeners, err := a.sockets.Listeners()
 	if err != nil {

@@ -17,11 +17,12 @@ import (
 
 // file is a mapped file.
 type file struct {
-	f     *os.File
-	data  []byte
-	words []atomic.Uint64
-	ready int // bytes from the start that have memory behind them
-	kept  int // bytes from the start that we tried to keep out of swap
+	f      *os.File
+	memory *os.File // another opening of the same, for others; nil: f has a name
+	data   []byte
+	words  []atomic.Uint64
+	ready  int // bytes from the start that have memory behind them
+	kept   int // bytes from the start that we tried to keep out of swap
 }
 
 // mapFile maps the first size bytes of f, shared and writable. It owns f.
@@ -49,7 +50,11 @@ func (m *file) keep() error {
 }
 
 func (m *file) close() error {
-	return errors.Join(mapfile.Unmap(m.data), m.f.Close())
+	err := errors.Join(mapfile.Unmap(m.data), m.f.Close())
+	if m.memory != nil {
+		err = errors.Join(err, m.memory.Close())
+	}
+	return err
 }
 
 // reserve sees to it that the first n slots have memory behind them: a sparse
@@ -101,6 +106,52 @@ func allocate(f *os.File, n int) error {
 		return err
 	}
 	return os.NewSyscallError("fallocate", ferr)
+}
+
+// memoryFile makes a file that is nothing but memory, and this user's alone.
+func memoryFile() (*os.File, error) {
+	fd, err := unix.MemfdCreate("netctl-sessions", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "netctl-sessions")
+	if err := f.Chmod(0o600); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// reopen opens a file once more, with locks of its own.
+func reopen(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var again *os.File
+	var oerr error
+	if err := raw.Control(func(fd uintptr) {
+		again, oerr = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDWR, 0)
+	}); err != nil {
+		return nil, err
+	}
+	return again, oerr
+}
+
+// duplicate copies a descriptor.
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var copied int
+	var derr error
+	if err := raw.Control(func(fd uintptr) { copied, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if derr != nil {
+		return nil, os.NewSyscallError("fcntl", derr)
+	}
+	return os.NewFile(uintptr(copied), f.Name()), nil
 }
 
 // ours reports whether a file is this user's alone.

@@ -33,6 +33,9 @@ type Config struct {
 	Owner [KeySize]byte // our public key
 	// AnyFilesystem lets the file lie on a disk. For tests: it has keys in it.
 	AnyFilesystem bool
+	// Memory is a former store's Memory, which is used where Path would lie on a disk;
+	// nil: a new one is made. It stays the caller's.
+	Memory *os.File
 	// Warn is told, at most once, that keys cannot be kept out of swap, which is so
 	// when RLIMIT_MEMLOCK is small; nil: nobody is told.
 	Warn func(error)
@@ -49,7 +52,7 @@ const (
 	RefusedTorn            // cut short, or its header does not add up
 	RefusedEpoch           // from another boot
 	RefusedOwner           // another private key's
-	RefusedDisk            // would lie on a disk
+	RefusedDisk            // would lie on a disk, and there is no former store's Memory
 )
 
 // String says the reason in words.
@@ -68,7 +71,7 @@ func (r Refusal) String() string {
 	case RefusedOwner:
 		return "of another private key"
 	case RefusedDisk:
-		return "not on tmpfs, and session keys must not reach a disk"
+		return "not on tmpfs, and session keys must not reach a disk; they are kept in memory, for who gets that"
 	default:
 		return "unknown"
 	}
@@ -99,8 +102,9 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("session file %s: %w", cfg.Path, err)
 	}
 	if !memory && !cfg.AnyFilesystem {
-		s.report.Refusal = RefusedDisk
-		s.anonymous(&cfg)
+		if err := s.nameless(&cfg); err != nil {
+			return nil, fmt.Errorf("sessions in memory: %w", err)
+		}
 		return s, nil
 	}
 	// The directory has been looked at; what counts is where the file itself lies.
@@ -114,14 +118,102 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("session file %s: %w", cfg.Path, err)
 	}
 	s.report.Refusal = refusal
-	s.file, s.words, s.slots = f, f.words, (len(f.words)-headWords)/slotWords
-	s.keep()
+	s.use(f)
 	return s, nil
 }
 
 func (s *Store) anonymous(cfg *Config) {
 	s.words = make([]atomic.Uint64, sizeWords(cfg.Slots))
 	format(s.words, cfg)
+}
+
+// nameless uses a file that is nothing but memory: whoever has its descriptor can go on
+// with it, and when nobody does it is gone.
+func (s *Store) nameless(cfg *Config) error {
+	s.report.Refusal = RefusedDisk
+	if cfg.Memory != nil {
+		f, refusal, err := adoptMemory(cfg)
+		if err != nil {
+			return err
+		}
+		s.report.Refusal = refusal
+		if f != nil {
+			s.report.Adopted = true
+			s.use(f)
+			return nil
+		}
+	}
+	f, err := createMemory(cfg)
+	if err == nil {
+		s.use(f)
+	}
+	return err
+}
+
+// use has the sessions in a file.
+func (s *Store) use(f *file) {
+	s.file, s.words, s.slots = f, f.words, (len(f.words)-headWords)/slotWords
+	s.keep()
+}
+
+// adoptMemory maps what a former store left. No file: it is refused.
+func adoptMemory(cfg *Config) (*file, Refusal, error) {
+	m, err := duplicate(cfg.Memory)
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err := reopen(m)
+	if err != nil {
+		return nil, 0, errors.Join(err, m.Close())
+	}
+	slots, refusal, err := judge(f, cfg)
+	if err != nil || refusal != NotRefused {
+		return nil, refusal, errors.Join(err, f.Close(), m.Close())
+	}
+	return mapMemory(m, f, sizeWords(slots)*8)
+}
+
+// createMemory makes a new one.
+func createMemory(cfg *Config) (*file, error) {
+	m, err := memoryFile()
+	if err != nil {
+		return nil, err
+	}
+	f, err := reopen(m)
+	if err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	size := sizeWords(cfg.Slots) * 8
+	if err := errors.Join(f.Truncate(int64(size)), allocate(f, min(size, firstBytes))); err != nil {
+		return nil, errors.Join(err, f.Close(), m.Close())
+	}
+	out, _, err := mapMemory(m, f, size)
+	if err != nil {
+		return nil, err
+	}
+	out.ready = min(size, firstBytes)
+	format(out.words, cfg)
+	return out, nil
+}
+
+// mapMemory maps f, another opening of m. It owns both.
+func mapMemory(m, f *os.File, size int) (*file, Refusal, error) {
+	out, err := mapFile(f, size)
+	if err != nil {
+		return nil, NotRefused, errors.Join(err, m.Close())
+	}
+	out.memory = m
+	return out, NotRefused, nil
+}
+
+// Memory returns the file that the sessions are in when it has no name, for whoever
+// comes after this process; nil when they are under Path. It is the Store's. A lock on
+// the sessions is not one of this opening, and ends with this process.
+func (s *Store) Memory() *os.File {
+	if s.file == nil {
+		return nil
+	}
+	return s.file.memory
 }
 
 // Close gives the memory back. No other method, and no counter, may be used

@@ -309,7 +309,47 @@ func TestNotOnADisk(t *testing.T) {
 	if _, err := os.Stat(path); err == nil {
 		t.Error("there is a file")
 	}
-	if _, err := s.Alloc(); err != nil {
+	slot, err := s.Alloc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Put(slot, &Session{Local: 7, Created: 1})
+	if err := s.Lock(); err != nil {
+		t.Error(err)
+	}
+	// Whoever comes next goes on with the memory, whose lock ends with who had it.
+	next, err := Open(Config{Path: path, Slots: 8, Memory: s.Memory()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := collect(next); !next.Report().Adopted || len(got) != 1 || got[slot].Local != 7 {
+		t.Errorf("report %+v, sessions %v", next.Report(), got)
+	}
+	if err := next.Lock(); err == nil {
+		t.Error("two have the lock")
+	}
+	kept, err := duplicate(s.Memory())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Close(), next.Lock(), next.Close()); err != nil {
+		t.Error(err)
+	}
+	// One with another key, or of another boot, begins anew.
+	for refusal, cfg := range map[Refusal]Config{RefusedOwner: {Owner: [KeySize]byte{1}}, RefusedEpoch: {Epoch: "other"}, NotRefused: {}} {
+		cfg.Path, cfg.Slots, cfg.Memory = path, 8, kept
+		other, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := other.Report(); r.Refusal != refusal || r.Adopted != (refusal == NotRefused) || other.Memory() == nil {
+			t.Errorf("%s: report %+v", refusal, r)
+		}
+		if err := other.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := kept.Close(); err != nil {
 		t.Error(err)
 	}
 }

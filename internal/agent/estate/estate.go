@@ -32,6 +32,8 @@ const (
 	HostTUN = "netctl0"
 	Tunnel  = "wireguard" // its UDP sockets
 	CNI     = "cni.sock"
+	// Memory is what the tunnel's sessions are in where no directory lies in memory.
+	Memory = "sessions"
 	// Drain is one end of a connection, for connections that end in sockets.
 	Drain = "drain"
 )
