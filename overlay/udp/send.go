@@ -31,11 +31,13 @@ func newSender() *sender {
 	return t
 }
 
-// write calls sendmmsg until everything went, or an error came.
+// write calls sendmmsg until everything went, or an error came. The call is raw
+// because it does not wait: told of it, the runtime would have sysmon look after
+// the processor every 20 microseconds, which took a tenth of the agent's time.
 func (t *sender) write(fd uintptr) {
 	t.errno = 0
 	for t.first < t.want {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.hdrs[t.first])), uintptr(t.want-t.first), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.hdrs[t.first])), uintptr(t.want-t.first), unix.MSG_DONTWAIT, 0, 0)
 		if errno == syscall.EINTR {
 			continue
 		}
