@@ -7,7 +7,8 @@
 // tests; packets run to completion, without queues and goroutines between:
 //
 //	router --Send--> route, cut, seal in place ---------> one sendmsg per piece
-//	       \                                      in the caller's goroutine
+//	       \                                      in the caller's goroutine; small
+//	        \                                     packets of a Batch share a piece
 //	        no session: waits in a bounded queue, and a handshake begins
 //
 //	router <--Sink-- merge <-- whose source is it? <-- open in place <-- recvmmsg
@@ -66,6 +67,8 @@ type Engine interface {
 	// change its headers; it does not wait for the network, nor allocate where
 	// there is a session. Errors: ErrNoPeer, ErrFull, ErrMalformed, ErrClosed.
 	Send(buf []byte) error
+	// NewBatch returns a way to send for one goroutine that has several packets.
+	NewBatch() Batch
 	// Apply makes peers the whole set of peers. It is idempotent, touches only
 	// what differs, and sessions of unchanged peers live on. After an error it
 	// may be called again with the same or another set.
@@ -76,6 +79,15 @@ type Engine interface {
 	Counters() Counters
 	// Close ends the engine. No call of the Sink is made after it returned.
 	Close() error
+}
+
+// Batch sends packets as Engine.Send does, and in the same order, but those that
+// could leave in one piece with their successors may wait for Flush, which must
+// follow soon. What fails there is counted only. It holds no memory between
+// Flush and the next Send.
+type Batch interface {
+	Send(buf []byte) error
+	Flush()
 }
 
 // Sink takes decrypted packets, put together to super-packets where possible,

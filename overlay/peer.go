@@ -284,7 +284,7 @@ func (p *peer) forget() {
 
 // hold keeps a packet until there is a session, and sees to it that there will
 // be one.
-func (p *peer) hold(buf []byte, now int64) error {
+func (p *peer) hold(s *sender, buf []byte, now int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.gone {
@@ -292,7 +292,7 @@ func (p *peer) hold(buf []byte, now int64) error {
 		return ErrNoPeer
 	}
 	if kp := p.current.Load(); kp.good(now) { // it came while we took the lock
-		_, err := p.w.transmit(p, kp, buf, now)
+		_, err := p.w.transmit(s, p, kp, buf, now)
 		p.wake(now + int64(deadAfter))
 		return err
 	}
@@ -336,11 +336,14 @@ func (p *peer) dropOldest() {
 // until it is done. It reports whether there was anything.
 func (p *peer) release(kp *keypair, now int64) bool {
 	any := len(p.waiting) > 0
+	s := p.w.borrow()
+	defer p.w.senders.Put(s)
 	for _, buf := range p.waiting {
-		if arm, _ := p.w.transmit(p, kp, buf, now); arm { // a failure is counted
+		if arm, _ := p.w.transmit(s, p, kp, buf, now); arm { // a failure is counted
 			p.wake(now + int64(deadAfter))
 		}
 	}
+	_ = p.w.flush(s) // likewise
 	p.forget()
 	return any
 }

@@ -32,8 +32,18 @@ func (p tunPort) Write(buf []byte) error {
 type EnginePort struct{ Engine overlay.Engine }
 
 // Write implements datapath.Port.
-func (p EnginePort) Write(buf []byte) error {
-	err := p.Engine.Send(buf)
+func (p EnginePort) Write(buf []byte) error { return enginePortError(p.Engine.Send(buf)) }
+
+// NewBatch implements datapath.Batcher.
+func (p EnginePort) NewBatch() datapath.Batch { return engineBatch{p.Engine.NewBatch()} }
+
+type engineBatch struct{ overlay.Batch }
+
+// Write implements datapath.Batch.
+func (b engineBatch) Write(buf []byte) error { return enginePortError(b.Send(buf)) }
+
+// enginePortError says what an engine's error means to the router.
+func enginePortError(err error) error {
 	switch {
 	case errors.Is(err, overlay.ErrFull):
 		return datapath.ErrFull

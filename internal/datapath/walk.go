@@ -575,7 +575,7 @@ func (in *Input) emit(way *exit, buf []byte) Drop {
 	d := DropNone
 	if way.wrapped {
 		d = in.emitWrapped(way.PortEntry, buf, way.to)
-	} else if err := way.Port.Write(buf); err != nil {
+	} else if err := in.write(way.PortEntry, buf); err != nil {
 		d = dropOf(err)
 	}
 	if d != DropNone {

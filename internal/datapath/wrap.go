@@ -181,7 +181,7 @@ func (in *Input) emitWrapped(out *PortEntry, buf []byte, to packet.Addr) Drop {
 		}
 		one := in.wrapped[:head+n]
 		packet.Wrap(one, &src, &to)
-		if err := out.Port.Write(one); err != nil {
+		if err := in.write(out, one); err != nil {
 			return dropOf(err)
 		}
 	}
