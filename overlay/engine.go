@@ -55,7 +55,11 @@ type Wire interface {
 	Receive(queue int, bufs [][]byte, sizes, segments []int, from []netip.AddrPort) (int, error)
 	// Send sends buf as datagrams of size bytes each, the last maybe shorter. It
 	// neither waits nor keeps buf.
+	// It returns udp.ErrNarrow when that went, but for some reason in fragments.
 	Send(buf []byte, size int, to netip.AddrPort) error
+	// LongestWhole returns the longest datagram that is believed to reach an
+	// address without fragments, 0: nothing is known of it.
+	LongestWhole(to netip.AddrPort) int
 	Interrupt()
 	Close() error
 }
@@ -148,6 +152,7 @@ type WireGuard struct {
 	table   []atomic.Pointer[keypair]         // by slot
 	senders sync.Pool                         // of *sender
 	held    atomic.Int64                      // bytes that wait for handshakes
+	narrow  atomic.Int32                      // peers whose way carries less than cfg.MTU
 
 	shakes     chan shake   // handshake messages on their way to the one who computes
 	cookies    chan shake   // likewise

@@ -20,8 +20,8 @@
 // to 64 KiB. It is cut into tunnel-sized packets where they are encrypted, and
 // the kernel cuts and joins the datagrams of a piece.
 //
-// A peer's life is in peer.go (timers), shake.go (handshakes) and keypair.go
-// (limits); names of constants are those of the WireGuard whitepaper. What
+// A peer's life is in peer.go (timers), shake.go (handshakes), keypair.go (limits)
+// and path.go (how large a packet the way to it carries); names of constants are those of the WireGuard whitepaper. What
 // strangers send is parsed in package handshake, sockets are package udp, and
 // key pairs live in a store of package sessions, which outlives the process:
 //
@@ -69,6 +69,9 @@ type Engine interface {
 	Send(buf []byte) error
 	// NewBatch returns a way to send for one goroutine that has several packets.
 	NewBatch() Batch
+	// PathMTU returns the largest packet that reaches the node of an address, which
+	// may be less than the engine's MTU and changes with what is found on the way.
+	PathMTU(dst netip.Addr) int
 	// Apply makes peers the whole set of peers. It is idempotent, touches only
 	// what differs, and sessions of unchanged peers live on. After an error it
 	// may be called again with the same or another set.
@@ -110,4 +113,5 @@ type PeerStatus struct {
 	LastHandshake time.Time // zero: never
 	RxBytes       uint64
 	TxBytes       uint64
+	MTU           int // of packets to it
 }

@@ -49,6 +49,9 @@ type peer struct {
 	current  atomic.Pointer[keypair]        // written under mu
 	rxBytes  atomic.Uint64
 	txBytes  atomic.Uint64
+	mtu      atomic.Int32 // of packets to it; written under mu
+	// The kernel had to cut datagrams for the peer.
+	suspected atomic.Bool
 	// When the first packet was sent that nothing was received after, and received
 	// that nothing was sent after; 0: none.
 	unanswered, owed atomic.Int64
@@ -70,6 +73,7 @@ type peer struct {
 	waiting        [][]byte
 	waitingBytes   int
 	timer          *time.Timer
+	path           path
 }
 
 // attempt is a handshake that we began.
@@ -83,6 +87,7 @@ type attempt struct {
 func (w *WireGuard) newPeer(v Peer) *peer {
 	p := &peer{w: w, key: v.PublicKey, lower: bytes.Compare(w.self[:], v.PublicKey[:]) < 0, signer: handshake.NewSigner(v.PublicKey)}
 	p.endpoint.Store(&v.Endpoint)
+	p.mtu.Store(int32(w.cfg.MTU)) // at most maxMTU
 	p.timer = time.AfterFunc(math.MaxInt64, p.tick)
 	return p
 }
@@ -94,6 +99,7 @@ func (p *peer) begin() {
 	now := p.w.clock.now()
 	if kp := p.current.Load(); kp.good(now) {
 		p.release(kp, now)
+		p.measure(now)
 		p.wake(now) // its timers
 		return
 	}
@@ -116,6 +122,9 @@ func (p *peer) remove() handshake.Timestamp {
 	p.gone = true
 	p.timer.Stop()
 	p.giveUp()
+	if p.pathMTU() != p.w.cfg.MTU {
+		p.w.narrow.Add(-1)
+	}
 	current := p.current.Load()
 	p.current.Store(nil)
 	for _, kp := range []*keypair{current, p.previous, p.next} {
@@ -213,6 +222,12 @@ func (p *peer) tick() {
 	if at := p.owed.Load(); at != 0 && now-at >= int64(keepaliveTimeout) {
 		p.keepalive(now)
 	}
+	if p.suspected.Load() {
+		p.suspicion(now)
+	}
+	if p.path.due != 0 && now >= p.path.due {
+		p.explore(now)
+	}
 	if next := p.nextTick(); next != math.MaxInt64 {
 		p.wake(next)
 	}
@@ -224,7 +239,7 @@ func (p *peer) nextTick() int64 {
 	if p.attempt != nil {
 		at = p.attempt.until
 	}
-	for _, due := range []int64{p.pause, p.yielded} {
+	for _, due := range []int64{p.pause, p.yielded, p.path.due} {
 		if due != 0 {
 			at = min(at, due)
 		}

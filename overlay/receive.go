@@ -161,9 +161,23 @@ func (r *reader) open(msg []byte, from netip.AddrPort) bool {
 	if len(ip) == 0 {
 		return true // a keepalive
 	}
+	if v, ok := parseProbe(ip); ok {
+		r.probe(kp, v)
+		return true
+	}
 	r.data++
 	r.take(kp, ip)
 	return true
+}
+
+// probe answers a probe of the path, or takes the answer to ours.
+func (r *reader) probe(kp *keypair, v probe) {
+	if v.kind == probeAsk {
+		v.kind = probeAnswer
+		r.w.sendProbe(kp.peer, kp, probeSize, v)
+		return
+	}
+	kp.peer.reached(v, r.w.clock.now())
 }
 
 // take adds an opened packet to the batch, if its source is the peer's.
@@ -224,7 +238,9 @@ func (p *peer) received(kp *keypair, bytes, data int, from netip.AddrPort) {
 		p.remind(now + int64(keepaliveTimeout))
 	}
 	if p.w.cfg.Roaming && *p.endpoint.Load() != from {
-		p.endpoint.Store(&from)
+		p.mu.Lock()
+		p.roam(from)
+		p.mu.Unlock()
 	}
 	if kp.initiator && now-kp.created > int64(renewLate) && kp.renewing.CompareAndSwap(false, true) {
 		p.mu.Lock()

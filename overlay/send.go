@@ -192,11 +192,12 @@ func destination(buf []byte) (netip.Addr, bool) {
 // as few pieces as the kernel takes; the last may stay in s, for more to join it.
 // arm: the caller must see to it that the peer's timer runs in deadAfter.
 func (w *WireGuard) transmit(s *sender, p *peer, kp *keypair, buf []byte, now int64) (arm bool, err error) {
-	if fault := s.cut.Reset(buf, w.cfg.MTU); fault != packet.FaultNone {
+	mtu := p.pathMTU()
+	if fault := s.cut.Reset(buf, mtu); fault != packet.FaultNone {
 		w.count.drop(DropMalformed)
 		return false, ErrMalformed
 	}
-	if s.cut.Size() > w.cfg.MTU {
+	if s.cut.Size() > mtu {
 		w.count.drop(DropTooBig)
 		return false, ErrTooBig
 	}
@@ -206,7 +207,7 @@ func (w *WireGuard) transmit(s *sender, p *peer, kp *keypair, buf []byte, now in
 		w.count.drop(DropNoSession)
 		return false, ErrFull
 	}
-	err = w.sealAll(s, p, kp, last-n)
+	err = w.sealAll(s, p, kp, last-n, mtu)
 	if p.owed.Load() != 0 {
 		p.owed.Store(0)
 	}
@@ -216,8 +217,8 @@ func (w *WireGuard) transmit(s *sender, p *peer, kp *keypair, buf []byte, now in
 
 // sealAll adds the segments of s.cut to the piece, with counters from first on,
 // and sends what is full.
-func (w *WireGuard) sealAll(s *sender, p *peer, kp *keypair, first uint64) error {
-	room := w.padded(s.cut.Size())
+func (w *WireGuard) sealAll(s *sender, p *peer, kp *keypair, first uint64, mtu int) error {
+	room := padded(s.cut.Size(), mtu)
 	size := room + handshake.Overhead // of all messages but the last
 	if !s.takes(p, size) {
 		_ = w.flush(s) // earlier packets: what does not leave is counted, and not this one's fault
@@ -233,7 +234,7 @@ func (w *WireGuard) sealAll(s *sender, p *peer, kp *keypair, first uint64) error
 		if !ok {
 			break
 		}
-		s.add(p, s.seal(kp, s.off, w.pad(body, n), first), n)
+		s.add(p, s.seal(kp, s.off, pad(body, n, mtu), first), n)
 		first++
 	}
 	if s.full() || s.off >= enough {
@@ -271,16 +272,14 @@ func (s *sender) empty() {
 }
 
 // padded is the length of a packet of n bytes inside a message.
-func (w *WireGuard) padded(n int) int {
-	return max(n, min((n+padding-1)&^(padding-1), w.cfg.MTU))
-}
+func padded(n, mtu int) int { return max(n, min((n+padding-1)&^(padding-1), mtu)) }
 
 // pad clears what is sent behind a packet of n bytes, and returns its padded
 // length.
-func (w *WireGuard) pad(body []byte, n int) int {
-	padded := w.padded(n)
-	clear(body[n:padded])
-	return padded
+func pad(body []byte, n, mtu int) int {
+	all := padded(n, mtu)
+	clear(body[n:all])
+	return all
 }
 
 // seal makes a transport message of the n bytes behind the header at off, and
@@ -301,7 +300,10 @@ func (w *WireGuard) flush(s *sender) error {
 	}
 	defer s.empty()
 	p := s.to
-	if err := w.wire.Send(s.buf[:s.off], s.size, *p.endpoint.Load()); err != nil {
+	switch err := w.wire.Send(s.buf[:s.off], s.size, *p.endpoint.Load()); {
+	case errors.Is(err, udp.ErrNarrow):
+		p.suspect()
+	case err != nil:
 		return w.sendFailed(err)
 	}
 	p.txBytes.Add(uint64(s.off))
@@ -324,7 +326,7 @@ func (w *WireGuard) sendFailed(err error) error {
 
 // post sends one message that is not a packet's.
 func (w *WireGuard) post(msg []byte, to netip.AddrPort) error {
-	if err := w.wire.Send(msg, len(msg), to); err != nil {
+	if err := w.wire.Send(msg, len(msg), to); err != nil && !errors.Is(err, udp.ErrNarrow) {
 		w.count.drop(DropSend)
 		return err
 	}

@@ -37,6 +37,9 @@ func (p EnginePort) Write(buf []byte) error { return enginePortError(p.Engine.Se
 // NewBatch implements datapath.Batcher.
 func (p EnginePort) NewBatch() datapath.Batch { return engineBatch{p.Engine.NewBatch()} }
 
+// MTU implements datapath.Narrower.
+func (p EnginePort) MTU(dst packet.Addr) int { return p.Engine.PathMTU(dst.Netip()) }
+
 type engineBatch struct{ overlay.Batch }
 
 // Write implements datapath.Batch.

@@ -59,6 +59,13 @@ type Batcher interface {
 	NewBatch() Batch
 }
 
+// Narrower is a Port behind which the ways to some addresses carry less than its
+// MTU.
+type Narrower interface {
+	Port
+	MTU(dst packet.Addr) int
+}
+
 // Batch takes one goroutine's packets for a Port. Write is the Port's, but what it
 // takes may leave with Flush only, which ends every run of packets.
 type Batch interface {

@@ -62,6 +62,7 @@ func (s *Sockets) Send(buf []byte, size int, to netip.AddrPort) error {
 	}
 	defer s.senders.Put(t)
 	namelen := t.address(to)
+	var narrow error
 	if s.gso.Load() && len(buf) > size {
 		t.whole(buf, size, namelen)
 		err := q.send(t)
@@ -71,12 +72,41 @@ func (s *Sockets) Send(buf []byte, size int, to netip.AddrPort) error {
 				s.refused.Add(1)
 			}
 		case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EMSGSIZE): // too large for this way: cut here, and in the network
+			narrow = ErrNarrow
 		default:
 			return err
 		}
 	}
 	t.single(buf, size, namelen)
-	return q.send(t)
+	if err := q.send(t); err != nil {
+		return err
+	}
+	return narrow
+}
+
+// LongestWhole returns the longest datagram that the kernel believes to reach an
+// address in one piece: its routes' MTU, and what ICMP has told it of them. 0: it
+// cannot say.
+func (s *Sockets) LongestWhole(to netip.AddrPort) int {
+	family, level, option, headers := unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU, 48
+	var addr unix.Sockaddr = &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+	if to.Addr().Is4() {
+		family, level, option, headers = unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU, 28
+		addr = &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	if unix.Connect(fd, addr) != nil { // sends nothing: it only chooses the route
+		return 0
+	}
+	mtu, err := unix.GetsockoptInt(fd, level, option)
+	if err != nil || mtu <= headers {
+		return 0
+	}
+	return mtu - headers
 }
 
 // send hands the messages to the kernel.

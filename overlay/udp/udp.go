@@ -40,6 +40,10 @@ const (
 // ErrBusy says that the socket has no room now; the rest of what was sent is lost.
 var ErrBusy = errors.New("udp socket has no room")
 
+// ErrNarrow says that datagrams went, but in fragments: the kernel believes the way
+// to be too narrow for them.
+var ErrNarrow = errors.New("datagrams were sent in fragments")
+
 // Sockets are a node's sockets. Queue 0 is IPv4 and queue 1 IPv6, or only one
 // is there when the kernel knows only one.
 type Sockets struct {
