@@ -144,8 +144,10 @@ type WireGuard struct {
 	queues  int
 	port    uint16
 	report  string // why sessions were not taken over
-	count   *counters
-	clock   clock
+	// What the self-test and the settings make of the sockets.
+	offloads UDPOffloads
+	count    *counters
+	clock    clock
 
 	routes  atomic.Pointer[bart.Table[*peer]] // destination -> peer; immutable once stored
 	known   atomic.Pointer[map[Key]*peer]     // immutable once stored
@@ -247,10 +249,11 @@ func prepare(cfg WireGuardConfig) (*WireGuard, error) {
 func (w *WireGuard) open() error {
 	w.wire = w.cfg.Wire
 	if w.wire == nil {
-		u := &udpWire{gso: w.cfg.UDP.gso(w.log), log: w.log}
+		u := &udpWire{log: w.log}
+		u.options, w.offloads = w.cfg.UDP.decide(w.log)
 		if w.cfg.Sockets != nil {
 			var err error
-			if u.Sockets, err = udp.Adopt(w.cfg.Sockets.FDs, u.gso); err != nil {
+			if u.Sockets, err = udp.Adopt(w.cfg.Sockets.FDs, u.options); err != nil {
 				return err
 			}
 		}

@@ -40,7 +40,7 @@ type receiver struct {
 func (r *receiver) init() { r.call = r.read }
 
 // read calls recvmmsg; false: nothing was there. It is raw for the reason that
-// sender.write is.
+// sendmmsgRaw is.
 func (r *receiver) read(fd uintptr) bool {
 	for {
 		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
