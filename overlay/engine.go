@@ -45,6 +45,7 @@ const (
 
 // Wire moves datagrams. One Wire serves one engine, which opens and closes it.
 type Wire interface {
+	Outgoing
 	// Listen opens the wire on a port, or a free one for 0, and returns how many
 	// queues it is read from.
 	Listen(port uint16) (queues int, actual uint16, err error)
@@ -53,15 +54,19 @@ type Wire interface {
 	// per queue calls it. After Interrupt or Close it returns net.ErrClosed; after
 	// any other error it is called again.
 	Receive(queue int, bufs [][]byte, sizes, segments []int, from []netip.AddrPort) (int, error)
+	Interrupt()
+	Close() error
+}
+
+// Outgoing is the half of a Wire that sends.
+type Outgoing interface {
 	// Send sends buf as datagrams of size bytes each, the last maybe shorter. It
-	// neither waits nor keeps buf.
-	// It returns udp.ErrNarrow when that went, but for some reason in fragments.
+	// neither waits nor keeps buf. It returns udp.ErrNarrow when they went, but in
+	// fragments.
 	Send(buf []byte, size int, to netip.AddrPort) error
 	// LongestWhole returns the longest datagram that is believed to reach an
 	// address without fragments, 0: nothing is known of it.
 	LongestWhole(to netip.AddrPort) int
-	Interrupt()
-	Close() error
 }
 
 // Sockets are UDP sockets that another process has opened. Who is given them
@@ -145,7 +150,7 @@ type WireGuard struct {
 	port    uint16
 	report  string // why sessions were not taken over
 	// What the self-test and the settings make of the sockets.
-	offloads UDPOffloads
+	offloads udp.Offloads
 	count    *counters
 	clock    clock
 
@@ -250,7 +255,10 @@ func (w *WireGuard) open() error {
 	w.wire = w.cfg.Wire
 	if w.wire == nil {
 		u := &udpWire{log: w.log}
-		u.options, w.offloads = w.cfg.UDP.decide(w.log)
+		u.options, w.offloads = udp.Choose(w.cfg.UDP.GSO, w.cfg.UDP.GRO)
+		for _, fault := range w.offloads.Faults() {
+			w.log.Warn("udp offload is off, which makes the tunnel slower", "reason", fault)
+		}
 		if w.cfg.Sockets != nil {
 			var err error
 			if u.Sockets, err = udp.Adopt(w.cfg.Sockets.FDs, u.options); err != nil {

@@ -72,9 +72,3 @@ func (w *WireGuard) Kill() {
 	w.readers.Wait() // only so that nobody reads in memory that tests share
 	_ = w.store.Unlock()
 }
-
-// ParseProbe parses what was opened.
-func ParseProbe(b []byte) (size int, ask, ok bool) {
-	p, ok := parseProbe(b)
-	return p.size, p.kind == probeAsk, ok
-}

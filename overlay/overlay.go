@@ -21,7 +21,7 @@
 // the kernel cuts and joins the datagrams of a piece.
 //
 // A peer's life is in peer.go (timers), shake.go (handshakes), keypair.go (limits)
-// and path.go (how large a packet the way to it carries); names of constants are those of the WireGuard whitepaper. What
+// and path.go (probes of the way to it, by package pathmtu); names of constants are those of the WireGuard whitepaper. What
 // strangers send is parsed in package handshake, sockets are package udp, and
 // key pairs live in a store of package sessions, which outlives the process:
 //
@@ -62,16 +62,7 @@ import (
 // Engine carries packets to the peers' nodes, encrypted. All methods may be
 // called from any goroutine.
 type Engine interface {
-	// Send takes one packet, or super-packet, with its virtio-net header, for
-	// the peer whose AllowedIPs hold its destination. It does not keep buf, but may
-	// change its headers; it does not wait for the network, nor allocate where
-	// there is a session. Errors: ErrNoPeer, ErrFull, ErrMalformed, ErrClosed.
-	Send(buf []byte) error
-	// NewBatch returns a way to send for one goroutine that has several packets.
-	NewBatch() Batch
-	// PathMTU returns the largest packet that reaches the node of an address, which
-	// may be less than the engine's MTU and changes with what is found on the way.
-	PathMTU(dst netip.Addr) int
+	Carrier
 	// Apply makes peers the whole set of peers. It is idempotent, touches only
 	// what differs, and sessions of unchanged peers live on. After an error it
 	// may be called again with the same or another set.
@@ -82,6 +73,20 @@ type Engine interface {
 	Counters() Counters
 	// Close ends the engine. No call of the Sink is made after it returned.
 	Close() error
+}
+
+// Carrier is the part of an Engine that the router uses.
+type Carrier interface {
+	// Send takes one packet, or super-packet, with its virtio-net header, for
+	// the peer whose AllowedIPs hold its destination. It does not keep buf, but may
+	// change its headers; it does not wait for the network, nor allocate where
+	// there is a session. Errors: ErrNoPeer, ErrFull, ErrMalformed, ErrClosed.
+	Send(buf []byte) error
+	// NewBatch returns a way to send for one goroutine that has several packets.
+	NewBatch() Batch
+	// PathMTU returns the largest packet that reaches the node of an address, which
+	// may be less than the engine's MTU and changes with what is found on the way.
+	PathMTU(dst netip.Addr) int
 }
 
 // Batch sends packets as Engine.Send does, and in the same order, but those that

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/overlay/handshake"
+	"github.com/netctl/netctl/overlay/pathmtu"
 )
 
 // The timers, from the whitepaper's section 6.
@@ -55,7 +56,7 @@ type peer struct {
 	// When the first packet was sent that nothing was received after, and received
 	// that nothing was sent after; 0: none.
 	unanswered, owed atomic.Int64
-	alarm            atomic.Int64 // when the timer fires, 0: not set; written under mu
+	alarm            atomic.Int64 // when the timer fires, 0: not set; written under mu, and by suspect
 
 	mu             sync.Mutex
 	previous, next *keypair
@@ -73,7 +74,7 @@ type peer struct {
 	waiting        [][]byte
 	waitingBytes   int
 	timer          *time.Timer
-	path           path
+	path           pathmtu.Search
 }
 
 // attempt is a handshake that we began.
@@ -87,6 +88,7 @@ type attempt struct {
 func (w *WireGuard) newPeer(v Peer) *peer {
 	p := &peer{w: w, key: v.PublicKey, lower: bytes.Compare(w.self[:], v.PublicKey[:]) < 0, signer: handshake.NewSigner(v.PublicKey)}
 	p.endpoint.Store(&v.Endpoint)
+	p.path = pathmtu.New(w.cfg.MTU)
 	p.mtu.Store(int32(w.cfg.MTU)) // at most maxMTU
 	p.timer = time.AfterFunc(math.MaxInt64, p.tick)
 	return p
@@ -225,7 +227,7 @@ func (p *peer) tick() {
 	if p.suspected.Load() {
 		p.suspicion(now)
 	}
-	if p.path.due != 0 && now >= p.path.due {
+	if due := p.path.Due(); due != 0 && now >= due {
 		p.explore(now)
 	}
 	if next := p.nextTick(); next != math.MaxInt64 {
@@ -239,7 +241,7 @@ func (p *peer) nextTick() int64 {
 	if p.attempt != nil {
 		at = p.attempt.until
 	}
-	for _, due := range []int64{p.pause, p.yielded, p.path.due} {
+	for _, due := range []int64{p.pause, p.yielded, p.path.Due()} {
 		if due != 0 {
 			at = min(at, due)
 		}

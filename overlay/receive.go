@@ -12,6 +12,7 @@ import (
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/overlay/handshake"
+	"github.com/netctl/netctl/overlay/pathmtu"
 	"github.com/netctl/netctl/overlay/udp"
 )
 
@@ -161,7 +162,7 @@ func (r *reader) open(msg []byte, from netip.AddrPort) bool {
 	if len(ip) == 0 {
 		return true // a keepalive
 	}
-	if v, ok := parseProbe(ip); ok {
+	if v, ok := pathmtu.Parse(ip); ok {
 		r.probe(kp, v)
 		return true
 	}
@@ -171,13 +172,13 @@ func (r *reader) open(msg []byte, from netip.AddrPort) bool {
 }
 
 // probe answers a probe of the path, or takes the answer to ours.
-func (r *reader) probe(kp *keypair, v probe) {
-	if v.kind == probeAsk {
-		v.kind = probeAnswer
-		r.w.sendProbe(kp.peer, kp, probeSize, v)
+func (r *reader) probe(kp *keypair, v pathmtu.Probe) {
+	if v.Answer {
+		kp.peer.reached(v, r.w.clock.now())
 		return
 	}
-	kp.peer.reached(v, r.w.clock.now())
+	v.Answer = true
+	r.w.sendProbe(kp.peer, kp, pathmtu.Size, v)
 }
 
 // take adds an opened packet to the batch, if its source is the peer's.

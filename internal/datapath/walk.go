@@ -506,20 +506,7 @@ func (in *Input) forward(id PortID, flags flow.Flags) Drop {
 	}
 	way := exit{PortEntry: out, mtu: out.MTU, nat: flags&flow.FlagNAT != 0}
 	if out.Kind == KindOverlay {
-		to := p.Tuple.Dst
-		if way.nat {
-			to = in.entry.Rewrite.Dst
-		}
-		if flags&flow.FlagWrapped != 0 {
-			way.wrapped, way.to = true, in.wrapsTo()
-			to = way.to
-		}
-		if n, ok := out.Port.(Narrower); ok {
-			way.mtu = min(way.mtu, n.MTU(to))
-		}
-		if way.wrapped {
-			way.mtu -= packet.WrapLen(p.Is4())
-		}
+		in.through(&way, flags&flow.FlagWrapped != 0)
 	}
 	if out.Kind != KindDNS && out.Kind != KindNetstack && out.Kind != KindInbound && in.tables.port(in.id).Kind != KindDNS {
 		if !p.DecrementTTL() {

@@ -1,12 +1,9 @@
-package overlay
+package udp
 
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"testing"
-
-	"github.com/netctl/netctl/overlay/udp"
 )
 
 func TestBreaksGSO(t *testing.T) {
@@ -25,22 +22,25 @@ func TestJudgeOffload(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
 	for _, tt := range []struct {
-		set   Offload
+		set   Switch
 		fault error
 		want  string
 	}{
-		{OffloadAuto, nil, "on"},
-		{OffloadAuto, broken, "off: broken"},
-		{OffloadAuto, fmt.Errorf("%w: no loopback", udp.ErrUntested), "on"},
-		{OffloadOn, broken, "on"},
-		{OffloadOff, nil, "off: by the settings"},
+		{Auto, nil, "on"},
+		{Auto, broken, "off: broken"},
+		{Auto, fmt.Errorf("%w: no loopback", ErrUntested), "on"},
+		{On, broken, "on"},
+		{Off, nil, "off: by the settings"},
 	} {
 		if got := tt.set.judge(tt.fault); got != tt.want {
 			t.Errorf("switch %d, fault %v: %q, want %q", tt.set, tt.fault, got, tt.want)
 		}
 	}
-	o, why := UDPConfig{GSO: OffloadOff, GRO: OffloadOn}.decide(slog.New(slog.DiscardHandler))
+	o, why := Choose(Off, On)
 	if o.GSO || !o.GRO || why.GSO != "off: by the settings" || why.GRO != "on" {
 		t.Errorf("got %+v, %+v", o, why)
+	}
+	if got := (Offloads{GSO: "off: by the settings", GRO: "off: broken"}).Faults(); len(got) != 1 || got[0] != "GRO: broken" {
+		t.Errorf("faults %q", got)
 	}
 }
