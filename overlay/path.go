@@ -8,9 +8,14 @@ import (
 	"github.com/netctl/netctl/overlay/pathmtu"
 )
 
-// suspectEvery is how often the kernel's word begins a round of probes at most: a
-// way may be too narrow even for the floor.
-const suspectEvery = 10 * time.Second
+// A way can change at any time, so one under traffic is asked anew every checkEvery;
+// one whose peer answers no probes only with every session. The kernel's word that
+// it had to cut datagrams does not count more often, either: a way may be too
+// narrow even for the floor.
+const (
+	checkEvery = 10 * time.Second
+	checkDeaf  = rekeyAfterTime
+)
 
 // PathMTU implements Engine.
 func (w *WireGuard) PathMTU(dst netip.Addr) int {
@@ -97,8 +102,7 @@ func (p *peer) reached(v pathmtu.Probe, now int64) {
 	}
 }
 
-// suspect sees to it that a round begins, because the kernel had to cut datagrams
-// for the peer. It may be called with mu or without: who sets the alarm at the same
+// suspect sees to it that a round begins. It may be called with mu or without: who sets the alarm at the same
 // moment may delay it, but every alarm has a tick behind it.
 func (p *peer) suspect() {
 	if p.suspected.CompareAndSwap(false, true) {
@@ -109,7 +113,11 @@ func (p *peer) suspect() {
 
 // suspicion begins that round. It needs mu.
 func (p *peer) suspicion(now int64) {
-	if last := p.path.Began(); last == 0 || now-last >= int64(suspectEvery) {
+	every := int64(checkDeaf)
+	if p.path.Heard() {
+		every = int64(checkEvery)
+	}
+	if last := p.path.Began(); last == 0 || now-last >= every {
 		p.suspected.Store(false)
 		p.measure(now)
 	}

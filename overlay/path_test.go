@@ -37,7 +37,7 @@ func TestPathBecomesNarrowAndWideAgain(t *testing.T) {
 		}
 		const narrow = 1368
 		net.SetMTU(outer(narrow))
-		talk(t, a, b, 140) // there is a new session by then
+		talk(t, a, b, 15)
 		for _, n := range []*node{a, b} {
 			peers, err := n.Peers()
 			if err != nil {

@@ -51,8 +51,9 @@ type peer struct {
 	rxBytes  atomic.Uint64
 	txBytes  atomic.Uint64
 	mtu      atomic.Int32 // of packets to it; written under mu
-	// The kernel had to cut datagrams for the peer.
+	// The way to the peer is to be asked anew: now, and when a packet is sent then.
 	suspected atomic.Bool
+	recheck   atomic.Int64
 	// When the first packet was sent that nothing was received after, and received
 	// that nothing was sent after; 0: none.
 	unanswered, owed atomic.Int64

@@ -91,6 +91,10 @@ func (w *WireGuard) send(s *sender, buf []byte) error {
 	if arm { // also when the socket had no room: a part of the packet may have left
 		p.remind(now + int64(deadAfter))
 	}
+	if now >= p.recheck.Load() {
+		p.recheck.Store(now + int64(checkEvery))
+		p.suspect()
+	}
 	if kp.worn(now) && kp.renewing.CompareAndSwap(false, true) {
 		p.mu.Lock()
 		p.initiate(now)

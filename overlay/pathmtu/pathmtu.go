@@ -3,8 +3,8 @@
 // tunnel ask each other. It has no clock, no sockets and no locks; who uses it
 // sends what [Search.Next] says, and tells it what was answered.
 //
-// In a round, which begins with every new session and when the kernel has to cut
-// datagrams, the peer is sent a probe of the largest packet and one of the floor:
+// In a round, which begins with every new session, under traffic every few seconds,
+// and when the kernel has to cut datagrams, the peer is sent a probe of the largest packet and one of the floor:
 //
 //	both answered     nothing changes
 //	the floor alone   the largest packet is the floor from now on, and a search
@@ -89,6 +89,7 @@ type Search struct {
 	first   int  // the round's first size
 	good    int  // the largest that was answered in this round
 	bad     int  // the smallest that was not
+	heard   bool // anything was ever answered
 	began   int64
 	settled int64 // when a search had its result
 }
@@ -104,6 +105,9 @@ func (s *Search) Due() int64 { return s.due }
 
 // Began returns when the last round began, 0: there was none.
 func (s *Search) Began() int64 { return s.began }
+
+// Heard reports whether the peer knows probes.
+func (s *Search) Heard() bool { return s.heard }
 
 // Begin begins a round, unless one is under way, or there is nothing to find.
 func (s *Search) Begin(now int64) {
@@ -151,6 +155,7 @@ func (s *Search) Answered(p Probe, ceiling int, now int64) {
 	if s.due == 0 || s.size == 0 || p.ID != s.id {
 		return
 	}
+	s.heard = true
 	ceiling = max(Floor, min(ceiling, s.most))
 	switch {
 	case p.Size != s.size:
