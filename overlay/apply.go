@@ -75,6 +75,9 @@ func (w *WireGuard) match(want []Peer) (added []*peer) {
 		was, found := slices.BinarySearchFunc(w.applied, p.key, func(o Peer, key Key) int { return slices.Compare(o.PublicKey[:], key[:]) })
 		if !found || w.applied[was].Endpoint != v.Endpoint {
 			p.endpoint.Store(&v.Endpoint)
+			p.mu.Lock()
+			p.remeasure(w.clock.now())
+			p.mu.Unlock()
 		}
 	}
 	return added
@@ -103,7 +106,7 @@ func (w *WireGuard) Peers() ([]PeerStatus, error) {
 	out := make([]PeerStatus, 0, len(w.applied))
 	for _, v := range w.applied {
 		p := w.peers[v.PublicKey]
-		s := PeerStatus{Peer: v, RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load()}
+		s := PeerStatus{Peer: v, RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load(), MTU: p.pathMTU()}
 		s.Endpoint = *p.endpoint.Load()
 		s.AllowedIPs = slices.Clone(v.AllowedIPs)
 		p.mu.Lock()

@@ -46,6 +46,7 @@ const (
 
 // Wire moves datagrams. One Wire serves one engine, which opens and closes it.
 type Wire interface {
+	Outgoing
 	// Listen opens the wire on a port, or a free one for 0, and returns how many
 	// queues it is read from.
 	Listen(port uint16) (queues int, actual uint16, err error)
@@ -54,11 +55,19 @@ type Wire interface {
 	// per queue calls it. After Interrupt or Close it returns net.ErrClosed; after
 	// any other error it is called again.
 	Receive(queue int, bufs [][]byte, sizes, segments []int, from []netip.AddrPort) (int, error)
-	// Send sends buf as datagrams of size bytes each, the last maybe shorter. It
-	// neither waits nor keeps buf.
-	Send(buf []byte, size int, to netip.AddrPort) error
 	Interrupt()
 	Close() error
+}
+
+// Outgoing is the half of a Wire that sends.
+type Outgoing interface {
+	// Send sends buf as datagrams of size bytes each, the last maybe shorter. It
+	// neither waits nor keeps buf. It returns udp.ErrNarrow when they went, but in
+	// fragments.
+	Send(buf []byte, size int, to netip.AddrPort) error
+	// LongestWhole returns the longest datagram that is believed to reach an
+	// address without fragments, 0: nothing is known of it.
+	LongestWhole(to netip.AddrPort) int
 }
 
 // Sockets are UDP sockets that another process has opened. Who is given them
@@ -145,14 +154,17 @@ type WireGuard struct {
 	queues  int
 	port    uint16
 	report  string // why sessions were not taken over
-	count   *counters
-	clock   clock
+	// What the self-test and the settings make of the sockets.
+	offloads udp.Offloads
+	count    *counters
+	clock    clock
 
 	routes  atomic.Pointer[bart.Table[*peer]] // destination -> peer; immutable once stored
 	known   atomic.Pointer[map[Key]*peer]     // immutable once stored
 	table   []atomic.Pointer[keypair]         // by slot
 	senders sync.Pool                         // of *sender
 	held    atomic.Int64                      // bytes that wait for handshakes
+	narrow  atomic.Int32                      // peers whose way carries less than cfg.MTU
 
 	shakes     chan shake   // handshake messages on their way to the one who computes
 	cookies    chan shake   // likewise
@@ -247,10 +259,14 @@ func prepare(cfg WireGuardConfig) (*WireGuard, error) {
 func (w *WireGuard) open() error {
 	w.wire = w.cfg.Wire
 	if w.wire == nil {
-		u := &udpWire{gso: w.cfg.UDP.gso(w.log), log: w.log}
+		u := &udpWire{log: w.log}
+		u.options, w.offloads = udp.Choose(w.cfg.UDP.GSO, w.cfg.UDP.GRO)
+		for _, fault := range w.offloads.Faults() {
+			w.log.Warn("udp offload is off, which makes the tunnel slower", "reason", fault)
+		}
 		if w.cfg.Sockets != nil {
 			var err error
-			if u.Sockets, err = udp.Adopt(w.cfg.Sockets.FDs, u.gso); err != nil {
+			if u.Sockets, err = udp.Adopt(w.cfg.Sockets.FDs, u.options); err != nil {
 				return err
 			}
 		}

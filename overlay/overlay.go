@@ -7,7 +7,8 @@
 // tests; packets run to completion, without queues and goroutines between:
 //
 //	router --Send--> route, cut, seal in place ---------> one sendmsg per piece
-//	       \                                      in the caller's goroutine
+//	       \                                      in the caller's goroutine; small
+//	        \                                     packets of a Batch share a piece
 //	        no session: waits in a bounded queue, and a handshake begins
 //
 //	router <--Sink-- merge <-- whose source is it? <-- open in place <-- recvmmsg
@@ -19,8 +20,8 @@
 // to 64 KiB. It is cut into tunnel-sized packets where they are encrypted, and
 // the kernel cuts and joins the datagrams of a piece.
 //
-// A peer's life is in peer.go (timers), shake.go (handshakes) and keypair.go
-// (limits); names of constants are those of the WireGuard whitepaper. What
+// A peer's life is in peer.go (timers), shake.go (handshakes), keypair.go (limits)
+// and path.go (probes of the way to it, by package pathmtu); names of constants are those of the WireGuard whitepaper. What
 // strangers send is parsed in package handshake, sockets are package udp, and
 // key pairs live in a store of package sessions, which outlives the process:
 //
@@ -61,11 +62,7 @@ import (
 // Engine carries packets to the peers' nodes, encrypted. All methods may be
 // called from any goroutine.
 type Engine interface {
-	// Send takes one packet, or super-packet, with its virtio-net header, for
-	// the peer whose AllowedIPs hold its destination. It does not keep buf, but may
-	// change its headers; it does not wait for the network, nor allocate where
-	// there is a session. Errors: ErrNoPeer, ErrFull, ErrMalformed, ErrClosed.
-	Send(buf []byte) error
+	Carrier
 	// Apply makes peers the whole set of peers. It is idempotent, touches only
 	// what differs, and sessions of unchanged peers live on. After an error it
 	// may be called again with the same or another set.
@@ -76,6 +73,29 @@ type Engine interface {
 	Counters() Counters
 	// Close ends the engine. No call of the Sink is made after it returned.
 	Close() error
+}
+
+// Carrier is the part of an Engine that the router uses.
+type Carrier interface {
+	// Send takes one packet, or super-packet, with its virtio-net header, for
+	// the peer whose AllowedIPs hold its destination. It does not keep buf, but may
+	// change its headers; it does not wait for the network, nor allocate where
+	// there is a session. Errors: ErrNoPeer, ErrFull, ErrMalformed, ErrClosed.
+	Send(buf []byte) error
+	// NewBatch returns a way to send for one goroutine that has several packets.
+	NewBatch() Batch
+	// PathMTU returns the largest packet that reaches the node of an address, which
+	// may be less than the engine's MTU and changes with what is found on the way.
+	PathMTU(dst netip.Addr) int
+}
+
+// Batch sends packets as Engine.Send does, and in the same order, but those that
+// could leave in one piece with their successors may wait for Flush, which must
+// follow soon. What fails there is counted only. It holds no memory between
+// Flush and the next Send.
+type Batch interface {
+	Send(buf []byte) error
+	Flush()
 }
 
 // Sink takes decrypted packets, put together to super-packets where possible,
@@ -98,4 +118,5 @@ type PeerStatus struct {
 	LastHandshake time.Time // zero: never
 	RxBytes       uint64
 	TxBytes       uint64
+	MTU           int // of packets to it
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/overlay/handshake"
+	"github.com/netctl/netctl/overlay/pathmtu"
 )
 
 // The timers, from the whitepaper's section 6.
@@ -49,10 +50,14 @@ type peer struct {
 	current  atomic.Pointer[keypair]        // written under mu
 	rxBytes  atomic.Uint64
 	txBytes  atomic.Uint64
+	mtu      atomic.Int32 // of packets to it; written under mu
+	// The way to the peer is to be asked anew: now, and when a packet is sent then.
+	suspected atomic.Bool
+	recheck   atomic.Int64
 	// When the first packet was sent that nothing was received after, and received
 	// that nothing was sent after; 0: none.
 	unanswered, owed atomic.Int64
-	alarm            atomic.Int64 // when the timer fires, 0: not set; written under mu
+	alarm            atomic.Int64 // when the timer fires, 0: not set; written under mu, and by suspect
 
 	mu             sync.Mutex
 	previous, next *keypair
@@ -70,6 +75,7 @@ type peer struct {
 	waiting        [][]byte
 	waitingBytes   int
 	timer          *time.Timer
+	path           pathmtu.Search
 }
 
 // attempt is a handshake that we began.
@@ -83,6 +89,8 @@ type attempt struct {
 func (w *WireGuard) newPeer(v Peer) *peer {
 	p := &peer{w: w, key: v.PublicKey, lower: bytes.Compare(w.self[:], v.PublicKey[:]) < 0, signer: handshake.NewSigner(v.PublicKey)}
 	p.endpoint.Store(&v.Endpoint)
+	p.path = pathmtu.New(w.cfg.MTU)
+	p.mtu.Store(int32(w.cfg.MTU)) // at most maxMTU
 	p.timer = time.AfterFunc(math.MaxInt64, p.tick)
 	return p
 }
@@ -94,6 +102,7 @@ func (p *peer) begin() {
 	now := p.w.clock.now()
 	if kp := p.current.Load(); kp.good(now) {
 		p.release(kp, now)
+		p.measure(now)
 		p.wake(now) // its timers
 		return
 	}
@@ -116,6 +125,9 @@ func (p *peer) remove() handshake.Timestamp {
 	p.gone = true
 	p.timer.Stop()
 	p.giveUp()
+	if p.pathMTU() != p.w.cfg.MTU {
+		p.w.narrow.Add(-1)
+	}
 	current := p.current.Load()
 	p.current.Store(nil)
 	for _, kp := range []*keypair{current, p.previous, p.next} {
@@ -213,6 +225,12 @@ func (p *peer) tick() {
 	if at := p.owed.Load(); at != 0 && now-at >= int64(keepaliveTimeout) {
 		p.keepalive(now)
 	}
+	if p.suspected.Load() {
+		p.suspicion(now)
+	}
+	if due := p.path.Due(); due != 0 && now >= due {
+		p.explore(now)
+	}
 	if next := p.nextTick(); next != math.MaxInt64 {
 		p.wake(next)
 	}
@@ -224,7 +242,7 @@ func (p *peer) nextTick() int64 {
 	if p.attempt != nil {
 		at = p.attempt.until
 	}
-	for _, due := range []int64{p.pause, p.yielded} {
+	for _, due := range []int64{p.pause, p.yielded, p.path.Due()} {
 		if due != 0 {
 			at = min(at, due)
 		}
@@ -284,7 +302,7 @@ func (p *peer) forget() {
 
 // hold keeps a packet until there is a session, and sees to it that there will
 // be one.
-func (p *peer) hold(buf []byte, now int64) error {
+func (p *peer) hold(s *sender, buf []byte, now int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.gone {
@@ -292,7 +310,7 @@ func (p *peer) hold(buf []byte, now int64) error {
 		return ErrNoPeer
 	}
 	if kp := p.current.Load(); kp.good(now) { // it came while we took the lock
-		_, err := p.w.transmit(p, kp, buf, now)
+		_, err := p.w.transmit(s, p, kp, buf, now)
 		p.wake(now + int64(deadAfter))
 		return err
 	}
@@ -336,11 +354,14 @@ func (p *peer) dropOldest() {
 // until it is done. It reports whether there was anything.
 func (p *peer) release(kp *keypair, now int64) bool {
 	any := len(p.waiting) > 0
+	s := p.w.borrow()
+	defer p.w.senders.Put(s)
 	for _, buf := range p.waiting {
-		if arm, _ := p.w.transmit(p, kp, buf, now); arm { // a failure is counted
+		if arm, _ := p.w.transmit(s, p, kp, buf, now); arm { // a failure is counted
 			p.wake(now + int64(deadAfter))
 		}
 	}
+	_ = p.w.flush(s) // likewise
 	p.forget()
 	return any
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/overlay/handshake"
+	"github.com/netctl/netctl/overlay/pathmtu"
 	"github.com/netctl/netctl/overlay/udp"
 )
 
@@ -161,9 +162,23 @@ func (r *reader) open(msg []byte, from netip.AddrPort) bool {
 	if len(ip) == 0 {
 		return true // a keepalive
 	}
+	if v, ok := pathmtu.Parse(ip); ok {
+		r.probe(kp, v)
+		return true
+	}
 	r.data++
 	r.take(kp, ip)
 	return true
+}
+
+// probe answers a probe of the path, or takes the answer to ours.
+func (r *reader) probe(kp *keypair, v pathmtu.Probe) {
+	if v.Answer {
+		kp.peer.reached(v, r.w.clock.now())
+		return
+	}
+	v.Answer = true
+	r.w.sendProbe(kp.peer, kp, pathmtu.Size, v)
 }
 
 // take adds an opened packet to the batch, if its source is the peer's.
@@ -224,7 +239,9 @@ func (p *peer) received(kp *keypair, bytes, data int, from netip.AddrPort) {
 		p.remind(now + int64(keepaliveTimeout))
 	}
 	if p.w.cfg.Roaming && *p.endpoint.Load() != from {
-		p.endpoint.Store(&from)
+		p.mu.Lock()
+		p.roam(from)
+		p.mu.Unlock()
 	}
 	if kp.initiator && now-kp.created > int64(renewLate) && kp.renewing.CompareAndSwap(false, true) {
 		p.mu.Lock()

@@ -15,20 +15,48 @@ import (
 // padding is what packets are padded to a multiple of.
 const padding = 16
 
-// sender is what one call of Send needs: the piece that is being made. They are
-// pooled.
+// enough is how much of a piece is worth a system call of its own: a batch sends
+// it without waiting for more.
+const enough = udp.MaxPiece / 2
+
+// sender makes pieces. It is one caller's at a time; they are pooled.
 type sender struct {
 	cut   packet.Segmenter
 	buf   []byte
 	nonce [chacha20poly1305.NonceSize]byte
+
+	// The piece that is being made: messages for one peer, all as long as the first
+	// but for the last.
+	to     *peer
+	off    int // length of the piece
+	size   int // of the first message
+	count  int // messages
+	bytes  int // in them
+	closed bool
 }
 
 func newSender() *sender { return &sender{buf: make([]byte, udp.MaxPiece)} }
 
+// borrow takes a sender out of the pool, where putting it back is the caller's
+// affair.
+func (w *WireGuard) borrow() *sender {
+	if s, ok := w.senders.Get().(*sender); ok {
+		return s
+	}
+	return newSender()
+}
+
 // Send implements Engine.
 func (w *WireGuard) Send(buf []byte) error {
+	s := w.borrow()
+	defer w.senders.Put(s)
+	return w.sendNow(s, buf, true)
+}
+
+// sendNow is Send with a sender of the caller's, which may keep the last piece.
+func (w *WireGuard) sendNow(s *sender, buf []byte, now bool) error {
 	if !w.enter() {
-		if done, err := w.sendEarly(buf); done {
+		if done, err := w.sendEarly(s, buf); done {
 			return err
 		}
 		if !w.enter() {
@@ -36,6 +64,20 @@ func (w *WireGuard) Send(buf []byte) error {
 		}
 	}
 	defer w.leave()
+	err := w.send(s, buf)
+	if now {
+		if failed := w.flush(s); err == nil {
+			err = failed
+		}
+	}
+	if err == nil {
+		w.count.txPackets.Add(1)
+	}
+	return err
+}
+
+// send routes a packet, seals it, and sends all full pieces.
+func (w *WireGuard) send(s *sender, buf []byte) error {
 	p, err := w.route(buf)
 	if err != nil {
 		return err
@@ -43,30 +85,62 @@ func (w *WireGuard) Send(buf []byte) error {
 	now := w.clock.now()
 	kp := p.current.Load()
 	if !kp.good(now) {
-		if err = p.hold(buf, now); err == nil {
-			w.count.txPackets.Add(1)
-		}
-		return err
+		return p.hold(s, buf, now)
 	}
-	arm, err := w.transmit(p, kp, buf, now)
+	arm, err := w.transmit(s, p, kp, buf, now)
 	if arm { // also when the socket had no room: a part of the packet may have left
 		p.remind(now + int64(deadAfter))
+	}
+	if now >= p.recheck.Load() {
+		p.recheck.Store(now + int64(checkEvery))
+		p.suspect()
 	}
 	if kp.worn(now) && kp.renewing.CompareAndSwap(false, true) {
 		p.mu.Lock()
 		p.initiate(now)
 		p.mu.Unlock()
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// NewBatch implements Engine.
+func (w *WireGuard) NewBatch() Batch { return &batch{w: w} }
+
+type batch struct {
+	w *WireGuard
+	s *sender // nil: nothing was sent since the last Flush
+}
+
+// Send implements Batch.
+func (b *batch) Send(buf []byte) error {
+	if b.s == nil {
+		b.s = b.w.borrow()
 	}
-	w.count.txPackets.Add(1)
-	return nil
+	return b.w.sendNow(b.s, buf, false)
+}
+
+// Flush implements Batch.
+func (b *batch) Flush() {
+	s, w := b.s, b.w
+	if s == nil {
+		return
+	}
+	b.s = nil
+	if s.count > 0 {
+		if w.enter() {
+			_ = w.flush(s) // what does not leave is counted
+			w.leave()
+		} else {
+			w.count.drops[DropSend].Add(uint64(s.count))
+			s.empty()
+		}
+	}
+	w.senders.Put(s)
 }
 
 // sendEarly is Send before Start, when packets wait as they do for a handshake;
 // after Stop nothing waits. done is false when the engine runs by now.
-func (w *WireGuard) sendEarly(buf []byte) (done bool, err error) {
+func (w *WireGuard) sendEarly(s *sender, buf []byte) (done bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stage == stageStarted {
@@ -79,7 +153,7 @@ func (w *WireGuard) sendEarly(buf []byte) (done bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	if err = p.hold(buf, w.clock.now()); err == nil {
+	if err = p.hold(s, buf, w.clock.now()); err == nil {
 		w.count.txPackets.Add(1)
 	}
 	return true, err
@@ -119,19 +193,15 @@ func destination(buf []byte) (netip.Addr, bool) {
 }
 
 // transmit cuts a packet, seals the segments where they lie and sends them in
-// as few pieces as the kernel takes. arm: the caller must see to it that the
-// peer's timer runs in deadAfter.
-func (w *WireGuard) transmit(p *peer, kp *keypair, buf []byte, now int64) (arm bool, err error) {
-	s, ok := w.senders.Get().(*sender)
-	if !ok {
-		s = newSender()
-	}
-	defer w.senders.Put(s)
-	if fault := s.cut.Reset(buf, w.cfg.MTU); fault != packet.FaultNone {
+// as few pieces as the kernel takes; the last may stay in s, for more to join it.
+// arm: the caller must see to it that the peer's timer runs in deadAfter.
+func (w *WireGuard) transmit(s *sender, p *peer, kp *keypair, buf []byte, now int64) (arm bool, err error) {
+	mtu := p.pathMTU()
+	if fault := s.cut.Reset(buf, mtu); fault != packet.FaultNone {
 		w.count.drop(DropMalformed)
 		return false, ErrMalformed
 	}
-	if s.cut.Size() > w.cfg.MTU {
+	if s.cut.Size() > mtu {
 		w.count.drop(DropTooBig)
 		return false, ErrTooBig
 	}
@@ -141,7 +211,7 @@ func (w *WireGuard) transmit(p *peer, kp *keypair, buf []byte, now int64) (arm b
 		w.count.drop(DropNoSession)
 		return false, ErrFull
 	}
-	err = w.sealAll(p, kp, s, last-n)
+	err = w.sealAll(s, p, kp, last-n, mtu)
 	if p.owed.Load() != 0 {
 		p.owed.Store(0)
 	}
@@ -149,46 +219,71 @@ func (w *WireGuard) transmit(p *peer, kp *keypair, buf []byte, now int64) (arm b
 	return arm, err
 }
 
-// sealAll sends the segments of s.cut, with counters from first on.
-func (w *WireGuard) sealAll(p *peer, kp *keypair, s *sender, first uint64) error {
-	room := w.padded(s.cut.Size())
-	size := room + handshake.Overhead // of all datagrams but the last
-	most := max(1, min(udp.MaxSegments, udp.MaxPiece/size))
-	off, count, bytes := 0, 0, 0
+// sealAll adds the segments of s.cut to the piece, with counters from first on,
+// and sends what is full.
+func (w *WireGuard) sealAll(s *sender, p *peer, kp *keypair, first uint64, mtu int) error {
+	room := padded(s.cut.Size(), mtu)
+	size := room + handshake.Overhead // of all messages but the last
+	if !s.takes(p, size) {
+		_ = w.flush(s) // earlier packets: what does not leave is counted, and not this one's fault
+	}
 	for {
-		body := s.buf[off+handshake.TransportHeader:]
+		if !s.takes(p, size) {
+			if err := w.flush(s); err != nil {
+				return err
+			}
+		}
+		body := s.buf[s.off+handshake.TransportHeader:]
 		n, ok := s.cut.Next(body[:room])
 		if !ok {
 			break
 		}
-		off += s.seal(kp, off, w.pad(body, n), first)
+		s.add(p, s.seal(kp, s.off, pad(body, n, mtu), first), n)
 		first++
-		count++
-		bytes += n
-		if count == most || off < count*size { // full, or a short one, which ends a piece
-			if err := w.flush(p, s.buf[:off], size, count, bytes); err != nil {
-				return err
-			}
-			off, count, bytes = 0, 0, 0
-		}
 	}
-	if count == 0 {
-		return nil
+	if s.full() || s.off >= enough {
+		return w.flush(s)
 	}
-	return w.flush(p, s.buf[:off], size, count, bytes)
+	return nil
+}
+
+// takes reports whether a message of that length, or less, may follow in the
+// piece.
+func (s *sender) takes(p *peer, size int) bool {
+	return s.count == 0 || s.to == p && size <= s.size && !s.full() && s.off+size <= udp.MaxPiece
+}
+
+// full reports whether nothing may follow.
+func (s *sender) full() bool {
+	return s.closed || s.count == udp.MaxSegments || s.count > 0 && s.off+s.size > udp.MaxPiece
+}
+
+// add notes that a message of that size, with a packet of n bytes, ends the
+// piece now.
+func (s *sender) add(p *peer, size, n int) {
+	if s.count == 0 {
+		s.to, s.size = p, size
+	}
+	s.off += size
+	s.count++
+	s.bytes += n
+	s.closed = size < s.size
+}
+
+// empty forgets the piece.
+func (s *sender) empty() {
+	s.to, s.off, s.size, s.count, s.bytes, s.closed = nil, 0, 0, 0, 0, false
 }
 
 // padded is the length of a packet of n bytes inside a message.
-func (w *WireGuard) padded(n int) int {
-	return max(n, min((n+padding-1)&^(padding-1), w.cfg.MTU))
-}
+func padded(n, mtu int) int { return max(n, min((n+padding-1)&^(padding-1), mtu)) }
 
 // pad clears what is sent behind a packet of n bytes, and returns its padded
 // length.
-func (w *WireGuard) pad(body []byte, n int) int {
-	padded := w.padded(n)
-	clear(body[n:padded])
-	return padded
+func pad(body []byte, n, mtu int) int {
+	all := padded(n, mtu)
+	clear(body[n:all])
+	return all
 }
 
 // seal makes a transport message of the n bytes behind the header at off, and
@@ -202,15 +297,23 @@ func (s *sender) seal(kp *keypair, off, n int, counter uint64) int {
 	return n + handshake.Overhead
 }
 
-// flush sends a piece.
-func (w *WireGuard) flush(p *peer, piece []byte, size, count, bytes int) error {
-	if err := w.wire.Send(piece, size, *p.endpoint.Load()); err != nil {
+// flush sends the piece, if there is one.
+func (w *WireGuard) flush(s *sender) error {
+	if s.count == 0 {
+		return nil
+	}
+	defer s.empty()
+	p := s.to
+	switch err := w.wire.Send(s.buf[:s.off], s.size, *p.endpoint.Load()); {
+	case errors.Is(err, udp.ErrNarrow):
+		p.suspect()
+	case err != nil:
 		return w.sendFailed(err)
 	}
-	p.txBytes.Add(uint64(len(piece)))
-	w.count.txSegments.Add(uint64(count))
-	w.count.txBytes.Add(uint64(bytes))
-	w.count.txDatagrams.Add(uint64(count))
+	p.txBytes.Add(uint64(s.off))
+	w.count.txSegments.Add(uint64(s.count))
+	w.count.txBytes.Add(uint64(s.bytes))
+	w.count.txDatagrams.Add(uint64(s.count))
 	w.count.txBatches.Add(1)
 	return nil
 }
@@ -227,7 +330,7 @@ func (w *WireGuard) sendFailed(err error) error {
 
 // post sends one message that is not a packet's.
 func (w *WireGuard) post(msg []byte, to netip.AddrPort) error {
-	if err := w.wire.Send(msg, len(msg), to); err != nil {
+	if err := w.wire.Send(msg, len(msg), to); err != nil && !errors.Is(err, udp.ErrNarrow) {
 		w.count.drop(DropSend)
 		return err
 	}
@@ -238,10 +341,7 @@ func (w *WireGuard) post(msg []byte, to netip.AddrPort) error {
 
 // sendEmpty sends a keepalive.
 func (w *WireGuard) sendEmpty(p *peer, kp *keypair) {
-	s, ok := w.senders.Get().(*sender)
-	if !ok {
-		s = newSender()
-	}
+	s := w.borrow()
 	defer w.senders.Put(s)
 	last, ok := kp.number(1)
 	if !ok {

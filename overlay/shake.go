@@ -413,13 +413,15 @@ func (p *peer) use(kp *keypair, now int64) {
 	}
 	p.current.Store(kp)
 	kp.confirmed.Store(true)
+	p.measure(now)
 	p.wake(now + int64(rejectAfterTime))
 	p.w.log.Debug("overlay session", "peer", p.key, "initiator", kp.initiator)
 }
 
-// roam follows the peer, where that is allowed.
+// roam follows the peer, where that is allowed. It needs mu.
 func (p *peer) roam(from netip.AddrPort) {
 	if p.w.cfg.Roaming && *p.endpoint.Load() != from {
 		p.endpoint.Store(&from)
+		p.remeasure(p.w.clock.now())
 	}
 }

@@ -298,6 +298,7 @@ func TestSilentPeerAndFullSocket(t *testing.T) {
 		b.in.waitN(t, "first packet", 1)
 		time.Sleep(20 * time.Second)
 		began := c.initiations.Load()
+		net.SetCut(addr("192.0.2.2"), addr("192.0.2.1"), true) // or it would answer probes
 		wire.Fail(sockets.ErrBusy)
 		if err := a.Send(udp(pod4(1), pod4(2), "no room")); !errors.Is(err, overlay.ErrFull) {
 			t.Errorf("got %v, want ErrFull", err)

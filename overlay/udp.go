@@ -1,25 +1,23 @@
 package overlay
 
 import (
-	"fmt"
 	"log/slog"
-	"os"
-	"strings"
 
 	"github.com/netctl/netctl/overlay/udp"
 )
 
-// Offload switches a capability of the kernel.
-type Offload uint8
+// Offload turns an offload of the sockets on or off.
+type Offload = udp.Switch
 
 // The positions of the switch.
 const (
-	OffloadAuto Offload = iota // on, unless this kernel is known to break it
-	OffloadOn
-	OffloadOff
+	OffloadAuto = udp.Auto // on, unless a test at the start shows that it does not work
+	OffloadOn   = udp.On
+	OffloadOff  = udp.Off
 )
 
-// UDPConfig switches the offloads of the UDP sockets.
+// UDPConfig switches the offloads of the UDP sockets. What is left open is tried at
+// the start, over loopback.
 //
 // GSO hands the kernel up to 64 datagrams of one size in one piece. It makes
 // sending some 25 times cheaper, and several kernels corrupt it: Linux 7.0 to
@@ -27,45 +25,26 @@ const (
 // card without checksum offload refuses it (EIO); then it ends by itself and
 // Counters.GSODisabled counts.
 //
-// Receiving in one piece (GRO) has no switch: the kernel does it where it can
-// (5.12 on).
+// GRO has the kernel join what came in, where it can (5.0 on).
 type UDPConfig struct {
-	GSO Offload
+	GSO, GRO Offload
 }
 
-// releaseFile names the running kernel's release.
-const releaseFile = "/proc/sys/kernel/osrelease"
-
-// gso decides.
-func (c UDPConfig) gso(log *slog.Logger) bool {
-	on := c.GSO != OffloadOff
-	if c.GSO == OffloadAuto {
-		release, err := os.ReadFile(releaseFile)
-		if err == nil && breaksGSO(strings.TrimSpace(string(release))) {
-			on = false
-			log.Warn("udp gso off: this kernel corrupts it", "kernel", strings.TrimSpace(string(release)))
-		}
+// UDPOffloads says what the sockets' offloads are now. They are "" where there are
+// no sockets.
+func (w *WireGuard) UDPOffloads() udp.Offloads {
+	if w.sockets == nil {
+		return udp.Offloads{}
 	}
-	log.Debug("udp sockets", "gso", on)
-	return on
-}
-
-// breaksGSO reports whether a kernel release is one of 7.0 to 7.1.4, which
-// mangle the headers of equal datagrams.
-func breaksGSO(release string) bool {
-	var major, minor, patch int
-	if n, _ := fmt.Sscanf(release, "%d.%d.%d", &major, &minor, &patch); n < 2 {
-		return false
-	}
-	return major == 7 && (minor == 0 || minor == 1 && patch <= 4)
+	return w.sockets.Offloads(w.offloads)
 }
 
 // udpWire is the Wire that is real.
 type udpWire struct {
 	*udp.Sockets // nil until Listen, unless adopted
 
-	gso bool
-	log *slog.Logger
+	options udp.Options
+	log     *slog.Logger
 }
 
 // Listen implements Wire. Sockets on another port than is asked for, because it
@@ -80,7 +59,7 @@ func (u *udpWire) Listen(port uint16) (queues int, actual uint16, err error) {
 		}
 	}
 	if u.Sockets == nil {
-		if u.Sockets, err = udp.Listen(port, u.gso); err != nil {
+		if u.Sockets, err = udp.Listen(port, u.options); err != nil {
 			return 0, 0, err
 		}
 	}

@@ -203,7 +203,7 @@ func TestApplyIsIdempotentAndKeepsSessions(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(overlay.Key{}, netip.AddrPort{}, netip.Prefix{}),
-		cmpopts.IgnoreFields(overlay.PeerStatus{}, "LastHandshake", "RxBytes", "TxBytes"),
+		cmpopts.IgnoreFields(overlay.PeerStatus{}, "MTU", "LastHandshake", "RxBytes", "TxBytes"),
 		cmpopts.SortSlices(func(a, b netip.Prefix) bool { return a.String() < b.String() })); d != "" {
 		t.Errorf("peers (-want +got):\n%s", d)
 	}
@@ -296,7 +296,7 @@ func TestApplyReachesAnyState(t *testing.T) {
 			wanted[i].Peer = p
 		}
 		if d := cmp.Diff(wanted, got, cmpopts.EquateComparable(overlay.Key{}, netip.AddrPort{}, netip.Prefix{}),
-			cmpopts.IgnoreFields(overlay.PeerStatus{}, "LastHandshake", "RxBytes", "TxBytes"), cmpopts.EquateEmpty(),
+			cmpopts.IgnoreFields(overlay.PeerStatus{}, "MTU", "LastHandshake", "RxBytes", "TxBytes"), cmpopts.EquateEmpty(),
 			cmpopts.SortSlices(func(a, b netip.Prefix) bool { return a.String() < b.String() })); d != "" {
 			t.Fatalf("seed %d round %d (-want +got):\n%s", seed, round, d)
 		}

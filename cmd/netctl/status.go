@@ -45,7 +45,7 @@ func newStatus(io streams) *cobra.Command {
 
 func printAgent(w io.Writer, s *status.Status) error {
 	fmt.Fprintf(w, "node %s, state revision %d, pod MTU %d\n", s.Node, s.Revision, s.MTU)
-	fmt.Fprintf(w, "forwarded %d packets, %d bytes; %d flows; drops: %s\n", s.Packets, s.Bytes, s.Flows, s.Summary())
+	fmt.Fprintf(w, "forwarded %d packets, %d bytes; %d flows; drops: %s\n", s.Packets, s.Bytes, s.Flows, status.Summary(s.Drops))
 	if s.PortsGone > 0 {
 		fmt.Fprintf(w, "%d devices were deleted by somebody else while they were in use\n", s.PortsGone)
 	}
@@ -53,6 +53,8 @@ func printAgent(w io.Writer, s *status.Status) error {
 		fmt.Fprintf(w, "%s addresses: %d used, %d cooling down, %d free of %d\n", p.Family, p.Used, p.Cooling, p.Free, p.Total)
 	}
 	fmt.Fprintf(w, "process %d: %d goroutines, %d open files\n", s.Process.PID, s.Process.Goroutines, s.Process.Files)
+	fmt.Fprintf(w, "tunnel: %.1f datagrams a call sent, %.1f received; UDP GSO %s; UDP GRO %s; drops: %s\n",
+		s.Tunnel.Sent(), s.Tunnel.Received(), s.Tunnel.UDPGSO, s.Tunnel.UDPGRO, status.Summary(s.Tunnel.Drops))
 	fmt.Fprintf(w, "services: %s, %d sockets on this node; name server: %s; to the outside: %s", s.Services, s.Sockets, s.DNS, s.Egress)
 	if s.Plugin != "" {
 		fmt.Fprintf(w, "; plugin: %s", s.Plugin)
@@ -69,13 +71,13 @@ func printAgent(w io.Writer, s *status.Status) error {
 	for _, p := range s.Ports {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, p.Kind, list(p.Addresses))
 	}
-	fmt.Fprintln(t, "\nPEER\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT\tALLOWED IPS")
+	fmt.Fprintln(t, "\nPEER\tENDPOINT\tHANDSHAKE\tMTU\tRECEIVED\tSENT\tALLOWED IPS")
 	for _, p := range s.Peers {
 		handshake := "never"
 		if !p.LastHandshake.IsZero() {
 			handshake = time.Since(p.LastHandshake).Round(time.Second).String() + " ago"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\n", p.Node, p.Endpoint, handshake, p.RxBytes, p.TxBytes, list(p.AllowedIPs))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\n", p.Node, p.Endpoint, handshake, p.MTU, p.RxBytes, p.TxBytes, list(p.AllowedIPs))
 	}
 	return t.Flush()
 }

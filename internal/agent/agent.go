@@ -84,6 +84,8 @@ type Config struct {
 	Proxy        settings.Proxy  // "": full
 	DNS          settings.DNS    // "": on
 	Egress       settings.Egress // "": sockets
+	// Offloads of the tunnel's sockets. "": auto
+	UDPGSO, UDPGRO settings.Offload
 	Source       cluster.Source
 	Claims       claim.Publisher
 	Blocks       ipam.BlockStore   // nil: pod ranges come on Node objects only

@@ -15,6 +15,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/loop"
 	"github.com/netctl/netctl/internal/agent/port"
+	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/ipam"
@@ -186,6 +187,7 @@ func (a *Agent) openEngine(key overlay.PrivateKey, e estate.Estate) error {
 		Key: key, ListenPort: a.cfg.ListenPort, MTU: a.mtu, Logger: a.log,
 		Sink:        func(packets [][]byte) { peers.Deliver(packets...) },
 		SessionFile: filepath.Join(a.cfg.StateDir, "sessions"), Epoch: epoch,
+		UDP: overlay.UDPConfig{GSO: offload(a.cfg.UDPGSO), GRO: offload(a.cfg.UDPGRO)},
 	}
 	if fds := e.Take(estate.Tunnel); len(fds) > 0 {
 		cfg.Sockets = &overlay.Sockets{FDs: fds}
@@ -201,6 +203,18 @@ func (a *Agent) openEngine(key overlay.PrivateKey, e estate.Estate) error {
 		a.engine, err = overlay.NewWireGuard(cfg)
 	}
 	return err
+}
+
+// offload is the setting as the engine knows it.
+func offload(o settings.Offload) overlay.Offload {
+	switch o {
+	case settings.OffloadOn:
+		return overlay.OffloadOn
+	case settings.OffloadOff:
+		return overlay.OffloadOff
+	default:
+		return overlay.OffloadAuto
+	}
 }
 
 // borrowed returns what a process that comes after this one can go on with; the

@@ -38,14 +38,31 @@ func (a *Agent) describe() (status.Status, error) {
 	}
 	for _, p := range peers {
 		s.Peers = append(s.Peers, status.Peer{
-			Node: p.Node, Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs, LastHandshake: p.LastHandshake, RxBytes: p.RxBytes, TxBytes: p.TxBytes,
+			Node: p.Node, Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs, LastHandshake: p.LastHandshake, RxBytes: p.RxBytes, TxBytes: p.TxBytes, MTU: p.MTU,
 		})
 	}
+	s.Tunnel = a.describeTunnel()
 	for _, f := range a.poolFamilies() {
 		u := a.pool.Usage(f)
 		s.Pool = append(s.Pool, status.Pool{Family: u.Family, Total: u.Total, Used: u.Used, Cooling: u.Cooling, Free: u.Free})
 	}
 	return s, nil
+}
+
+// describeTunnel says what the tunnel's sockets do.
+func (a *Agent) describeTunnel() status.Tunnel {
+	c, offloads := a.engine.Counters(), a.engine.UDPOffloads()
+	out := status.Tunnel{
+		UDPGSO: offloads.GSO, UDPGRO: offloads.GRO,
+		TxDatagrams: c.TxDatagrams, TxBatches: c.TxBatches, RxDatagrams: c.RxDatagrams, RxBatches: c.RxBatches,
+		Drops: make(map[string]uint64),
+	}
+	for reason, n := range c.Dropped {
+		if n > 0 {
+			out.Drops[reason.String()] = n
+		}
+	}
+	return out
 }
 
 // describeServices says who serves what.

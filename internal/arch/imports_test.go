@@ -156,12 +156,15 @@ var rows = map[string]row{
 		reason:  "sockets; the way into the cluster and the choice of backends are given to it as functions",
 	},
 	"overlay": {
-		imports: []string{"internal/model", "internal/packet", "overlay/handshake", "overlay/sessions", "overlay/udp"},
+		imports: []string{"internal/model", "internal/packet", "overlay/handshake", "overlay/pathmtu", "overlay/sessions", "overlay/udp"},
 		tests:   []string{"overlay/overlaytest"},
 		reason:  "a port, and peers compiled from the State",
 	},
 	"overlay/handshake": {
 		reason: "messages in, messages out: what is parsed for strangers is kept apart from what acts on it",
+	},
+	"overlay/pathmtu": {
+		reason: "a search without clock and sockets; who asks and answers is the engine's affair",
 	},
 	"overlay/sessions": {
 		imports: []string{"internal/mapfile"},

@@ -53,6 +53,26 @@ type Port interface {
 	Write(buf []byte) error
 }
 
+// Batcher is a Port that takes several packets at less cost than each alone.
+type Batcher interface {
+	Port
+	NewBatch() Batch
+}
+
+// Narrower is a Port behind which the ways to some addresses carry less than its
+// MTU.
+type Narrower interface {
+	Port
+	MTU(dst packet.Addr) int
+}
+
+// Batch takes one goroutine's packets for a Port. Write is the Port's, but what it
+// takes may leave with Flush only, which ends every run of packets.
+type Batch interface {
+	Write(buf []byte) error
+	Flush()
+}
+
 // Reader is a Port that a Worker reads packets from: a TUN.
 type Reader interface {
 	Port

@@ -29,6 +29,8 @@ type Input struct {
 	via     uint32 // the peer that wrapped the packet, 0: it was not wrapped
 	cut     packet.Segmenter
 	wrapped []byte // for one packet that leaves wrapped
+	batch   Batch  // for the port batched, nil: there was no packet for one yet
+	batched Port
 	second  uint32 // of answers
 	answers map[answerKey]uint16
 
@@ -90,8 +92,28 @@ func (in *Input) begin() {
 }
 
 func (in *Input) end() {
+	if in.batch != nil {
+		in.batch.Flush()
+	}
 	in.tables = nil
 	in.active.Store(nil)
+}
+
+// write hands a packet to a port. The overlay may keep it until the run ends.
+func (in *Input) write(out *PortEntry, buf []byte) error {
+	if out.Kind != KindOverlay {
+		return out.Port.Write(buf)
+	}
+	if in.batched != out.Port {
+		in.batched, in.batch = out.Port, nil // the former was flushed when its run ended
+		if b, ok := out.Port.(Batcher); ok {
+			in.batch = b.NewBatch()
+		}
+	}
+	if in.batch == nil {
+		return out.Port.Write(buf)
+	}
+	return in.batch.Write(buf)
 }
 
 // packet walks one packet of a begun batch. A panic costs that packet and

@@ -505,9 +505,8 @@ func (in *Input) forward(id PortID, flags flow.Flags) Drop {
 		return DropNoRoute
 	}
 	way := exit{PortEntry: out, mtu: out.MTU, nat: flags&flow.FlagNAT != 0}
-	if flags&flow.FlagWrapped != 0 && out.Kind == KindOverlay {
-		way.wrapped, way.to = true, in.wrapsTo()
-		way.mtu -= packet.WrapLen(p.Is4())
+	if out.Kind == KindOverlay {
+		in.through(&way, flags&flow.FlagWrapped != 0)
 	}
 	if out.Kind != KindDNS && out.Kind != KindNetstack && out.Kind != KindInbound && in.tables.port(in.id).Kind != KindDNS {
 		if !p.DecrementTTL() {
@@ -575,7 +574,7 @@ func (in *Input) emit(way *exit, buf []byte) Drop {
 	d := DropNone
 	if way.wrapped {
 		d = in.emitWrapped(way.PortEntry, buf, way.to)
-	} else if err := way.Port.Write(buf); err != nil {
+	} else if err := in.write(way.PortEntry, buf); err != nil {
 		d = dropOf(err)
 	}
 	if d != DropNone {

@@ -151,6 +151,26 @@ func (in *Input) wrapsTo() packet.Addr {
 	return ofFamily(p.Router, e.Rewrite.Dst)
 }
 
+// through completes an exit to another node: whether it is wrapped, and how much
+// the way there carries.
+func (in *Input) through(way *exit, wrapped bool) {
+	p := &in.pkt
+	to := p.Tuple.Dst
+	if way.nat {
+		to = in.entry.Rewrite.Dst
+	}
+	if wrapped {
+		way.wrapped, way.to = true, in.wrapsTo()
+		to = way.to
+	}
+	if n, ok := way.Port.(Narrower); ok {
+		way.mtu = min(way.mtu, n.MTU(to))
+	}
+	if wrapped {
+		way.mtu -= packet.WrapLen(p.Is4())
+	}
+}
+
 // ofFamily picks the address of a's family.
 func ofFamily(pair [2]packet.Addr, a packet.Addr) packet.Addr {
 	if a.Is4() {
@@ -181,7 +201,7 @@ func (in *Input) emitWrapped(out *PortEntry, buf []byte, to packet.Addr) Drop {
 		}
 		one := in.wrapped[:head+n]
 		packet.Wrap(one, &src, &to)
-		if err := out.Port.Write(one); err != nil {
+		if err := in.write(out, one); err != nil {
 			return dropOf(err)
 		}
 	}

@@ -123,25 +123,43 @@ func (c *Cluster) addOverlay(n *Node, key overlay.PrivateKey, self []netip.Addr)
 	if err := n.Engine.Start(); err != nil {
 		c.tb.Fatal(err)
 	}
-	lp.Port = &tunnel{Port: port.Engine{Engine: n.Engine}, mtu: c.cfg.MTU, entered: &c.entered}
+	lp.Port = &tunnel{Engine: port.Engine{Engine: n.Engine}, count: count{mtu: c.cfg.MTU, entered: &c.entered}}
 	n.fixed = append(n.fixed, lp)
 }
 
 // tunnel counts what goes into an engine.
 type tunnel struct {
-	datapath.Port
+	port.Engine
 
+	count count
+}
+
+type count struct {
 	mtu     int
 	entered *atomic.Int64
 }
 
 // Write implements datapath.Port.
-func (t *tunnel) Write(buf []byte) error {
-	n := int64(segments(buf, t.mtu))
-	t.entered.Add(n)
-	err := t.Port.Write(buf)
+func (t *tunnel) Write(buf []byte) error { return t.count.write(buf, t.Engine.Write) }
+
+// NewBatch implements datapath.Batcher.
+func (t *tunnel) NewBatch() datapath.Batch { return &countedBatch{t.Engine.NewBatch(), t.count} }
+
+type countedBatch struct {
+	datapath.Batch
+
+	count count
+}
+
+// Write implements datapath.Batch.
+func (b *countedBatch) Write(buf []byte) error { return b.count.write(buf, b.Batch.Write) }
+
+func (c *count) write(buf []byte, write func([]byte) error) error {
+	n := int64(segments(buf, c.mtu))
+	c.entered.Add(n)
+	err := write(buf)
 	if err != nil {
-		t.entered.Add(-n)
+		c.entered.Add(-n)
 	}
 	return err
 }

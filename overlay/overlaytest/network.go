@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -75,6 +76,13 @@ func (n *Network) SetLoss(share float64) {
 	n.cfg.Loss = share
 }
 
+// SetMTU changes what the network carries.
+func (n *Network) SetMTU(mtu int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cfg.MTU = mtu
+}
+
 // SetCut breaks or mends the way from one address to another, in this
 // direction alone.
 func (n *Network) SetCut(from, to netip.Addr, broken bool) {
@@ -97,6 +105,8 @@ func (n *Network) Inject(d Datagram) {
 type socket struct {
 	network *Network
 	addrs   []netip.Addr
+
+	believed atomic.Int32 // the longest datagram that reaches others whole, 0: any
 
 	mu     sync.Mutex
 	port   uint16 // 0: not open; guarded by mu

@@ -55,6 +55,12 @@ func (w *Wire) Send(buf []byte, size int, to netip.AddrPort) error {
 	return nil
 }
 
+// LongestWhole returns what Believe has set.
+func (w *Wire) LongestWhole(netip.AddrPort) int { return int(w.socket.believed.Load()) }
+
+// Believe sets what LongestWhole returns, as ICMP does that comes to a kernel.
+func (w *Wire) Believe(n int) { w.socket.believed.Store(int32(n)) }
+
 // Fail makes Send return err, as a network that is down does; nil mends it.
 func (w *Wire) Fail(err error) {
 	w.socket.mu.Lock()

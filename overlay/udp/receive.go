@@ -39,10 +39,11 @@ type receiver struct {
 
 func (r *receiver) init() { r.call = r.read }
 
-// read calls recvmmsg; false: nothing was there.
+// read calls recvmmsg; false: nothing was there. It is raw for the reason that
+// sendmmsgRaw is.
 func (r *receiver) read(fd uintptr) bool {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
 		if errno == syscall.EINTR {
 			continue
 		}

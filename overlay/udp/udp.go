@@ -40,6 +40,10 @@ const (
 // ErrBusy says that the socket has no room now; the rest of what was sent is lost.
 var ErrBusy = errors.New("udp socket has no room")
 
+// ErrNarrow says that datagrams went, but in fragments: the kernel believes the way
+// to be too narrow for them.
+var ErrNarrow = errors.New("datagrams were sent in fragments")
+
 // Sockets are a node's sockets. Queue 0 is IPv4 and queue 1 IPv6, or only one
 // is there when the kernel knows only one.
 type Sockets struct {
@@ -47,8 +51,16 @@ type Sockets struct {
 	v4, v6  *queue // of queues, nil: not there
 	port    uint16
 	gso     atomic.Bool
+	gro     bool          // immutable
 	refused atomic.Uint64 // how often the kernel would not cut any more
 	senders sync.Pool     // of *sender
+	mmsg    sendmmsg      // immutable
+}
+
+// Options are what the kernel is asked to do.
+type Options struct {
+	GSO bool // cut what is sent
+	GRO bool // join what came in
 }
 
 // queue is one socket.
@@ -60,12 +72,12 @@ type queue struct {
 }
 
 // Listen opens the sockets on a port, or on a free one when it is 0.
-func Listen(port uint16, gso bool) (*Sockets, error) {
+func Listen(port uint16, o Options) (*Sockets, error) {
 	const tries = 16 // a port that is free in one family may be taken in the other
 	var err error
 	for range tries {
 		var s *Sockets
-		if s, err = listen(port, gso); err == nil {
+		if s, err = listen(port, o); err == nil {
 			return s, nil
 		}
 		if port != 0 || !errors.Is(err, syscall.EADDRINUSE) {
@@ -75,7 +87,7 @@ func Listen(port uint16, gso bool) (*Sockets, error) {
 	return nil, err
 }
 
-func listen(port uint16, gso bool) (*Sockets, error) {
+func listen(port uint16, o Options) (*Sockets, error) {
 	var conns []*net.UDPConn
 	for _, network := range []string{"udp4", "udp6"} {
 		c, err := net.ListenUDP(network, &net.UDPAddr{Port: int(port)})
@@ -90,12 +102,12 @@ func listen(port uint16, gso bool) (*Sockets, error) {
 			port = uint16(a.Port) // 0 to 65535
 		}
 	}
-	return build(conns, gso)
+	return build(conns, o, sendmmsgRaw)
 }
 
 // Adopt takes over sockets that another process has opened. The descriptors are
 // its own from then on, also when it fails.
-func Adopt(fds []int, gso bool) (*Sockets, error) {
+func Adopt(fds []int, o Options) (*Sockets, error) {
 	var conns []*net.UDPConn
 	var errs []error
 	for _, fd := range fds {
@@ -119,7 +131,7 @@ func Adopt(fds []int, gso bool) (*Sockets, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, errors.Join(fmt.Errorf("adopt sockets: %w", err), closeAll(conns))
 	}
-	return build(conns, gso)
+	return build(conns, o, sendmmsgRaw)
 }
 
 func closeAll(conns []*net.UDPConn) error {
@@ -131,10 +143,10 @@ func closeAll(conns []*net.UDPConn) error {
 }
 
 // build sets the sockets' options.
-func build(conns []*net.UDPConn, gso bool) (*Sockets, error) {
-	s := &Sockets{}
-	s.gso.Store(gso)
-	s.senders.New = func() any { return newSender() }
+func build(conns []*net.UDPConn, o Options, mmsg sendmmsg) (*Sockets, error) {
+	s := &Sockets{gro: o.GRO, mmsg: mmsg}
+	s.gso.Store(o.GSO)
+	s.senders.New = func() any { return newSender(mmsg) }
 	for _, c := range conns {
 		if err := s.add(c); err != nil {
 			return nil, errors.Join(err, closeAll(conns))
@@ -165,7 +177,7 @@ func (s *Sockets) add(c *net.UDPConn) error {
 	err = raw.Control(func(fd uintptr) {
 		q.fd = int(fd)
 		domain, family = unix.GetsockoptInt(q.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-		setOptions(q.fd)
+		setOptions(q.fd, s.gro)
 	})
 	if err = errors.Join(err, family); err != nil {
 		return err
@@ -185,11 +197,15 @@ func (s *Sockets) add(c *net.UDPConn) error {
 
 // setOptions asks for large buffers and joined datagrams. A kernel that gives
 // neither is slower, not wrong.
-func setOptions(fd int) {
+func setOptions(fd int, gro bool) {
 	for _, o := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, bufferSize)
 	}
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	on := 0 // one that was taken over may have had it
+	if gro {
+		on = 1
+	}
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, on)
 }
 
 // Port returns the port of all sockets.
@@ -206,6 +222,9 @@ func (s *Sockets) FDs() []int {
 	}
 	return out
 }
+
+// GSO reports whether the kernel is asked to cut.
+func (s *Sockets) GSO() bool { return s.gso.Load() }
 
 // Refused returns how often the kernel refused to cut pieces, which ended that.
 func (s *Sockets) Refused() uint64 { return s.refused.Load() }

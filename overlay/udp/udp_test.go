@@ -28,7 +28,7 @@ func newBatch() *batch {
 
 func listenTest(t testing.TB, gso bool) *Sockets {
 	t.Helper()
-	s, err := Listen(0, gso)
+	s, err := Listen(0, Options{GSO: gso, GRO: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestAdopt(t *testing.T) {
 		}
 		return out
 	}
-	b, err := Adopt(dup(), false)
+	b, err := Adopt(dup(), Options{GRO: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestAdopt(t *testing.T) {
 	if b.Port() != a.Port() || b.Queues() != a.Queues() {
 		t.Errorf("port %d with %d queues, want %d with %d", b.Port(), b.Queues(), a.Port(), a.Queues())
 	}
-	if s, err := Adopt(append(dup(), dup()...), true); err == nil {
+	if s, err := Adopt(append(dup(), dup()...), Options{GSO: true, GRO: true}); err == nil {
 		t.Errorf("two sockets of a family were adopted: %v", s.FDs())
 	}
 	other := listenTest(t, true)
@@ -164,7 +164,7 @@ func TestAdopt(t *testing.T) {
 		}
 		mixed = append(mixed, d)
 	}
-	if s, err := Adopt(mixed, true); err == nil && s.Queues() > 1 {
+	if s, err := Adopt(mixed, Options{GSO: true, GRO: true}); err == nil && s.Queues() > 1 {
 		t.Error("sockets on two ports were adopted")
 	}
 }
@@ -202,5 +202,131 @@ func TestSendDoesNotAllocate(t *testing.T) {
 		if got != 0 {
 			t.Errorf("gso %v: %v allocations", gso, got)
 		}
+	}
+}
+
+// TestSelfTest holds the self-test against this machine's kernel, which is no
+// broken one, and against sockets that do the wrong thing.
+func TestSelfTest(t *testing.T) {
+	t.Parallel()
+	if gso, gro := SelfTest(); gso != nil || gro != nil {
+		t.Errorf("gso %v, gro %v", gso, gro)
+	}
+	to, from, addr, err := testPair(unix.AF_INET)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(to)
+	defer unix.Close(from)
+	if err := testJoined(to, from, addr); err == nil {
+		t.Error("a socket that joins nothing passes for one that does")
+	}
+	for range testCount - 1 { // what that left
+		if _, _, err := unix.Recvfrom(to, make([]byte, testSize), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.SetsockoptInt(to, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := testCut(to, from, addr, 0); err == nil {
+		t.Error("datagrams that arrive otherwise than they were sent pass for good ones")
+	}
+}
+
+// TestCardWithoutChecksums has the kernel refuse to cut, as it does for such
+// cards: nothing is lost, and it is not asked again.
+func TestCardWithoutChecksums(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		errno  unix.Errno
+		off    bool
+		narrow bool
+	}{{"no checksum offload", unix.EIO, true, false}, {"too long for the way", unix.EINVAL, false, true}, {"too long", unix.EMSGSIZE, false, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c, err := net.ListenUDP("udp4", &net.UDPAddr{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			pieces := 0
+			a, err := build([]*net.UDPConn{c}, Options{GSO: true}, func(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
+				if hdrs[0].hdr.Control != nil {
+					pieces++
+					return 0, tt.errno
+				}
+				return sendmmsgRaw(fd, hdrs)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			b := listenTest(t, true)
+			to, queue := b.at(t, "127.0.0.1")
+			in, got := newBatch(), 0
+			for range 2 {
+				if err := a.Send(make([]byte, 1000), 300, to); errors.Is(err, ErrNarrow) != tt.narrow || err != nil && !tt.narrow {
+					t.Errorf("got %v", err)
+				}
+			}
+			for got < 2000 {
+				n, err := b.Receive(queue, in.bufs, in.sizes, in.segments, in.from)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, size := range in.sizes[:n] {
+					got += size
+				}
+			}
+			if want := map[bool]int{true: 1, false: 2}[tt.off]; pieces != want || a.GSO() == tt.off {
+				t.Errorf("the kernel was asked %d times, want %d; GSO is on: %v", pieces, want, a.GSO())
+			}
+			if want := map[bool]uint64{true: 1}[tt.off]; a.Refused() != want {
+				t.Errorf("counted %d times", a.Refused())
+			}
+		})
+	}
+}
+
+// TestReceiveOff has datagrams come one by one.
+func TestReceiveOff(t *testing.T) {
+	t.Parallel()
+	a := listenTest(t, true)
+	b, err := Listen(0, Options{GSO: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	to, queue := b.at(t, "127.0.0.1")
+	if err := a.Send(make([]byte, 900), 300, to); err != nil {
+		t.Fatal(err)
+	}
+	in, pieces := newBatch(), 0
+	for got := 0; got < 900; {
+		n, err := b.Receive(queue, in.bufs, in.sizes, in.segments, in.from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, size := range in.sizes[:n] {
+			if pieces++; in.segments[i] != size {
+				t.Errorf("%d bytes in datagrams of %d", size, in.segments[i])
+			}
+			got += size
+		}
+	}
+	if pieces != 3 {
+		t.Errorf("%d pieces, want 3", pieces)
+	}
+}
+
+func TestLongestWhole(t *testing.T) {
+	t.Parallel()
+	s := listenTest(t, true)
+	if got := s.LongestWhole(netip.MustParseAddrPort("127.0.0.1:9")); got < 1280 {
+		t.Errorf("%d bytes on loopback", got)
+	}
+	if got := s.LongestWhole(netip.MustParseAddrPort("[::1]:9")); got != 0 && got < 1280 {
+		t.Errorf("%d bytes on loopback", got)
 	}
 }

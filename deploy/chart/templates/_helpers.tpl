@@ -56,6 +56,11 @@ dns: {{ .dns | quote }}
 # net.ipv6.conf.all.forwarding) and its firewall's FORWARD rules apply to pods;
 # auto: packets where the node's settings allow it, else sockets.
 egress: {{ .egress | quote }}
+# Whether the kernel cuts what the tunnel sends and joins what it receives (UDP
+# GSO, GRO): many times cheaper, and broken in some kernels and network cards.
+# auto: if a test at the start shows that it works; on; off.
+udpGSO: {{ .udpGSO | quote }}
+udpGRO: {{ .udpGRO | quote }}
 # Where the container runtime looks for CNI plugins and configuration.
 cniBinDir: {{ .cniBinDir | quote }}
 cniConfDir: {{ .cniConfDir | quote }}

@@ -33,8 +33,21 @@ func (p TUN) Write(buf []byte) error {
 type Engine struct{ Engine overlay.Engine }
 
 // Write implements datapath.Port.
-func (p Engine) Write(buf []byte) error {
-	err := p.Engine.Send(buf)
+func (p Engine) Write(buf []byte) error { return enginePortError(p.Engine.Send(buf)) }
+
+// NewBatch implements datapath.Batcher.
+func (p Engine) NewBatch() datapath.Batch { return engineBatch{p.Engine.NewBatch()} }
+
+// MTU implements datapath.Narrower.
+func (p Engine) MTU(dst packet.Addr) int { return p.Engine.PathMTU(dst.Netip()) }
+
+type engineBatch struct{ overlay.Batch }
+
+// Write implements datapath.Batch.
+func (b engineBatch) Write(buf []byte) error { return enginePortError(b.Send(buf)) }
+
+// enginePortError says what an engine's error means to the router.
+func enginePortError(err error) error {
 	switch {
 	case errors.Is(err, overlay.ErrFull):
 		return datapath.ErrFull

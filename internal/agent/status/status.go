@@ -33,6 +33,7 @@ type Status struct {
 	MTU      int               `json:"mtu"`
 	Ports    []Port            `json:"ports"`
 	Peers    []Peer            `json:"peers"`
+	Tunnel   Tunnel            `json:"tunnel"`
 	Pool     []Pool            `json:"addressPool"`
 	Flows    int               `json:"flows"`
 	Packets  uint64            `json:"packets"`
@@ -79,6 +80,21 @@ type Peer struct {
 	LastHandshake time.Time      `json:"lastHandshake,omitzero"`
 	RxBytes       uint64         `json:"rxBytes"`
 	TxBytes       uint64         `json:"txBytes"`
+	MTU           int            `json:"mtu"` // of packets to it: less than the pods' where the way is narrow
+}
+
+// Tunnel is what the tunnels of all peers do together.
+type Tunnel struct {
+	// UDPGSO and UDPGRO are "on", or "off: " and why.
+	UDPGSO string `json:"udpGSO"`
+	UDPGRO string `json:"udpGRO"`
+	// Datagrams and the system calls that moved them.
+	TxDatagrams uint64 `json:"txDatagrams"`
+	TxBatches   uint64 `json:"txBatches"`
+	RxDatagrams uint64 `json:"rxDatagrams"`
+	RxBatches   uint64 `json:"rxBatches"`
+
+	Drops map[string]uint64 `json:"drops"` // by reason, those that happened
 }
 
 // Pool is the numbers of one family's addresses.
@@ -165,14 +181,27 @@ func Read(ctx context.Context, stateDir string) (Status, error) {
 	return s, nil
 }
 
-// Summary returns the drops as one line for people, the most frequent first.
-func (s *Status) Summary() string {
-	reasons := make([]string, 0, len(s.Drops))
-	for r := range s.Drops {
+// Sent and Received return how many datagrams a system call moved.
+func (t *Tunnel) Sent() float64 { return ratio(t.TxDatagrams, t.TxBatches) }
+
+// Received: see Sent.
+func (t *Tunnel) Received() float64 { return ratio(t.RxDatagrams, t.RxBatches) }
+
+func ratio(a, b uint64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return float64(a) / float64(b)
+}
+
+// Summary returns drops by reason as one line for people, the most frequent first.
+func Summary(drops map[string]uint64) string {
+	reasons := make([]string, 0, len(drops))
+	for r := range drops {
 		reasons = append(reasons, r)
 	}
 	slices.SortFunc(reasons, func(x, y string) int {
-		if d := int64(s.Drops[y]) - int64(s.Drops[x]); d != 0 { // counts stay far below
+		if d := int64(drops[y]) - int64(drops[x]); d != 0 { // counts stay far below
 			return int(max(-1, min(1, d)))
 		}
 		return strings.Compare(x, y)
@@ -182,7 +211,7 @@ func (s *Status) Summary() string {
 		if i > 0 {
 			b.WriteString(", ")
 		}
-		fmt.Fprintf(&b, "%s %d", r, s.Drops[r])
+		fmt.Fprintf(&b, "%s %d", r, drops[r])
 	}
 	if b.Len() == 0 {
 		return "none"
