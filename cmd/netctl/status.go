@@ -52,7 +52,8 @@ func printAgent(w io.Writer, s *status.Status) error {
 	for _, p := range s.Pool {
 		fmt.Fprintf(w, "%s addresses: %d used, %d cooling down, %d free of %d\n", p.Family, p.Used, p.Cooling, p.Free, p.Total)
 	}
-	fmt.Fprintf(w, "process %d: %d goroutines, %d open files\n", s.Process.PID, s.Process.Goroutines, s.Process.Files)
+	fmt.Fprintf(w, "process %d: %d goroutines, %d open files, %d MiB resident, %d MiB of it heap in use, %d garbage collections with pauses of %s at most (99%% within %s)\n",
+		s.Process.PID, s.Process.Goroutines, s.Process.Files, s.Process.Resident>>20, s.Process.Heap>>20, s.Process.Collections, s.Process.PauseMax, s.Process.PauseP99)
 	fmt.Fprintf(w, "services: %s, %d sockets on this node; name server: %s; to the outside: %s", s.Services, s.Sockets, s.DNS, s.Egress)
 	if s.Plugin != "" {
 		fmt.Fprintf(w, "; plugin: %s", s.Plugin)
@@ -65,9 +66,9 @@ func printAgent(w io.Writer, s *status.Status) error {
 		fmt.Fprintf(w, "problem: %s\n", p)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "\nPORT\tKIND\tADDRESSES")
+	fmt.Fprintln(t, "\nPORT\tKIND\tADDRESSES\tBANDWIDTH")
 	for _, p := range s.Ports {
-		fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, p.Kind, list(p.Addresses))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, p.Kind, list(p.Addresses), p.Limits)
 	}
 	fmt.Fprintln(t, "\nPEER\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT\tALLOWED IPS")
 	for _, p := range s.Peers {

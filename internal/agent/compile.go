@@ -16,6 +16,7 @@ import (
 	"github.com/netctl/netctl/internal/nodeport"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/policy"
+	"github.com/netctl/netctl/internal/shape"
 	"github.com/netctl/netctl/ipam"
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/proxy"
@@ -52,6 +53,11 @@ type LocalPort struct {
 	Addrs []netip.Addr // a pod's own
 	// Incarnation tells two owners of one ID or address apart: the container ID.
 	Incarnation string
+	// Pod is who is behind a pod's port, Asked what the runtime wanted for it, Shaper
+	// what holds it to its limits.
+	Pod    model.Name
+	Asked  Asked
+	Shaper *shape.Shaper
 }
 
 // Input is everything that Compile looks at.
@@ -89,13 +95,14 @@ type Output struct {
 	HostAddrs  []netip.Prefix      // on netctl0
 	Listeners  []nodeport.Listener // of node ports, on this node's addresses
 	Blocks     []netip.Prefix      // that this node's pods get addresses from
+	Limits     map[datapath.PortID]shape.Limits
 	Problems   []string
 }
 
 // Compile turns what the cluster says into what this node does. It is pure: an
 // equal Input gives a deep-equal Output, whatever was compiled before.
 func Compile(in Input) Output {
-	c := compiler{in: in, tables: &datapath.Tables{Revision: in.State.Revision, TunnelPort: in.TunnelPort, Routes: new(bart.Table[datapath.Route])}}
+	c := compiler{in: in, shaped: make(map[datapath.PortID]shape.Limits), tables: &datapath.Tables{Revision: in.State.Revision, TunnelPort: in.TunnelPort, Routes: new(bart.Table[datapath.Route])}}
 	c.features()
 	c.routes()
 	c.ports()
@@ -103,7 +110,7 @@ func Compile(in Input) Output {
 	c.listeners()
 	return Output{
 		Tables: c.tables, Peers: c.mesh.Peers, Zone: c.zone, Blocks: c.blocks,
-		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Problems: c.problems,
+		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Limits: c.shaped, Problems: c.problems,
 	}
 }
 
@@ -116,6 +123,7 @@ type compiler struct {
 	hostRoutes []kernel.Route
 	hostAddrs  []netip.Prefix
 	listens    []nodeport.Listener
+	shaped     map[datapath.PortID]shape.Limits
 	problems   []string
 }
 
@@ -417,6 +425,9 @@ func (c *compiler) ports() {
 		}
 		e.Gen = gen.Sum32()
 		c.tables.Ports[p.ID] = e
+		if p.Kind == datapath.KindPod {
+			c.limits(&p)
+		}
 	}
 }
 

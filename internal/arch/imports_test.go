@@ -44,7 +44,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "internal/shape", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -129,7 +129,7 @@ var rows = map[string]row{
 		reason: "single objects as plain maps; knows no kind",
 	},
 	"internal/datapath": {
-		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "proxy"},
+		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "internal/shape", "proxy"},
 		tests:   []string{"internal/agent", "internal/packet/packettest", "internal/vnet"},
 		reason:  "reads the tables of proxy and policy by their concrete types; the one feature that imports another",
 	},
@@ -277,6 +277,10 @@ var rows = map[string]row{
 	},
 	"internal/sharemap": {
 		reason: "a data structure; tables that are compiled again and again share it",
+	},
+	"internal/shape": {
+		imports: []string{"internal/packet"},
+		reason:  "rates and a queue; whose packets they are is the caller's affair",
 	},
 	"internal/quota": {
 		reason: "counts per address; whoever bounds its clients uses it",

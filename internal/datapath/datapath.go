@@ -23,6 +23,7 @@ import (
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/policy"
+	"github.com/netctl/netctl/internal/shape"
 	"github.com/netctl/netctl/proxy"
 )
 
@@ -113,8 +114,18 @@ type PortEntry struct {
 	// Foreign lets a host port send from addresses outside the cluster to pods of
 	// this node: somebody else's proxy in the kernel keeps clients' addresses.
 	Foreign bool
+	// Shaper holds a pod to the limits of its bandwidth; nil: it has none.
+	Shaper *shape.Shaper
 	// Name is for people: "default/nginx-0", "netctl0".
 	Name string
+}
+
+// write sends a packet out, when its time has come.
+func (e *PortEntry) write(buf []byte) error {
+	if e.Shaper != nil {
+		return e.Shaper.Write(buf)
+	}
+	return e.Port.Write(buf)
 }
 
 // Route says where packets to a destination go.

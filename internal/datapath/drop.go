@@ -35,6 +35,7 @@ const (
 	DropPortGone            // the exit failed: its device is gone
 	DropPanic               // a bug: the walk panicked on this packet
 	DropNotOutside          // neither in the cluster nor outside: an address of the host, or one that nobody may send to
+	DropRateLimit           // more than the receiving pod's bandwidth, and its queue is full
 	dropCount
 )
 
@@ -46,7 +47,7 @@ func (d Drop) String() string {
 		"tunnel_port",
 		"ttl", "too_big", "fragment", "icmp_unmatched", "flow_owner_full", "flow_table_full", "source_ports",
 		"unknown_reply", "port_full", "no_peer", "port_refused", "port_gone", "panic",
-		"not_outside",
+		"not_outside", "rate_limit",
 	}
 	if d >= dropCount {
 		return "unknown"

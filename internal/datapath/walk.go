@@ -7,6 +7,7 @@ import (
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/policy"
+	"github.com/netctl/netctl/internal/shape"
 	"github.com/netctl/netctl/proxy"
 )
 
@@ -575,7 +576,7 @@ func (in *Input) emit(way *exit, buf []byte) Drop {
 	d := DropNone
 	if way.wrapped {
 		d = in.emitWrapped(way.PortEntry, buf, way.to)
-	} else if err := way.Port.Write(buf); err != nil {
+	} else if err := way.write(buf); err != nil {
 		d = dropOf(err)
 	}
 	if d != DropNone {
@@ -597,6 +598,8 @@ func dropOf(err error) Drop {
 		return DropFragment
 	case errors.Is(err, ErrRefused):
 		return DropPortRefused
+	case errors.Is(err, shape.ErrFull):
+		return DropRateLimit
 	default:
 		return DropPortGone
 	}
