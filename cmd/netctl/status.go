@@ -52,8 +52,8 @@ func printAgent(w io.Writer, s *status.Status) error {
 	for _, p := range s.Pool {
 		fmt.Fprintf(w, "%s addresses: %d used, %d cooling down, %d free of %d\n", p.Family, p.Used, p.Cooling, p.Free, p.Total)
 	}
-	fmt.Fprintf(w, "process %d: %d goroutines, %d open files, %d MiB resident, %d MiB of it heap in use, %d garbage collections with pauses of %s at most (99%% within %s)\n",
-		s.Process.PID, s.Process.Goroutines, s.Process.Files, s.Process.Resident>>20, s.Process.Heap>>20, s.Process.Collections, s.Process.PauseMax, s.Process.PauseP99)
+	fmt.Fprintf(w, "process %d: %d goroutines, %d open files, %d MiB of memory, pauses of %.2f ms at most (99%% within %.2f ms)\n",
+		s.Process.PID, s.Process.Goroutines, s.Process.Files, s.Process.Resident>>20, s.Process.GC.Max, s.Process.GC.P99)
 	fmt.Fprintf(w, "services: %s, %d sockets on this node; name server: %s; to the outside: %s", s.Services, s.Sockets, s.DNS, s.Egress)
 	if s.Plugin != "" {
 		fmt.Fprintf(w, "; plugin: %s", s.Plugin)

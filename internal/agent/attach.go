@@ -12,6 +12,7 @@ import (
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/estate"
+	"github.com/netctl/netctl/internal/agent/limits"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
@@ -42,7 +43,7 @@ type pod struct {
 	tun     *kernel.TUN
 	rec     *record.Record
 	listens bool // on its host ports
-	queue   int  // guarded by Agent.mu: the device's queue as it was set last, 0 as it was found
+	queue   int  // the loop's: the device's queue as it was set last, 0 as it was found
 }
 
 // Add implements cni.Backend.
@@ -104,7 +105,7 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	rec := &record.Record{
 		ContainerID: at.ContainerID, IfName: at.IfName, Namespace: at.Pod.Name.Namespace, Pod: at.Pod.Name.Name,
 		UID: at.Pod.UID, Netns: path, NetnsInode: inode, Addresses: lease.Addresses, Port: a.ports.take(datapath.NoPort),
-		HostPorts: at.PortMappings, Bandwidth: at.Bandwidth, Annotated: annotated(at.Annotations),
+		HostPorts: at.PortMappings, Bandwidth: at.Bandwidth, Annotated: limits.Annotated(at.Annotations),
 	}
 	defer func() {
 		if err != nil && !a.attached(at.ID) { // else remove does it, when nobody uses it any more
@@ -254,7 +255,7 @@ func (a *Agent) register(rec *record.Record, tun *kernel.TUN, listens bool) {
 		port: LocalPort{
 			ID: rec.Port, Kind: datapath.KindPod, Port: port, Name: rec.Name(), MTU: a.mtu,
 			Addrs: rec.Addresses, Incarnation: rec.ContainerID,
-			Pod: model.Name{Namespace: rec.Namespace, Name: rec.Pod}, Asked: asked(rec), Shaper: shape.New(port.Write),
+			Pod: model.Name{Namespace: rec.Namespace, Name: rec.Pod}, Asked: limits.Asked{Bandwidth: rec.Bandwidth, Annotated: rec.Annotated}, Shaper: shape.New(port.Write),
 		},
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/netctl/netctl/dns"
 	"github.com/netctl/netctl/internal/agent/claim"
+	"github.com/netctl/netctl/internal/agent/limits"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
@@ -56,7 +57,7 @@ type LocalPort struct {
 	// Pod is who is behind a pod's port, Asked what the runtime wanted for it, Shaper
 	// what holds it to its limits.
 	Pod    model.Name
-	Asked  Asked
+	Asked  limits.Asked
 	Shaper *shape.Shaper
 }
 

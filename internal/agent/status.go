@@ -6,10 +6,10 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/netctl/netctl/internal/agent/limits"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/agent/status"
 	"github.com/netctl/netctl/internal/kernel"
-	"github.com/netctl/netctl/internal/shape"
 )
 
 // serveStatus says what the agent does to whoever asks, until the context ends.
@@ -26,13 +26,13 @@ func (a *Agent) describe() (status.Status, error) {
 	}
 	a.describeServices(&s)
 	for _, p := range a.localPorts() {
-		s.Ports = append(s.Ports, status.Port{Name: p.Name, Kind: p.Kind.String(), Addresses: p.Addrs, Limits: describeLimits(p.Shaper)})
+		s.Ports = append(s.Ports, status.Port{Name: p.Name, Kind: p.Kind.String(), Addresses: p.Addrs, Limits: limits.Describe(p.Shaper)})
 	}
 	files, err := kernel.OpenFiles()
 	if err != nil {
 		return status.Status{}, err
 	}
-	s.Process = status.Process{PID: os.Getpid(), Goroutines: runtime.NumGoroutine(), Files: files, Memory: status.ReadMemory()}
+	s.Process = status.Process{PID: os.Getpid(), Goroutines: runtime.NumGoroutine(), Files: files, GC: status.GCPauses(), Memory: status.ReadMemory()}
 	peers, err := a.engine.Peers()
 	if err != nil {
 		return status.Status{}, fmt.Errorf("ask the overlay for its peers: %w", err)
@@ -47,21 +47,6 @@ func (a *Agent) describe() (status.Status, error) {
 		s.Pool = append(s.Pool, status.Pool{Family: u.Family, Total: u.Total, Used: u.Used, Cooling: u.Cooling, Free: u.Free})
 	}
 	return s, nil
-}
-
-// describeLimits says what a port's limits are and what they did, nil without any.
-func describeLimits(s *shape.Shaper) *status.Limits {
-	if s == nil {
-		return nil
-	}
-	st := s.Stats()
-	if st.Limits == (shape.Limits{}) && st.Waiting == 0 {
-		return nil
-	}
-	return &status.Limits{
-		IngressBits: st.Limits.In.Bits, EgressBits: st.Limits.Out.Bits, Held: st.Held, HeldBytes: st.HeldBytes,
-		Dropped: st.Dropped, Waiting: st.Waiting, Pauses: st.Pauses, PausedSeconds: st.Paused.Seconds(),
-	}
 }
 
 // describeServices says who serves what.

@@ -42,7 +42,7 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
+			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/limits", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
 			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "internal/shape", "ipam", "overlay", "proxy",
 		},
@@ -71,6 +71,10 @@ var rows = map[string]row{
 	"internal/agent/cleanup": {
 		imports: []string{"cni", "internal/agent/estate", "internal/agent/handover", "internal/agent/record", "internal/kernel"},
 		reason:  "takes away what an agent made, without being one",
+	},
+	"internal/agent/limits": {
+		imports: []string{"cni", "internal/agent/status", "internal/model", "internal/shape"},
+		reason:  "a pod's limits, from the words of the cluster and of the runtime to those of who has them hold",
 	},
 	"internal/agent/record": {
 		imports: []string{"cni", "internal/datapath", "internal/model", "internal/nodeport"},

@@ -1,5 +1,11 @@
 package datapath
 
+import (
+	"errors"
+
+	"github.com/netctl/netctl/internal/shape"
+)
+
 // Drop is why a packet was not forwarded. Every dropped packet is counted under
 // exactly one.
 type Drop uint8
@@ -77,5 +83,23 @@ func answerTo(d Drop) answer {
 		return answerAdmin
 	default:
 		return answerNone
+	}
+}
+
+// dropOf is the reason for what a Port's Write returned.
+func dropOf(err error) Drop {
+	switch {
+	case errors.Is(err, ErrFull):
+		return DropPortFull
+	case errors.Is(err, ErrNoPeer):
+		return DropNoPeer
+	case errors.Is(err, ErrFragment):
+		return DropFragment
+	case errors.Is(err, ErrRefused):
+		return DropPortRefused
+	case errors.Is(err, shape.ErrFull):
+		return DropRateLimit
+	default:
+		return DropPortGone
 	}
 }

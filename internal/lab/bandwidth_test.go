@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/netctl/netctl/internal/agent/status"
+	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/internal/model"
 )
 
 const (
@@ -22,50 +22,30 @@ const (
 	egressBandwidth  = "kubernetes.io/egress-bandwidth"
 )
 
+// annotatedYAML is podYAML with the annotation that others are set beside.
+func annotatedYAML(name, node string) string {
+	return strings.Replace(podYAML(name, node, "sleep", "600"), "metadata: {", "metadata: {annotations: {lab: x}, ", 1)
+}
+
 // annotate sets an annotation of a running pod, "" takes it away.
 func (l *Lab) annotate(t *testing.T, pod, key, value string) {
 	t.Helper()
-	path := ""
-	entries, err := os.ReadDir(l.clusterDir())
+	path := filepath.Join(l.clusterDir(), cluster.FileName("Pod", model.Name{Namespace: "default", Name: pod}))
+	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var o map[string]any
-	for _, e := range entries {
-		data, err := os.ReadFile(filepath.Join(l.clusterDir(), e.Name()))
-		if err != nil {
-			t.Fatal(err)
+	var out []string
+	for line := range strings.Lines(string(data)) {
+		if strings.HasPrefix(line, "    "+key+":") {
+			continue
 		}
-		var head struct {
-			Kind     string
-			Metadata struct{ Name string }
-		}
-		if yaml.Unmarshal(data, &head) == nil && head.Kind == "Pod" && head.Metadata.Name == pod {
-			path = filepath.Join(l.clusterDir(), e.Name())
-			if err := yaml.Unmarshal(data, &o); err != nil {
-				t.Fatal(err)
-			}
+		if out = append(out, line); line == "  annotations:\n" && value != "" {
+			out = append(out, fmt.Sprintf("    %s: %q\n", key, value))
 		}
 	}
-	if path == "" {
-		t.Fatalf("no file of pod %s", pod)
-	}
-	meta := o["metadata"].(map[string]any)
-	annotations, ok := meta["annotations"].(map[string]any)
-	if !ok {
-		annotations = map[string]any{}
-		meta["annotations"] = annotations
-	}
-	annotations[key] = value
-	if value == "" {
-		delete(annotations, key)
-	}
-	data, err := yaml.Marshal(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	next := filepath.Join(l.path(), "annotated") // outside the directory, on its file system
-	if err := errors.Join(os.WriteFile(next, data, 0o600), os.Rename(next, path)); err != nil {
+	next := l.path("annotated") // outside the directory, on its file system
+	if err := errors.Join(os.WriteFile(next, []byte(strings.Join(out, "")), 0o600), os.Rename(next, path)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -186,7 +166,7 @@ func (f *flood) take(t *testing.T, n int64) time.Duration {
 func TestBandwidthFollowsAnnotations(t *testing.T) {
 	t.Parallel()
 	l := up(t, Config{Nodes: 2, Families: DualStack},
-		podYAML("limited", "node1", "sleep", "600"), podYAML("near", "node1", "sleep", "600"), podYAML("far", "node2", "sleep", "600"), `
+		annotatedYAML("limited", "node1"), podYAML("near", "node1", "sleep", "600"), podYAML("far", "node2", "sleep", "600"), `
 ---
 apiVersion: v1
 kind: Service

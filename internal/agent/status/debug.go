@@ -64,23 +64,16 @@ func Profile(ctx context.Context, w io.Writer, stateDir, name string, during tim
 	}
 }
 
-// Memory is what the process takes and what its garbage costs.
+// Memory is what the process takes of the machine's.
 type Memory struct {
-	Resident    uint64 `json:"residentBytes"` // of the machine's memory; 0: not known
+	Resident    uint64 `json:"residentBytes"` // 0: not known
 	Heap        uint64 `json:"heapBytes"`     // in use
 	Collections uint64 `json:"garbageCollections"`
-	// The times for which a collection stopped everything, since the start: half of
-	// them, 99 of a hundred and all are within.
-	PauseP50 time.Duration `json:"gcPauseP50Nanoseconds"`
-	PauseP99 time.Duration `json:"gcPauseP99Nanoseconds"`
-	PauseMax time.Duration `json:"gcPauseMaxNanoseconds"`
 }
 
-// ReadMemory reads them of this process.
+// ReadMemory reads it of this process.
 func ReadMemory() Memory {
-	samples := []metrics.Sample{
-		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/cycles/total:gc-cycles"}, {Name: "/sched/pauses/total/gc:seconds"},
-	}
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/cycles/total:gc-cycles"}}
 	metrics.Read(samples)
 	m := Memory{Resident: resident()}
 	if v := samples[0].Value; v.Kind() == metrics.KindUint64 {
@@ -89,31 +82,7 @@ func ReadMemory() Memory {
 	if v := samples[1].Value; v.Kind() == metrics.KindUint64 {
 		m.Collections = v.Uint64()
 	}
-	if v := samples[2].Value; v.Kind() == metrics.KindFloat64Histogram {
-		h := v.Float64Histogram()
-		m.PauseP50, m.PauseP99, m.PauseMax = within(h, 0.5), within(h, 0.99), within(h, 1)
-	}
 	return m
-}
-
-// within returns what a part of the values does not exceed, to the histogram's
-// precision.
-func within(h *metrics.Float64Histogram, part float64) time.Duration {
-	var total uint64
-	for _, n := range h.Counts {
-		total += n
-	}
-	want, seen := uint64(math.Ceil(part*float64(total))), uint64(0)
-	for i, n := range h.Counts {
-		if seen += n; n > 0 && seen >= want {
-			bound := h.Buckets[i+1]
-			if math.IsInf(bound, 1) {
-				bound = h.Buckets[i]
-			}
-			return time.Duration(bound * float64(time.Second))
-		}
-	}
-	return 0
 }
 
 // resident reads how much of the machine's memory the process has.

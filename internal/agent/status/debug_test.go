@@ -95,7 +95,4 @@ func TestMemory(t *testing.T) {
 	if m.Resident < m.Heap || m.Heap == 0 || m.Collections == 0 {
 		t.Errorf("memory %+v", m)
 	}
-	if m.PauseP50 <= 0 || m.PauseP50 > m.PauseP99 || m.PauseP99 > m.PauseMax {
-		t.Errorf("pauses %+v", m)
-	}
 }
