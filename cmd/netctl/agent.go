@@ -94,6 +94,7 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags.StringVar((*string)(&f.Proxy), "proxy", string(f.Proxy), "whose service traffic is ours: full, pods (the rest is kube-proxy's) or auto")
 	flags.StringVar((*string)(&f.DNS), "dns", string(f.DNS), "answer at the cluster's name server address: on, off or auto")
 	flags.StringVar((*string)(&f.Egress), "egress", string(f.Egress), "how pods reach the outside: sockets of the agent, packets that the kernel forwards, or auto (packets where the node can)")
+	flags.StringVar((*string)(&f.TUNOffload), "tun-offload", string(f.TUNOffload), "have the kernel cut and join packets of pods and finish their checksums: on, off, or auto (what a test at the start shows to work)")
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", f.CNIBinDir, "where the plugin is installed, with the kubernetes source")
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", f.CNIConfDir, "where its configuration is installed, with the kubernetes source")
 	flags.StringVar(&f.StateDir, "state-dir", f.StateDir, "records and sockets, which end with the boot")
@@ -121,6 +122,7 @@ func (f *agentFlags) merge(given func(flag string) bool) (settings.Settings, err
 			"proxy":          func() { s.Proxy = f.Proxy },
 			"dns":            func() { s.DNS = f.DNS },
 			"egress":         func() { s.Egress = f.Egress },
+			"tun-offload":    func() { s.TUNOffload = f.TUNOffload },
 			"cni-bin-dir":    func() { s.CNIBinDir = f.CNIBinDir },
 			"cni-conf-dir":   func() { s.CNIConfDir = f.CNIConfDir },
 			"state-dir":      func() { s.StateDir = f.StateDir },
@@ -144,7 +146,7 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	cfg := agent.Config{
 		Node: f.node, StateDir: s.StateDir, DataDir: s.DataDir, Domain: s.ClusterDomain, ResolvConf: f.resolvConf,
 		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
-		Proxy: s.Proxy, DNS: s.DNS, Egress: s.Egress, ProbeSocket: f.probeSocket,
+		Proxy: s.Proxy, DNS: s.DNS, Egress: s.Egress, TUNOffload: s.TUNOffload, ProbeSocket: f.probeSocket,
 		HoldSocket: f.holdSocket, StandIn: f.standIn, DrainLimit: f.drainLimit, Log: log,
 	}
 	source, err := f.chooseSource()

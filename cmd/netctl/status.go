@@ -54,6 +54,7 @@ func printAgent(w io.Writer, s *status.Status) error {
 	}
 	fmt.Fprintf(w, "process %d: %d goroutines, %d open files, %d MiB of memory, pauses of %.2f ms at most (99%% within %.2f ms)\n",
 		s.Process.PID, s.Process.Goroutines, s.Process.Files, s.Process.Resident>>20, s.Process.GC.Max, s.Process.GC.P99)
+	fmt.Fprintf(w, "offloads of devices: %s\n", s.TUNOffload)
 	fmt.Fprintf(w, "services: %s, %d sockets on this node; name server: %s; to the outside: %s", s.Services, s.Sockets, s.DNS, s.Egress)
 	if s.Plugin != "" {
 		fmt.Fprintf(w, "; plugin: %s", s.Plugin)

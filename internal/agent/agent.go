@@ -48,6 +48,7 @@ import (
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/nodeport"
+	"github.com/netctl/netctl/internal/offload"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/rawport"
 	"github.com/netctl/netctl/ipam"
@@ -80,9 +81,10 @@ type Config struct {
 	// Block ranges are claimed from them when the Node object has none. None: what
 	// the Cluster says, if there is one.
 	ClusterCIDRs []netip.Prefix
-	Proxy        settings.Proxy  // "": full
-	DNS          settings.DNS    // "": on
-	Egress       settings.Egress // "": sockets
+	Proxy        settings.Proxy   // "": full
+	DNS          settings.DNS     // "": on
+	Egress       settings.Egress  // "": sockets
+	TUNOffload   settings.Offload // "": auto
 	Source       cluster.Source
 	Claims       claim.Publisher
 	Blocks       ipam.BlockStore   // nil: pod ranges come on Node objects only
@@ -138,6 +140,9 @@ func (c *Config) Validate() error {
 	if c.Egress == "" {
 		c.Egress = settings.EgressSockets
 	}
+	if c.TUNOffload == "" {
+		c.TUNOffload = settings.OffloadAuto
+	}
 	return errors.Join(errs...)
 }
 
@@ -147,6 +152,7 @@ type Agent struct {
 	log *slog.Logger
 	mtu int
 
+	offload   offload.Result // of TUNs; immutable after prepare
 	flows     *flow.Table
 	affinity  *proxy.Affinity
 	pool      *ipam.Pool
@@ -244,6 +250,7 @@ func (a *Agent) prepare() error {
 	if err != nil {
 		return err
 	}
+	a.findOffloads(epoch)
 	// An agent that serves works on these until it stops reading; then we do.
 	a.flows, err = flow.Open(flow.Config{Path: filepath.Join(a.cfg.StateDir, "flows"), Epoch: epoch, Join: true})
 	if err != nil {

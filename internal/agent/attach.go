@@ -158,7 +158,7 @@ func (a *Agent) wire(ns *kernel.Namespace, rec *record.Record) (*kernel.TUN, err
 		OnOptional: func(err error) {
 			a.log.Debug("optional setting of a pod's interface not made", "pod", rec.Name(), "error", err)
 		},
-	}, kernel.AllOffloads())
+	}, a.offload.Works)
 	switch {
 	case errors.Is(err, kernel.ErrExists):
 		return nil, fmt.Errorf("%w: %s in %s", cni.ErrInterfaceExists, rec.IfName, rec.Netns)
@@ -254,7 +254,7 @@ func (a *Agent) register(rec *record.Record, tun *kernel.TUN, listens bool) {
 		tun: tun, rec: rec, listens: listens, queue: queue,
 		port: LocalPort{
 			ID: rec.Port, Kind: datapath.KindPod, Port: port, Name: rec.Name(), MTU: a.mtu,
-			Addrs: rec.Addresses, Incarnation: rec.ContainerID,
+			Addrs: rec.Addresses, Incarnation: rec.ContainerID, Plain: a.plain(),
 			Pod: model.Name{Namespace: rec.Namespace, Name: rec.Pod}, Asked: limits.Asked{Bandwidth: rec.Bandwidth, Annotated: rec.Annotated}, Shaper: shape.New(port.Write),
 		},
 	}

@@ -59,6 +59,8 @@ type LocalPort struct {
 	Pod    model.Name
 	Asked  limits.Asked
 	Shaper *shape.Shaper
+	// Plain is what the port's device is not given whole.
+	Plain datapath.Plain
 }
 
 // Input is everything that Compile looks at.
@@ -379,7 +381,7 @@ func (c *compiler) ports() {
 	c.tables.Ports[OutsidePort] = datapath.PortEntry{Kind: datapath.KindOutside, Gen: 1}
 	for _, p := range c.in.Ports {
 		e := datapath.PortEntry{
-			Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name,
+			Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name, Plain: p.Plain,
 			Foreign: p.Kind == datapath.KindHost && c.in.PodsOnly,
 		}
 		gen := fnv.New32a()

@@ -57,10 +57,11 @@ func (a *Agent) seize(e estate.Estate) error {
 	if err := a.openEngine(key, e); err != nil {
 		return fmt.Errorf("open the overlay: %w", err)
 	}
+	a.switchOffloads(a.host)
 	a.claims = claim.New(a.claimConfig())
 	a.mu.Lock()
 	a.fixed = append([]LocalPort{
-		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: HostInterface, MTU: a.mtu},
+		{ID: HostPort, Kind: datapath.KindHost, Port: tunPort{a.host}, Name: HostInterface, MTU: a.mtu, Plain: a.plain()},
 		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: EnginePort{a.engine}, Name: "overlay", MTU: a.mtu},
 	}, append(a.outsidePort(), a.fixed[len(a.fixed)-inProcess:]...)...)
 	a.mu.Unlock()
@@ -121,7 +122,7 @@ func (a *Agent) openHost(e estate.Estate) error {
 	case errors.Is(err, kernel.ErrNotFound):
 		a.host, err = kernel.CreateTUN(kernel.TUNConfig{
 			Name: HostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu),
-			Offloads: kernel.AllOffloads(), Persist: true,
+			Offloads: a.offload.Works, Persist: true,
 		})
 		return err
 	case err != nil:

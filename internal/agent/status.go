@@ -53,7 +53,7 @@ func (a *Agent) describe() (status.Status, error) {
 func (a *Agent) describeServices(s *status.Status) {
 	state := a.state.Load()
 	s.Services, s.DNS, s.Sockets = "full", "on", a.sockets.Stats().Listeners
-	s.Egress = string(a.egress())
+	s.Egress, s.TUNOffload = string(a.egress()), a.describeOffload()
 	if settings.PodsOnly(a.cfg.Proxy, state, a.cfg.Node) {
 		s.Services = "pods"
 	}

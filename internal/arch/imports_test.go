@@ -44,7 +44,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/limits", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "internal/shape", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/offload", "internal/packet", "internal/policy", "internal/rawport", "internal/shape", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -281,6 +281,10 @@ var rows = map[string]row{
 	},
 	"internal/sharemap": {
 		reason: "a data structure; tables that are compiled again and again share it",
+	},
+	"internal/offload": {
+		imports: []string{"internal/kernel", "internal/packet"},
+		reason:  "tries what the kernel grants; who acts upon it is the caller's affair",
 	},
 	"internal/shape": {
 		imports: []string{"internal/packet"},

@@ -574,6 +574,8 @@ func (in *Input) emit(way *exit, buf []byte) Drop {
 	d := DropNone
 	if way.wrapped {
 		d = in.emitWrapped(way.PortEntry, buf, way.to)
+	} else if way.cuts(buf) {
+		d = in.emitPlain(way.PortEntry, buf)
 	} else if err := way.write(buf); err != nil {
 		d = dropOf(err)
 	}

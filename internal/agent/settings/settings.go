@@ -52,17 +52,34 @@ const (
 	EgressAuto    Egress = "auto"    // packets where the node can, else sockets
 )
 
-// UnmarshalJSON reads the word; a plain on or off is a truth value in YAML.
-func (d *DNS) UnmarshalJSON(data []byte) error {
+// Offload says whether the kernel is asked to do a part of the work.
+type Offload string
+
+// The positions of its switch.
+const (
+	OffloadAuto Offload = "auto" // if a test at the start shows that it can
+	OffloadOn   Offload = "on"
+	OffloadOff  Offload = "off"
+)
+
+// UnmarshalJSON reads the word.
+func (d *DNS) UnmarshalJSON(data []byte) error { return word(data, (*string)(d)) }
+
+// UnmarshalJSON reads the word.
+func (o *Offload) UnmarshalJSON(data []byte) error { return word(data, (*string)(o)) }
+
+// word reads one of which on and off are possible, which are truth values in plain
+// YAML.
+func word(data []byte, to *string) error {
 	switch string(data) {
 	case "true":
-		*d = DNSOn
+		*to = "on"
 		return nil
 	case "false":
-		*d = DNSOff
+		*to = "off"
 		return nil
 	}
-	return json.Unmarshal(data, (*string)(d))
+	return json.Unmarshal(data, to)
 }
 
 // Settings are the keys of the configuration file. Each is also a flag, spelt
@@ -78,6 +95,7 @@ type Settings struct {
 	Proxy         Proxy    `json:"proxy"`
 	DNS           DNS      `json:"dns"`
 	Egress        Egress   `json:"egress"`
+	TUNOffload    Offload  `json:"tunOffload"`
 	CNIBinDir     string   `json:"cniBinDir"`
 	CNIConfDir    string   `json:"cniConfDir"`
 	StateDir      string   `json:"stateDir"`
@@ -93,6 +111,7 @@ func Default() Settings {
 		Proxy:         ProxyAuto,
 		DNS:           DNSAuto,
 		Egress:        EgressSockets,
+		TUNOffload:    OffloadAuto,
 		CNIBinDir:     "/opt/cni/bin",
 		CNIConfDir:    "/etc/cni/net.d",
 		StateDir:      "/run/netctl",
@@ -161,6 +180,11 @@ func (s *Settings) Validate() error {
 	case EgressSockets, EgressPackets, EgressAuto:
 	default:
 		add("egress %q: want sockets, packets or auto", s.Egress)
+	}
+	switch s.TUNOffload {
+	case OffloadAuto, OffloadOn, OffloadOff:
+	default:
+		add("tunOffload %q: want auto, on or off", s.TUNOffload)
 	}
 	for key, dir := range map[string]string{
 		"cniBinDir": s.CNIBinDir, "cniConfDir": s.CNIConfDir, "stateDir": s.StateDir, "dataDir": s.DataDir,

@@ -44,9 +44,11 @@ type Status struct {
 	Services string `json:"services"`
 	DNS      string `json:"dns"`
 	// Egress is how pods' connections to the outside leave: by "sockets" or "packets".
-	Egress  string `json:"egress"`
-	Sockets int    `json:"sockets"` // that listen for node ports and host ports
-	Delay   Delay  `json:"delay"`   // of changes
+	Egress string `json:"egress"`
+	// TUNOffload is what pods' devices and the node's leave to the kernel.
+	TUNOffload Offload `json:"tunOffload"`
+	Sockets    int     `json:"sockets"` // that listen for node ports and host ports
+	Delay      Delay   `json:"delay"`   // of changes
 	// Plugin is "installed", or why it is not; "" where somebody else installs it.
 	// Before are the configurations that the container runtime reads instead.
 	Plugin string   `json:"plugin,omitempty"`
@@ -54,6 +56,31 @@ type Status struct {
 
 	Process  Process  `json:"process"`
 	Problems []string `json:"problems"`
+}
+
+// Offload says what is left to the kernel, and why no more and no less.
+type Offload struct {
+	Checksum bool   `json:"checksum"`
+	TSO      bool   `json:"tso"` // TCP super-packets
+	USO      bool   `json:"uso"` // UDP super-packets
+	Why      string `json:"why"`
+}
+
+// String describes it for people.
+func (o Offload) String() string {
+	var on []string
+	for _, p := range []struct {
+		name string
+		on   bool
+	}{{"checksums", o.Checksum}, {"TCP", o.TSO}, {"UDP", o.USO}} {
+		if p.on {
+			on = append(on, p.name)
+		}
+	}
+	if len(on) == 0 {
+		on = append(on, "none")
+	}
+	return strings.Join(on, ", ") + " (" + o.Why + ")"
 }
 
 // Process is what the agent's process holds, where a leak would be seen.
