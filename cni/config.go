@@ -111,6 +111,9 @@ func (c *networkConfig) attachment(req *wire.Request) (Attachment, *Error) {
 		Bandwidth:   c.RuntimeConfig.Bandwidth,
 		Annotations: c.RuntimeConfig.Annotations,
 	}
+	if err := a.Bandwidth.validate(); err != nil {
+		return a, wire.Errorf(wire.CodeConfig, "runtimeConfig.bandwidth: %v", err)
+	}
 	var err error
 	if a.Pod, err = parseArgs(req.Args); err != nil {
 		return a, wire.Errorf(wire.CodeEnvironment, "CNI_ARGS: %v", err)
@@ -122,6 +125,30 @@ func (c *networkConfig) attachment(req *wire.Request) (Attachment, *Error) {
 		return a, wire.Errorf(wire.CodeConfig, "runtimeConfig.portMappings: %v", err)
 	}
 	return a, nil
+}
+
+// The bounds of a rate are Kubernetes' for a pod's annotations.
+const (
+	minRate = 1_000                 // 1 kbit/s
+	maxRate = 1_000_000_000_000_000 // 1 Pbit/s
+)
+
+// validate refuses what the reference plugin refuses, a rate without a burst and a
+// burst without a rate, and rates that nobody means.
+func (b Bandwidth) validate() error {
+	for _, d := range []struct {
+		name        string
+		rate, burst uint64
+	}{{"ingress", b.IngressRate, b.IngressBurst}, {"egress", b.EgressRate, b.EgressBurst}} {
+		switch {
+		case d.rate == 0 && d.burst == 0:
+		case d.rate == 0 || d.burst == 0:
+			return fmt.Errorf("%sRate %d with %sBurst %d: set both or none", d.name, d.rate, d.name, d.burst)
+		case d.rate < minRate || d.rate > maxRate:
+			return fmt.Errorf("%sRate %d: want bits per second, %d to %d", d.name, d.rate, minRate, maxRate)
+		}
+	}
+	return nil
 }
 
 func (r *runtimeConfig) addresses() ([]netip.Addr, error) {

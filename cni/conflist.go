@@ -23,10 +23,10 @@ type Conflist struct {
 }
 
 // Capabilities are the runtime's arguments that the agent acts on. The Server
-// understands more (bandwidth, ips); a runtime that is not told so sends none, and
-// nobody believes them done.
+// understands more (ips); a runtime that is not told so sends none, and nobody
+// believes them done.
 func Capabilities() []string {
-	return []string{"io.kubernetes.cri.pod-annotations", "portMappings"}
+	return []string{"bandwidth", "io.kubernetes.cri.pod-annotations", "portMappings"}
 }
 
 // networkList is a conflist file. cniVersion is what old runtimes read;

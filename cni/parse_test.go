@@ -183,3 +183,26 @@ func TestRecentForgets(t *testing.T) {
 		t.Errorf("got %v, want b alone", got)
 	}
 }
+
+// What the reference plugin refuses, and what no limit can be.
+func TestBandwidth(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		b    Bandwidth
+		says string
+	}{
+		{"none", Bandwidth{}, ""},
+		{"both", Bandwidth{IngressRate: 1000, IngressBurst: 1, EgressRate: 1e15, EgressBurst: 1<<64 - 1}, ""},
+		{"one", Bandwidth{EgressRate: 1e6, EgressBurst: 1<<32 - 1}, ""},
+		{"rate without burst", Bandwidth{IngressRate: 1e6}, "ingressRate 1000000 with ingressBurst 0"},
+		{"burst without rate", Bandwidth{EgressBurst: 1}, "egressRate 0 with egressBurst 1"},
+		{"too little", Bandwidth{EgressRate: 999, EgressBurst: 1}, "egressRate 999"},
+		{"too much", Bandwidth{IngressRate: 1e15 + 1, IngressBurst: 1}, "ingressRate 1000000000000001"},
+	} {
+		err := c.b.validate()
+		if (c.says == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: error %v, want %q", c.name, err, c.says)
+		}
+	}
+}

@@ -96,6 +96,7 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags.StringVar((*string)(&f.Egress), "egress", string(f.Egress), "how pods reach the outside: sockets of the agent, packets that the kernel forwards, or auto (packets where the node can)")
 	flags.StringVar((*string)(&f.UDPGSO), "udp-gso", string(f.UDPGSO), "have the kernel cut what the tunnel sends: on, off, or auto (if a test at the start shows that it can)")
 	flags.StringVar((*string)(&f.UDPGRO), "udp-gro", string(f.UDPGRO), "have the kernel join what the tunnel receives: on, off or auto")
+	flags.StringVar((*string)(&f.TUNOffload), "tun-offload", string(f.TUNOffload), "have the kernel cut and join packets of pods and finish their checksums: on, off, or auto (what a test at the start shows to work)")
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", f.CNIBinDir, "where the plugin is installed, with the kubernetes source")
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", f.CNIConfDir, "where its configuration is installed, with the kubernetes source")
 	flags.StringVar(&f.StateDir, "state-dir", f.StateDir, "records and sockets, which end with the boot")
@@ -125,6 +126,7 @@ func (f *agentFlags) merge(given func(flag string) bool) (settings.Settings, err
 			"egress":         func() { s.Egress = f.Egress },
 			"udp-gso":        func() { s.UDPGSO = f.UDPGSO },
 			"udp-gro":        func() { s.UDPGRO = f.UDPGRO },
+			"tun-offload":    func() { s.TUNOffload = f.TUNOffload },
 			"cni-bin-dir":    func() { s.CNIBinDir = f.CNIBinDir },
 			"cni-conf-dir":   func() { s.CNIConfDir = f.CNIConfDir },
 			"state-dir":      func() { s.StateDir = f.StateDir },
@@ -148,7 +150,8 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	cfg := agent.Config{
 		Node: f.node, StateDir: s.StateDir, DataDir: s.DataDir, Domain: s.ClusterDomain, ResolvConf: f.resolvConf,
 		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
-		Proxy: s.Proxy, DNS: s.DNS, Egress: s.Egress, UDPGSO: s.UDPGSO, UDPGRO: s.UDPGRO, ProbeSocket: f.probeSocket,
+		Proxy: s.Proxy, DNS: s.DNS, Egress: s.Egress, ProbeSocket: f.probeSocket,
+		TUNOffload: s.TUNOffload, UDPGSO: s.UDPGSO, UDPGRO: s.UDPGRO,
 		HoldSocket: f.holdSocket, StandIn: f.standIn, DrainLimit: f.drainLimit, Log: log,
 	}
 	source, err := f.chooseSource()

@@ -123,7 +123,7 @@ func newRoot(io streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w; see '%s --help'", errUsage, err, c.CommandPath())
 	})
-	root.AddCommand(newAgent(io), newHold(io), newProbe(io), newStatus(io), newCNI(io), newProxy(io), newDNS(io), newIPAM(io), newLab(io), newInstall(io), newUninstall(io), newCleanup(io))
+	root.AddCommand(newAgent(io), newHold(io), newProbe(io), newStatus(io), newDebug(io), newCNI(io), newProxy(io), newDNS(io), newIPAM(io), newLab(io), newInstall(io), newUninstall(io), newCleanup(io))
 	return root
 }
 

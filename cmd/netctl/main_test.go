@@ -76,6 +76,9 @@ func TestExitCodes(t *testing.T) {
 		{"lab delete pod", 2, []string{"-f FILE or KIND NAME"}},
 		{"lab nonsense", 2, []string{`"nonsense"`}},
 		{"lab serve --dns-answer x", 2, []string{`--dns-answer "x"`, "NAME=ADDRESS"}},
+		{"debug pprof", 2, []string{"netctl debug pprof --help"}},
+		{"debug pprof heap --seconds -1s", 2, []string{"--seconds -1s"}},
+		{"debug pprof heap --state-dir /no/such/directory", 1, []string{"/no/such/directory/status.sock", "is it running"}},
 		{"lab status --name not-up-at-all", 1, []string{"netctl lab up --name not-up-at-all"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {
@@ -104,10 +107,10 @@ func TestHelpFitsAScreen(t *testing.T) {
 	t.Parallel()
 	for _, args := range []string{
 		"", "agent", "cni", "cni install", "cni uninstall", "proxy", "proxy table", "dns", "ipam", "ipam plan", "ipam apply",
-		"lab", "lab up", "lab down", "lab status", "lab exec", "lab apply", "lab delete", "lab logs", "lab demo", "lab serve",
+		"lab", "lab up", "lab down", "lab status", "lab exec", "lab apply", "lab delete", "lab logs", "lab demo", "lab serve", "debug", "debug pprof",
 	} {
 		code, out, errs := call(t.Context(), append(strings.Fields(args), "--help")...)
-		if lines := strings.Count(out, "\n"); code != 0 || errs != "" || lines > 40 || lines < 4 {
+		if lines := strings.Count(out, "\n"); code != 0 || errs != "" || lines > 50 || lines < 4 {
 			t.Errorf("%q --help: exit code %d, %d lines\n%s%s", args, code, lines, out, errs)
 		}
 	}

@@ -52,9 +52,11 @@ func printAgent(w io.Writer, s *status.Status) error {
 	for _, p := range s.Pool {
 		fmt.Fprintf(w, "%s addresses: %d used, %d cooling down, %d free of %d\n", p.Family, p.Used, p.Cooling, p.Free, p.Total)
 	}
-	fmt.Fprintf(w, "process %d: %d goroutines, %d open files\n", s.Process.PID, s.Process.Goroutines, s.Process.Files)
 	fmt.Fprintf(w, "tunnel: %.1f datagrams a call sent, %.1f received; UDP GSO %s; UDP GRO %s; drops: %s\n",
 		s.Tunnel.Sent(), s.Tunnel.Received(), s.Tunnel.UDPGSO, s.Tunnel.UDPGRO, status.Summary(s.Tunnel.Drops))
+	fmt.Fprintf(w, "process %d: %d goroutines, %d open files, %d MiB of memory, pauses of %.2f ms at most (99%% within %.2f ms)\n",
+		s.Process.PID, s.Process.Goroutines, s.Process.Files, s.Process.Resident>>20, s.Process.GC.Max, s.Process.GC.P99)
+	fmt.Fprintf(w, "offloads of devices: %s\n", s.TUNOffload)
 	fmt.Fprintf(w, "services: %s, %d sockets on this node; name server: %s; to the outside: %s", s.Services, s.Sockets, s.DNS, s.Egress)
 	if s.Plugin != "" {
 		fmt.Fprintf(w, "; plugin: %s", s.Plugin)
@@ -67,9 +69,9 @@ func printAgent(w io.Writer, s *status.Status) error {
 		fmt.Fprintf(w, "problem: %s\n", p)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "\nPORT\tKIND\tADDRESSES")
+	fmt.Fprintln(t, "\nPORT\tKIND\tADDRESSES\tBANDWIDTH")
 	for _, p := range s.Ports {
-		fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, p.Kind, list(p.Addresses))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, p.Kind, list(p.Addresses), p.Limits)
 	}
 	fmt.Fprintln(t, "\nPEER\tENDPOINT\tHANDSHAKE\tMTU\tRECEIVED\tSENT\tALLOWED IPS")
 	for _, p := range s.Peers {

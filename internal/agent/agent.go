@@ -49,6 +49,7 @@ import (
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/nodeport"
+	"github.com/netctl/netctl/internal/offload"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/rawport"
 	"github.com/netctl/netctl/ipam"
@@ -84,15 +85,15 @@ type Config struct {
 	Proxy        settings.Proxy  // "": full
 	DNS          settings.DNS    // "": on
 	Egress       settings.Egress // "": sockets
-	// Offloads of the tunnel's sockets. "": auto
-	UDPGSO, UDPGRO settings.Offload
-	Source       cluster.Source
-	Claims       claim.Publisher
-	Blocks       ipam.BlockStore   // nil: pod ranges come on Node objects only
-	Cluster      Cluster           // nil: there is nothing but the State
-	Install      *cni.Installation // nil: somebody else tells the container runtime
-	ProbeSocket  string            // "": nobody watches over us
-	HoldSocket   string            // of the holder; "": the one that started this process, if any
+	// Offloads of devices, and of the tunnel's sockets. "": auto
+	TUNOffload, UDPGSO, UDPGRO settings.Offload
+	Source                     cluster.Source
+	Claims                     claim.Publisher
+	Blocks                     ipam.BlockStore   // nil: pod ranges come on Node objects only
+	Cluster                    Cluster           // nil: there is nothing but the State
+	Install                    *cni.Installation // nil: somebody else tells the container runtime
+	ProbeSocket                string            // "": nobody watches over us
+	HoldSocket                 string            // of the holder; "": the one that started this process, if any
 	// StandIn has the agent end after it has given way, instead of staying in reserve.
 	StandIn bool
 	// DrainLimit bounds how long an agent that has handed over stays for connections
@@ -141,6 +142,9 @@ func (c *Config) Validate() error {
 	if c.Egress == "" {
 		c.Egress = settings.EgressSockets
 	}
+	if c.TUNOffload == "" {
+		c.TUNOffload = settings.OffloadAuto
+	}
 	return errors.Join(errs...)
 }
 
@@ -150,6 +154,7 @@ type Agent struct {
 	log *slog.Logger
 	mtu int
 
+	offload   offload.Result // of TUNs; immutable after prepare
 	flows     *flow.Table
 	affinity  *proxy.Affinity
 	pool      *ipam.Pool
@@ -247,6 +252,7 @@ func (a *Agent) prepare() error {
 	if err != nil {
 		return err
 	}
+	a.findOffloads(epoch)
 	// An agent that serves works on these until it stops reading; then we do.
 	a.flows, err = flow.Open(flow.Config{Path: filepath.Join(a.cfg.StateDir, "flows"), Epoch: epoch, Join: true})
 	if err != nil {

@@ -98,6 +98,7 @@ func (a *Agent) publish(out Output) error {
 	a.pool.Hold(record.Missing(a.state.Load(), out.Blocks, a.owners()))
 	a.affinity.Sweep(out.Tables.Services, a.router.Now())
 	a.resolver.Publish(out.Zone)
+	a.limit(out)
 	unread := a.workers.Publish(out.Tables)
 	a.delays.InForce(out.Tables.Revision)
 	a.mu.Lock()
@@ -162,6 +163,9 @@ func (a *Agent) apply(out Output) error {
 	}
 	if _, err := a.applySockets(); err != nil {
 		errs = append(errs, fmt.Errorf("listen on the node's ports: %w", err))
+	}
+	if err := a.setQueues(); err != nil {
+		errs = append(errs, err)
 	}
 	a.claims.Kick()
 	return errors.Join(errs...)

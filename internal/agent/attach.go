@@ -12,12 +12,14 @@ import (
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/estate"
+	"github.com/netctl/netctl/internal/agent/limits"
 	"github.com/netctl/netctl/internal/agent/port"
 	"github.com/netctl/netctl/internal/agent/record"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/shape"
 	"github.com/netctl/netctl/ipam"
 )
 
@@ -42,6 +44,7 @@ type pod struct {
 	tun     *kernel.TUN
 	rec     *record.Record
 	listens bool // on its host ports
+	queue   int  // the loop's: the device's queue as it was set last, 0 as it was found
 }
 
 // Add implements cni.Backend.
@@ -103,7 +106,7 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 	rec := &record.Record{
 		ContainerID: at.ContainerID, IfName: at.IfName, Namespace: at.Pod.Name.Namespace, Pod: at.Pod.Name.Name,
 		UID: at.Pod.UID, Netns: path, NetnsInode: inode, Addresses: lease.Addresses, Port: a.ports.take(datapath.NoPort),
-		HostPorts: at.PortMappings,
+		HostPorts: at.PortMappings, Bandwidth: at.Bandwidth, Annotated: limits.Annotated(at.Annotations),
 	}
 	defer func() {
 		if err != nil && !a.attached(at.ID) { // else remove does it, when nobody uses it any more
@@ -134,11 +137,8 @@ func (a *Agent) Add(ctx context.Context, at cni.Attachment) (res cni.Result, err
 
 // servable refuses what this version cannot do, so that nobody believes it done.
 func servable(at cni.Attachment) error {
-	switch {
-	case len(at.Addresses) > 0:
+	if len(at.Addresses) > 0 {
 		return fmt.Errorf("%w: a fixed address (%s)", cni.ErrUnsupported, at.Addresses[0])
-	case at.Bandwidth != (cni.Bandwidth{}):
-		return fmt.Errorf("%w: bandwidth limits", cni.ErrUnsupported)
 	}
 	for _, m := range at.PortMappings {
 		if m.Protocol != model.TCP && m.Protocol != model.UDP {
@@ -159,7 +159,7 @@ func (a *Agent) wire(ns *kernel.Namespace, rec *record.Record) (*kernel.TUN, err
 		OnOptional: func(err error) {
 			a.log.Debug("optional setting of a pod's interface not made", "pod", rec.Name(), "error", err)
 		},
-	}, kernel.AllOffloads())
+	}, a.offload.Works)
 	switch {
 	case errors.Is(err, kernel.ErrExists):
 		return nil, fmt.Errorf("%w: %s in %s", cni.ErrInterfaceExists, rec.IfName, rec.Netns)
@@ -247,11 +247,16 @@ func (a *Agent) attached(id cni.ID) bool {
 func (a *Agent) register(rec *record.Record, tun *kernel.TUN, listens bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	out, queue := port.TUN{TUN: tun}, txQueueLen
+	if listens {
+		queue = 0 // taken over: as the last agent left it
+	}
 	a.pods[rec.ID()] = &pod{
-		tun: tun, rec: rec, listens: listens,
+		tun: tun, rec: rec, listens: listens, queue: queue,
 		port: LocalPort{
-			ID: rec.Port, Kind: datapath.KindPod, Port: port.TUN{TUN: tun}, Name: rec.Name(), MTU: a.mtu,
-			Addrs: rec.Addresses, Incarnation: rec.ContainerID,
+			ID: rec.Port, Kind: datapath.KindPod, Port: out, Name: rec.Name(), MTU: a.mtu,
+			Addrs: rec.Addresses, Incarnation: rec.ContainerID, Plain: a.plain(),
+			Pod: model.Name{Namespace: rec.Namespace, Name: rec.Pod}, Asked: limits.Asked{Bandwidth: rec.Bandwidth, Annotated: rec.Annotated}, Shaper: shape.New(out.Write),
 		},
 	}
 }

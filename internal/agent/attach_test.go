@@ -287,7 +287,6 @@ func TestServableRefusesWhatItCannotDo(t *testing.T) {
 		{"fixed address", cni.Attachment{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7")}}, "10.0.0.7"},
 		{"hostPort", cni.Attachment{PortMappings: []cni.PortMapping{{HostPort: 8080, Protocol: model.UDP}}}, ""},
 		{"hostPort of SCTP", cni.Attachment{PortMappings: []cni.PortMapping{{HostPort: 8080, Protocol: model.SCTP}}}, "SCTP"},
-		{"bandwidth", cni.Attachment{Bandwidth: cni.Bandwidth{IngressRate: 1}}, "bandwidth"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

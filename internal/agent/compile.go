@@ -10,12 +10,14 @@ import (
 
 	"github.com/netctl/netctl/dns"
 	"github.com/netctl/netctl/internal/agent/claim"
+	"github.com/netctl/netctl/internal/agent/limits"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/nodeport"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/policy"
+	"github.com/netctl/netctl/internal/shape"
 	"github.com/netctl/netctl/ipam"
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/proxy"
@@ -52,6 +54,13 @@ type LocalPort struct {
 	Addrs []netip.Addr // a pod's own
 	// Incarnation tells two owners of one ID or address apart: the container ID.
 	Incarnation string
+	// Pod is who is behind a pod's port, Asked what the runtime wanted for it, Shaper
+	// what holds it to its limits.
+	Pod    model.Name
+	Asked  limits.Asked
+	Shaper *shape.Shaper
+	// Plain is what the port's device is not given whole.
+	Plain datapath.Plain
 }
 
 // Input is everything that Compile looks at.
@@ -89,13 +98,14 @@ type Output struct {
 	HostAddrs  []netip.Prefix      // on netctl0
 	Listeners  []nodeport.Listener // of node ports, on this node's addresses
 	Blocks     []netip.Prefix      // that this node's pods get addresses from
+	Limits     map[datapath.PortID]shape.Limits
 	Problems   []string
 }
 
 // Compile turns what the cluster says into what this node does. It is pure: an
 // equal Input gives a deep-equal Output, whatever was compiled before.
 func Compile(in Input) Output {
-	c := compiler{in: in, tables: &datapath.Tables{Revision: in.State.Revision, TunnelPort: in.TunnelPort, Routes: new(bart.Table[datapath.Route])}}
+	c := compiler{in: in, shaped: make(map[datapath.PortID]shape.Limits), tables: &datapath.Tables{Revision: in.State.Revision, TunnelPort: in.TunnelPort, Routes: new(bart.Table[datapath.Route])}}
 	c.features()
 	c.routes()
 	c.ports()
@@ -103,7 +113,7 @@ func Compile(in Input) Output {
 	c.listeners()
 	return Output{
 		Tables: c.tables, Peers: c.mesh.Peers, Zone: c.zone, Blocks: c.blocks,
-		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Problems: c.problems,
+		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Limits: c.shaped, Problems: c.problems,
 	}
 }
 
@@ -116,6 +126,7 @@ type compiler struct {
 	hostRoutes []kernel.Route
 	hostAddrs  []netip.Prefix
 	listens    []nodeport.Listener
+	shaped     map[datapath.PortID]shape.Limits
 	problems   []string
 }
 
@@ -370,7 +381,7 @@ func (c *compiler) ports() {
 	c.tables.Ports[OutsidePort] = datapath.PortEntry{Kind: datapath.KindOutside, Gen: 1}
 	for _, p := range c.in.Ports {
 		e := datapath.PortEntry{
-			Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name,
+			Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name, Plain: p.Plain,
 			Foreign: p.Kind == datapath.KindHost && c.in.PodsOnly,
 		}
 		gen := fnv.New32a()
@@ -417,6 +428,9 @@ func (c *compiler) ports() {
 		}
 		e.Gen = gen.Sum32()
 		c.tables.Ports[p.ID] = e
+		if p.Kind == datapath.KindPod {
+			c.limits(&p)
+		}
 	}
 }
 

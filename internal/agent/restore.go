@@ -164,6 +164,7 @@ func (a *Agent) takeOver(rec *record.Record, e estate.Estate) (taken bool, err e
 	if err := a.pool.Adopt(ipam.ID(rec.ID()), rec.UID, rec.Addresses); err != nil {
 		return false, errors.Join(fmt.Errorf("take over the addresses of pod %s: %w", rec.Name(), err), tun.Close())
 	}
+	a.switchOffloads(tun)
 	rec.Port = a.ports.take(rec.Port)
 	a.register(rec, tun, true)
 	if e == nil { // else all are given to the holder together

@@ -60,10 +60,11 @@ func (a *Agent) seize(e estate.Estate) error {
 	if err := a.openEngine(key, e); err != nil {
 		return fmt.Errorf("open the overlay: %w", err)
 	}
+	a.switchOffloads(a.host)
 	a.claims = claim.New(a.claimConfig())
 	a.mu.Lock()
 	a.fixed = append([]LocalPort{
-		{ID: HostPort, Kind: datapath.KindHost, Port: port.TUN{TUN: a.host}, Name: HostInterface, MTU: a.mtu},
+		{ID: HostPort, Kind: datapath.KindHost, Port: port.TUN{TUN: a.host}, Name: HostInterface, MTU: a.mtu, Plain: a.plain()},
 		{ID: OverlayPort, Kind: datapath.KindOverlay, Port: port.Engine{Engine: a.engine}, Name: "overlay", MTU: a.mtu},
 	}, append(a.outsidePort(), a.fixed[len(a.fixed)-inProcess:]...)...)
 	a.mu.Unlock()
@@ -124,7 +125,7 @@ func (a *Agent) openHost(e estate.Estate) error {
 	case errors.Is(err, kernel.ErrNotFound):
 		a.host, err = kernel.CreateTUN(kernel.TUNConfig{
 			Name: HostInterface, MTU: a.mtu, TxQueueLen: txQueueLen, GSOMaxSize: gsoMaxSize(a.mtu),
-			Offloads: kernel.AllOffloads(), Persist: true,
+			Offloads: a.offload.Works, Persist: true,
 		})
 		return err
 	case err != nil:
@@ -187,7 +188,7 @@ func (a *Agent) openEngine(key overlay.PrivateKey, e estate.Estate) error {
 		Key: key, ListenPort: a.cfg.ListenPort, MTU: a.mtu, Logger: a.log,
 		Sink:        func(packets [][]byte) { peers.Deliver(packets...) },
 		SessionFile: filepath.Join(a.cfg.StateDir, "sessions"), Epoch: epoch,
-		UDP: overlay.UDPConfig{GSO: offload(a.cfg.UDPGSO), GRO: offload(a.cfg.UDPGRO)},
+		UDP: overlay.UDPConfig{GSO: tunnelOffload(a.cfg.UDPGSO), GRO: tunnelOffload(a.cfg.UDPGRO)},
 	}
 	if fds := e.Take(estate.Tunnel); len(fds) > 0 {
 		cfg.Sockets = &overlay.Sockets{FDs: fds}
@@ -205,8 +206,8 @@ func (a *Agent) openEngine(key overlay.PrivateKey, e estate.Estate) error {
 	return err
 }
 
-// offload is the setting as the engine knows it.
-func offload(o settings.Offload) overlay.Offload {
+// tunnelOffload is the setting as the engine knows it.
+func tunnelOffload(o settings.Offload) overlay.Offload {
 	switch o {
 	case settings.OffloadOn:
 		return overlay.OffloadOn

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/netctl/netctl/internal/agent/limits"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/agent/status"
 	"github.com/netctl/netctl/internal/kernel"
@@ -25,13 +26,13 @@ func (a *Agent) describe() (status.Status, error) {
 	}
 	a.describeServices(&s)
 	for _, p := range a.localPorts() {
-		s.Ports = append(s.Ports, status.Port{Name: p.Name, Kind: p.Kind.String(), Addresses: p.Addrs})
+		s.Ports = append(s.Ports, status.Port{Name: p.Name, Kind: p.Kind.String(), Addresses: p.Addrs, Limits: limits.Describe(p.Shaper)})
 	}
 	files, err := kernel.OpenFiles()
 	if err != nil {
 		return status.Status{}, err
 	}
-	s.Process = status.Process{PID: os.Getpid(), Goroutines: runtime.NumGoroutine(), Files: files}
+	s.Process = status.Process{PID: os.Getpid(), Goroutines: runtime.NumGoroutine(), Files: files, GC: status.GCPauses(), Memory: status.ReadMemory()}
 	peers, err := a.engine.Peers()
 	if err != nil {
 		return status.Status{}, fmt.Errorf("ask the overlay for its peers: %w", err)
@@ -69,7 +70,7 @@ func (a *Agent) describeTunnel() status.Tunnel {
 func (a *Agent) describeServices(s *status.Status) {
 	state := a.state.Load()
 	s.Services, s.DNS, s.Sockets = "full", "on", a.sockets.Stats().Listeners
-	s.Egress = string(a.egress())
+	s.Egress, s.TUNOffload = string(a.egress()), a.describeOffload()
 	if settings.PodsOnly(a.cfg.Proxy, state, a.cfg.Node) {
 		s.Services = "pods"
 	}

@@ -42,9 +42,9 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
+			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/limits", "internal/agent/loop",
 			"internal/agent/port", "internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/offload", "internal/packet", "internal/policy", "internal/rawport", "internal/shape", "ipam", "overlay", "proxy",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -71,6 +71,10 @@ var rows = map[string]row{
 	"internal/agent/cleanup": {
 		imports: []string{"cni", "internal/agent/estate", "internal/agent/handover", "internal/agent/record", "internal/kernel"},
 		reason:  "takes away what an agent made, without being one",
+	},
+	"internal/agent/limits": {
+		imports: []string{"cni", "internal/agent/status", "internal/model", "internal/shape"},
+		reason:  "a pod's limits, from the words of the cluster and of the runtime to those of who has them hold",
 	},
 	"internal/agent/record": {
 		imports: []string{"cni", "internal/datapath", "internal/model", "internal/nodeport"},
@@ -133,7 +137,7 @@ var rows = map[string]row{
 		reason: "single objects as plain maps; knows no kind",
 	},
 	"internal/datapath": {
-		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "proxy"},
+		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "internal/shape", "proxy"},
 		tests:   []string{"internal/agent", "internal/packet/packettest", "internal/vnet"},
 		reason:  "reads the tables of proxy and policy by their concrete types; the one feature that imports another",
 	},
@@ -292,6 +296,14 @@ var rows = map[string]row{
 	},
 	"internal/sharemap": {
 		reason: "a data structure; tables that are compiled again and again share it",
+	},
+	"internal/offload": {
+		imports: []string{"internal/kernel", "internal/packet"},
+		reason:  "tries what the kernel grants; who acts upon it is the caller's affair",
+	},
+	"internal/shape": {
+		imports: []string{"internal/packet"},
+		reason:  "rates and a queue; whose packets they are is the caller's affair",
 	},
 	"internal/quota": {
 		reason: "counts per address; whoever bounds its clients uses it",

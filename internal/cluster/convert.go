@@ -106,6 +106,7 @@ func convertPod(o *corev1.Pod) (*model.Pod, error) {
 		HostNetwork: o.Spec.HostNetwork,
 		Terminating: o.DeletionTimestamp != nil,
 		Finished:    o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed,
+		Bandwidth:   convertBandwidth(o.Annotations),
 	}
 	for _, ip := range o.Status.PodIPs {
 		p.Addresses = c.addr(p.Addresses, "status.podIPs", ip.IP)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/policy"
+	"github.com/netctl/netctl/internal/shape"
 	"github.com/netctl/netctl/proxy"
 )
 
@@ -117,6 +118,28 @@ func (k Kind) String() string {
 	}
 }
 
+// Plain says which packets a port is to have as they would be on a wire: cut, and with
+// finished checksums. Zero: none.
+type Plain uint8
+
+// The kinds of packets.
+const (
+	PlainTCP Plain = 1 << iota // and everything whose checksum is not finished
+	PlainUDP                   // super-packets of datagrams
+)
+
+// cuts reports whether a packet leaves by the port in pieces.
+func (e *PortEntry) cuts(buf []byte) bool {
+	switch {
+	case e.Plain == 0:
+		return false
+	case buf[1] == packet.GSOUDPL4:
+		return e.Plain&PlainUDP != 0
+	default:
+		return e.Plain&PlainTCP != 0 && (buf[0]&packet.VNetNeedsCsum != 0 || buf[1] != packet.GSONone)
+	}
+}
+
 // PortEntry is what the Tables say of a port.
 type PortEntry struct {
 	Port Port
@@ -133,8 +156,20 @@ type PortEntry struct {
 	// Foreign lets a host port send from addresses outside the cluster to pods of
 	// this node: somebody else's proxy in the kernel keeps clients' addresses.
 	Foreign bool
+	// Plain is what leaves by the port in pieces, because its device cannot take it whole.
+	Plain Plain
+	// Shaper holds a pod to the limits of its bandwidth; nil: it has none.
+	Shaper *shape.Shaper
 	// Name is for people: "default/nginx-0", "netctl0".
 	Name string
+}
+
+// write sends a packet out, when its time has come.
+func (e *PortEntry) write(buf []byte) error {
+	if e.Shaper != nil {
+		return e.Shaper.Write(buf)
+	}
+	return e.Port.Write(buf)
 }
 
 // Route says where packets to a destination go.

@@ -1,5 +1,11 @@
 package datapath
 
+import (
+	"errors"
+
+	"github.com/netctl/netctl/internal/shape"
+)
+
 // Drop is why a packet was not forwarded. Every dropped packet is counted under
 // exactly one.
 type Drop uint8
@@ -35,6 +41,7 @@ const (
 	DropPortGone            // the exit failed: its device is gone
 	DropPanic               // a bug: the walk panicked on this packet
 	DropNotOutside          // neither in the cluster nor outside: an address of the host, or one that nobody may send to
+	DropRateLimit           // more than the receiving pod's bandwidth, and its queue is full
 	dropCount
 )
 
@@ -46,7 +53,7 @@ func (d Drop) String() string {
 		"tunnel_port",
 		"ttl", "too_big", "fragment", "icmp_unmatched", "flow_owner_full", "flow_table_full", "source_ports",
 		"unknown_reply", "port_full", "no_peer", "port_refused", "port_gone", "panic",
-		"not_outside",
+		"not_outside", "rate_limit",
 	}
 	if d >= dropCount {
 		return "unknown"
@@ -76,5 +83,23 @@ func answerTo(d Drop) answer {
 		return answerAdmin
 	default:
 		return answerNone
+	}
+}
+
+// dropOf is the reason for what a Port's Write returned.
+func dropOf(err error) Drop {
+	switch {
+	case errors.Is(err, ErrFull):
+		return DropPortFull
+	case errors.Is(err, ErrNoPeer):
+		return DropNoPeer
+	case errors.Is(err, ErrFragment):
+		return DropFragment
+	case errors.Is(err, ErrRefused):
+		return DropPortRefused
+	case errors.Is(err, shape.ErrFull):
+		return DropRateLimit
+	default:
+		return DropPortGone
 	}
 }

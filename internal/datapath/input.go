@@ -102,7 +102,7 @@ func (in *Input) end() {
 // write hands a packet to a port. The overlay may keep it until the run ends.
 func (in *Input) write(out *PortEntry, buf []byte) error {
 	if out.Kind != KindOverlay {
-		return out.Port.Write(buf)
+		return out.write(buf)
 	}
 	if in.batched != out.Port {
 		in.batched, in.batch = out.Port, nil // the former was flushed when its run ended

@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"errors"
 	"slices"
 
 	"github.com/netctl/netctl/internal/flow"
@@ -574,6 +573,8 @@ func (in *Input) emit(way *exit, buf []byte) Drop {
 	d := DropNone
 	if way.wrapped {
 		d = in.emitWrapped(way.PortEntry, buf, way.to)
+	} else if way.cuts(buf) {
+		d = in.emitPlain(way.PortEntry, buf)
 	} else if err := in.write(way.PortEntry, buf); err != nil {
 		d = dropOf(err)
 	}
@@ -583,20 +584,4 @@ func (in *Input) emit(way *exit, buf []byte) Drop {
 	in.packets.Add(1)
 	in.bytes.Add(uint64(len(buf) - packet.VNetLen))
 	return DropNone
-}
-
-// dropOf is the reason for what a Port's Write returned.
-func dropOf(err error) Drop {
-	switch {
-	case errors.Is(err, ErrFull):
-		return DropPortFull
-	case errors.Is(err, ErrNoPeer):
-		return DropNoPeer
-	case errors.Is(err, ErrFragment):
-		return DropFragment
-	case errors.Is(err, ErrRefused):
-		return DropPortRefused
-	default:
-		return DropPortGone
-	}
 }

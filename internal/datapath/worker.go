@@ -5,15 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/packet"
 )
 
 const (
-	// readBurst is how many packets are read from one TUN before the next one has
-	// its turn.
-	readBurst = 64
+	// turnCost is how much is carried of one TUN before the next one has its turn:
+	// two super-packets, or some thirty small ones, a tenth of a millisecond either
+	// way. What a packet costs besides its bytes is packetCost: as much as carrying
+	// so many bytes does.
+	turnCost   = 128 << 10
+	packetCost = 4 << 10
 	// spinReads is how often a worker that has just carried packets looks again
 	// before it sleeps: a wake-up costs more than a few empty looks.
 	spinReads  = 8
@@ -44,6 +48,7 @@ type worker struct {
 	poller *kernel.Poller
 	buf    []byte
 	events []kernel.Event
+	paused pauses
 }
 
 // NewWorkers returns n workers for the router; Run starts them.
@@ -159,6 +164,11 @@ func (w *worker) run(ctx context.Context) error {
 		if idle >= spinReads {
 			timeout = -1
 		}
+		if len(w.paused) > 0 {
+			if next := w.resume(time.Now()); timeout < 0 {
+				timeout = next
+			}
+		}
 		n, err := w.poller.Wait(w.events, timeout)
 		if err != nil {
 			return fmt.Errorf("wait for packets: %w", err)
@@ -180,7 +190,8 @@ func (w *worker) run(ctx context.Context) error {
 	return nil
 }
 
-// drain carries what waits in one TUN, up to readBurst packets. It returns the
+// drain carries what waits in one TUN, up to turnCost: a port that is never empty
+// keeps another one waiting for so long and no longer. It returns the
 // TUN when its device is gone. An event's own word for that may be about a
 // device that had the port before, so reading decides.
 func (w *worker) drain(id PortID) (carried int, gone Reader) {
@@ -188,19 +199,30 @@ func (w *worker) drain(id PortID) (carried int, gone Reader) {
 	in.begin()
 	defer in.end()
 	in.id = id
-	r, ok := in.tables.port(id).Port.(Reader)
+	port := in.tables.port(id)
+	r, ok := port.Port.(Reader)
 	if !ok {
 		return 0, nil // taken out after the event was raised
 	}
-	for n := range readBurst {
+	for left := turnCost; left > 0; carried++ {
+		if port.Shaper != nil {
+			if wait := port.Shaper.Wait(); wait > 0 {
+				w.pause(id, r, port.Shaper, wait)
+				return carried, nil
+			}
+		}
 		size, err := r.Read(w.buf)
 		if err != nil {
 			if errors.Is(err, kernel.ErrGone) {
 				gone = r
 			}
-			return n, gone
+			return carried, gone
+		}
+		left -= packetCost + size
+		if port.Shaper != nil {
+			port.Shaper.Sent(size)
 		}
 		in.packet(w.buf[:size])
 	}
-	return readBurst, nil
+	return carried, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/shape"
 	"github.com/netctl/netctl/proxy"
 )
 
@@ -193,5 +195,143 @@ func TestRunReturnsAWorkersError(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("one worker has ended, the others go on")
+	}
+}
+
+// ready is a Reader in memory whose descriptor is readable as long as its owner
+// wants: a pipe's end.
+type ready struct {
+	out, in *os.File
+	read    func(buf []byte) (int, error)
+}
+
+func newReady(t *testing.T, read func([]byte) (int, error)) *ready {
+	t.Helper()
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = errors.Join(out.Close(), in.Close()) })
+	return &ready{out: out, in: in, read: read}
+}
+
+func (p *ready) Write([]byte) error           { return nil }
+func (p *ready) Read(buf []byte) (int, error) { return p.read(buf) }
+func (p *ready) FD() int                      { return int(p.out.Fd()) }
+
+// raise makes the descriptor readable, lower takes one such word back.
+func (p *ready) raise() { _, _ = p.in.Write([]byte{1}) }
+func (p *ready) lower() { _, _ = p.out.Read(make([]byte, 1)) }
+
+// A port that is never empty keeps another one waiting for a turn and no longer,
+// whatever it sends. It is counted, not timed: from the moment in which a packet of
+// the quiet port is there, how much of the others is carried before it?
+func TestNoPortKeepsAWorker(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		size   int
+		floods int
+		most   int // packets of all of them
+	}{
+		{"small packets", 74, 1, 32},
+		{"ordinary packets", 1430, 1, 24},
+		{"super-packets", 65545, 1, 2},
+		{"three floods", 74, 3, 96},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			ws := newWorkers(t, 1)
+			const rounds = 50
+			var carried, since, worst, quietRead atomic.Int64
+			waiting, done := false, make(chan struct{}) // of the worker
+			var quiet *ready
+			quiet = newReady(t, func(buf []byte) (int, error) {
+				if !waiting {
+					return 0, kernel.ErrAgain
+				}
+				waiting = false
+				quiet.lower()
+				worst.Store(max(worst.Load(), carried.Load()-since.Load()))
+				if quietRead.Add(1) == rounds {
+					close(done)
+				}
+				return 20, nil
+			})
+			ports := []Port{quiet}
+			for range c.floods {
+				f := newReady(t, func([]byte) (int, error) {
+					// Some of them come just when the turn has begun.
+					if n := carried.Add(1); !waiting && n%37 == 0 {
+						waiting = true
+						since.Store(n)
+						quiet.raise()
+					}
+					return c.size, nil
+				})
+				f.raise() // for ever
+				ports = append(ports, f)
+			}
+			start(t, ws)
+			if errs := ws.Publish(tablesOf(ws.router, ports...)); errs != nil {
+				t.Fatal(errs)
+			}
+			select {
+			case <-done:
+			case <-time.After(20 * time.Second):
+				t.Fatalf("the quiet port was read %d times in all", quietRead.Load())
+			}
+			// The rest of the turn in which it came, and a turn of each.
+			if got := worst.Load(); got > int64(2*c.most) {
+				t.Errorf("%d packets were carried before the quiet port's, want at most %d", got, 2*c.most)
+			}
+		})
+	}
+}
+
+// A port at its limit is left unread until its time comes, without a worker that
+// spins for it, and is read on when the limit goes.
+func TestLimitedPortIsLeftUnread(t *testing.T) {
+	t.Parallel()
+	ws := newWorkers(t, 1)
+	var reads, others atomic.Int64
+	limited := newReady(t, func([]byte) (int, error) { reads.Add(1); return 1010, nil })
+	limited.raise()
+	other := newReady(t, func([]byte) (int, error) { others.Add(1); return 0, kernel.ErrAgain })
+	shaper := shape.New(limited.Write)
+	shaper.Set(shape.Limits{Out: shape.Rate{Bits: 1000}}) // a packet in eight seconds
+	start(t, ws)
+	tables := tablesOf(ws.router, limited, other)
+	tables.Ports[1].Shaper = shaper
+	if errs := ws.Publish(tables); errs != nil {
+		t.Fatal(errs)
+	}
+	eventually(t, "the port was never read", func() bool { return reads.Load() > 0 })
+	other.raise()
+	eventually(t, "the other port is not read", func() bool { return others.Load() > 100 })
+	if n := reads.Load(); n > 2 {
+		t.Errorf("%d packets were read at once", n)
+	}
+	again := *tables // the ports stay, and so does the pause
+	if errs := ws.Publish(&again); errs != nil {
+		t.Error(errs)
+	}
+	if n := reads.Load(); n > 2 {
+		t.Errorf("%d packets were read at once", n)
+	}
+	shaper.Set(shape.Limits{})
+	eventually(t, "the port is not read without a limit", func() bool { return reads.Load() > 1000 })
+	if st := shaper.Stats(); st.Pauses == 0 || st.Paused <= 0 {
+		t.Errorf("pauses: %+v", st)
+	}
+	shaper.Set(shape.Limits{Out: shape.Rate{Bits: 1000}})
+	before := int64(-1)
+	eventually(t, "the limit does not hold again", func() bool {
+		same := before == reads.Load()
+		before = reads.Load()
+		return same
+	})
+	if errs := ws.Publish(tablesOf(ws.router, other)); errs != nil { // gone while it is paused
+		t.Error(errs)
 	}
 }

@@ -207,3 +207,24 @@ func (in *Input) emitWrapped(out *PortEntry, buf []byte, to packet.Addr) Drop {
 	}
 	return DropNone
 }
+
+// emitPlain is step 9 for a port whose device does not do our work.
+func (in *Input) emitPlain(out *PortEntry, buf []byte) Drop {
+	s := &in.cut
+	if s.Reset(buf, 0) != packet.FaultNone {
+		return DropMalformed
+	}
+	if need := packet.VNetLen + s.Size(); len(in.wrapped) < need {
+		in.wrapped = make([]byte, need) // once for a size of packets
+	}
+	for {
+		n, ok := s.Next(in.wrapped[packet.VNetLen:])
+		if !ok {
+			return DropNone
+		}
+		clear(in.wrapped[:packet.VNetLen]) // an ordinary packet
+		if err := out.write(in.wrapped[:packet.VNetLen+n]); err != nil {
+			return dropOf(err)
+		}
+	}
+}

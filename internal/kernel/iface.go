@@ -260,3 +260,13 @@ func addAddress(link netlink.Link, p netip.Prefix) error {
 	}
 	return nil
 }
+
+// SetQueueLen sets how many packets wait in the TUN for its reader.
+func (t *TUN) SetQueueLen(n int) error {
+	ns, err := t.Namespace()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return ns.Do(func() error { return setLimits(linkByIndex(t.index), &Interface{TxQueueLen: n}) })
+}

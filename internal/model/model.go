@@ -110,6 +110,15 @@ func (s *State) Service(name Name) *Service {
 	return s.Services[i]
 }
 
+// Pod returns the pod of that name, or nil.
+func (s *State) Pod(name Name) *Pod {
+	i, ok := slices.BinarySearchFunc(s.Pods, name, func(o *Pod, name Name) int { return o.Name.Compare(name) })
+	if !ok {
+		return nil
+	}
+	return s.Pods[i]
+}
+
 // NodePrefixes returns the address ranges whose pods run on the named node:
 // its podCIDRs and the blocks that it claimed.
 func (s *State) NodePrefixes(node string) []netip.Prefix {
@@ -168,6 +177,15 @@ type Pod struct {
 	Terminating bool // deletionTimestamp is set
 	Finished    bool // phase Succeeded or Failed: its addresses are no longer its own
 	Ports       []ContainerPort
+	Bandwidth   Bandwidth
+}
+
+// Bandwidth is what a pod's annotations limit its traffic to, in bits per second; 0
+// is no limit. Ingress is what it receives.
+type Bandwidth struct {
+	Ingress, Egress uint64
+	// Invalid says which annotations cannot be understood, and why: they are no limit.
+	Invalid string
 }
 
 // ContainerPort is a declared port of a pod's container; network policies may

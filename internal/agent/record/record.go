@@ -36,7 +36,11 @@ type Record struct {
 	Port        datapath.PortID `json:"port"`
 	// HostPorts are ports of the node that lead to the pod.
 	HostPorts []cni.PortMapping `json:"hostPorts,omitempty"`
-	Ready     bool              `json:"ready"` // ADD was completed
+	// Bandwidth is what the runtime asked for, and whether it had that from
+	// annotations of the pod: then these decide from the moment they are known.
+	Bandwidth cni.Bandwidth `json:"bandwidth,omitzero"`
+	Annotated bool          `json:"annotated,omitempty"`
+	Ready     bool          `json:"ready"` // ADD was completed
 }
 
 // Name is what the port is called: the pod, or the container where the runtime

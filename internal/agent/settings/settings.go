@@ -97,6 +97,7 @@ type Settings struct {
 	Egress        Egress   `json:"egress"`
 	UDPGSO        Offload  `json:"udpGSO"`
 	UDPGRO        Offload  `json:"udpGRO"`
+	TUNOffload    Offload  `json:"tunOffload"`
 	CNIBinDir     string   `json:"cniBinDir"`
 	CNIConfDir    string   `json:"cniConfDir"`
 	StateDir      string   `json:"stateDir"`
@@ -114,6 +115,7 @@ func Default() Settings {
 		Egress:        EgressSockets,
 		UDPGSO:        OffloadAuto,
 		UDPGRO:        OffloadAuto,
+		TUNOffload:    OffloadAuto,
 		CNIBinDir:     "/opt/cni/bin",
 		CNIConfDir:    "/etc/cni/net.d",
 		StateDir:      "/run/netctl",
@@ -183,7 +185,7 @@ func (s *Settings) Validate() error {
 	default:
 		add("egress %q: want sockets, packets or auto", s.Egress)
 	}
-	for key, offload := range map[string]Offload{"udpGSO": s.UDPGSO, "udpGRO": s.UDPGRO} {
+	for key, offload := range map[string]Offload{"udpGSO": s.UDPGSO, "udpGRO": s.UDPGRO, "tunOffload": s.TUNOffload} {
 		switch offload {
 		case OffloadAuto, OffloadOn, OffloadOff:
 		default:

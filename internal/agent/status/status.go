@@ -46,9 +46,11 @@ type Status struct {
 	Services string `json:"services"`
 	DNS      string `json:"dns"`
 	// Egress is how pods' connections to the outside leave: by "sockets" or "packets".
-	Egress  string `json:"egress"`
-	Sockets int    `json:"sockets"` // that listen for node ports and host ports
-	Delay   Delay  `json:"delay"`   // of changes
+	Egress string `json:"egress"`
+	// TUNOffload is what pods' devices and the node's leave to the kernel.
+	TUNOffload Offload `json:"tunOffload"`
+	Sockets    int     `json:"sockets"` // that listen for node ports and host ports
+	Delay      Delay   `json:"delay"`   // of changes
 	// Plugin is "installed", or why it is not; "" where somebody else installs it.
 	// Before are the configurations that the container runtime reads instead.
 	Plugin string   `json:"plugin,omitempty"`
@@ -58,11 +60,39 @@ type Status struct {
 	Problems []string `json:"problems"`
 }
 
+// Offload says what is left to the kernel, and why no more and no less.
+type Offload struct {
+	Checksum bool   `json:"checksum"`
+	TSO      bool   `json:"tso"` // TCP super-packets
+	USO      bool   `json:"uso"` // UDP super-packets
+	Why      string `json:"why"`
+}
+
+// String describes it for people.
+func (o Offload) String() string {
+	var on []string
+	for _, p := range []struct {
+		name string
+		on   bool
+	}{{"checksums", o.Checksum}, {"TCP", o.TSO}, {"UDP", o.USO}} {
+		if p.on {
+			on = append(on, p.name)
+		}
+	}
+	if len(on) == 0 {
+		on = append(on, "none")
+	}
+	return strings.Join(on, ", ") + " (" + o.Why + ")"
+}
+
 // Process is what the agent's process holds, where a leak would be seen.
 type Process struct {
-	PID        int `json:"pid"` // in its own namespace
-	Goroutines int `json:"goroutines"`
-	Files      int `json:"files"` // open descriptors
+	PID        int    `json:"pid"` // in its own namespace
+	Goroutines int    `json:"goroutines"`
+	Files      int    `json:"files"` // open descriptors
+	GC         Pauses `json:"gc"`
+
+	Memory
 }
 
 // Port is one port.
@@ -70,6 +100,50 @@ type Port struct {
 	Name      string       `json:"name"`
 	Kind      string       `json:"kind"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	Limits    *Limits      `json:"limits,omitempty"` // nil: it has none
+}
+
+// Limits are a pod's bandwidth and what came of it. Ingress is what the pod is sent.
+type Limits struct {
+	IngressBits uint64 `json:"ingressBitsPerSecond,omitempty"` // 0: no limit
+	EgressBits  uint64 `json:"egressBitsPerSecond,omitempty"`  // 0: no limit
+	// Held are packets to the pod that waited for their time, Dropped those for which
+	// the queue had no room, Waiting the bytes in it.
+	Held      uint64 `json:"held"`
+	HeldBytes uint64 `json:"heldBytes"`
+	Dropped   uint64 `json:"dropped"`
+	Waiting   int64  `json:"waitingBytes"`
+	// Pauses is how often the pod's own packets were left in its device, PausedSeconds
+	// for how long altogether.
+	Pauses        uint64  `json:"pauses"`
+	PausedSeconds float64 `json:"pausedSeconds"`
+}
+
+// String describes the limits for people.
+func (l *Limits) String() string {
+	if l == nil {
+		return ""
+	}
+	var parts []string
+	if l.IngressBits > 0 {
+		parts = append(parts, fmt.Sprintf("in %s (%d packets held, %d dropped)", bits(l.IngressBits), l.Held, l.Dropped))
+	}
+	if l.EgressBits > 0 {
+		parts = append(parts, fmt.Sprintf("out %s (%d pauses, %.1f s)", bits(l.EgressBits), l.Pauses, l.PausedSeconds))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// bits writes a rate with the largest unit that leaves it whole enough.
+func bits(n uint64) string {
+	rate := float64(n)
+	for _, unit := range []string{"bit/s", "kbit/s", "Mbit/s", "Gbit/s"} {
+		if rate < 1000 {
+			return fmt.Sprintf("%.4g %s", rate, unit)
+		}
+		rate /= 1000
+	}
+	return fmt.Sprintf("%.4g Tbit/s", rate)
 }
 
 // Peer is one other node.
@@ -116,6 +190,9 @@ func Serve(ctx context.Context, stateDir string, describe func() (Status, error)
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", path) // the directory keeps others out
+	if err == nil {
+		err = os.Chmod(path, 0o600)
+	}
 	if err != nil {
 		return fmt.Errorf("listen for status: %w", err)
 	}
@@ -144,6 +221,7 @@ func Serve(ctx context.Context, stateDir string, describe func() (Status, error)
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(s) // the client may be gone
 	})
+	debug(mux)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: timeout}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
@@ -157,6 +235,20 @@ func Serve(ctx context.Context, stateDir string, describe func() (Status, error)
 func Read(ctx context.Context, stateDir string) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	res, err := ask(ctx, stateDir, "/status")
+	if err != nil {
+		return Status{}, err
+	}
+	defer res.Body.Close()
+	var s Status
+	if err := json.NewDecoder(res.Body).Decode(&s); err != nil {
+		return Status{}, fmt.Errorf("the agent answered %s: %w", res.Status, err)
+	}
+	return s, nil
+}
+
+// ask asks the agent whose state directory this is for something.
+func ask(ctx context.Context, stateDir, what string) (*http.Response, error) {
 	path := filepath.Join(stateDir, socketName)
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -165,20 +257,15 @@ func Read(ctx context.Context, stateDir string) (Status, error) {
 			return d.DialContext(ctx, "unix", path)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+what, http.NoBody)
 	if err != nil {
-		return Status{}, fmt.Errorf("ask the agent: %w", err)
+		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return Status{}, fmt.Errorf("ask the agent at %s: %w; is it running, and is --state-dir its directory?", path, err)
+		return nil, fmt.Errorf("ask the agent at %s: %w; is it running, and is --state-dir its directory?", path, err)
 	}
-	defer res.Body.Close()
-	var s Status
-	if err := json.NewDecoder(res.Body).Decode(&s); err != nil {
-		return Status{}, fmt.Errorf("the agent answered %s: %w", res.Status, err)
-	}
-	return s, nil
+	return res, nil
 }
 
 // Sent and Received return how many datagrams a system call moved.

@@ -1,0 +1,54 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/netctl/netctl/internal/agent/limits"
+	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/internal/shape"
+)
+
+// limits compiles the limits of a pod's port.
+func (c *compiler) limits(p *LocalPort) {
+	pod := c.in.State.Pod(p.Pod)
+	if pod != nil && pod.Bandwidth.Invalid != "" {
+		c.problem("pod " + pod.Name.String() + " has no bandwidth limit: " + pod.Bandwidth.Invalid)
+	}
+	if limits := limits.Of(p.Asked, pod); limits != (shape.Limits{}) {
+		c.shaped[p.ID] = limits
+		c.tables.Ports[p.ID].Shaper = p.Shaper
+	}
+}
+
+// limit puts limits in force, just before the tables that name them.
+func (a *Agent) limit(out Output) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range a.pods {
+		p.port.Shaper.Set(out.Limits[p.port.ID])
+	}
+}
+
+// setQueues gives pods' devices the queues that suit their limits. It is the loop's.
+func (a *Agent) setQueues() error {
+	a.mu.Lock()
+	pods := slices.Collect(maps.Values(a.pods))
+	a.mu.Unlock()
+	var errs []error
+	for _, p := range pods {
+		want := limits.Queue(p.port.Shaper.Limits().Out, a.mtu, txQueueLen)
+		if want == p.queue {
+			continue
+		}
+		err := p.tun.SetQueueLen(want)
+		if err != nil && !errors.Is(err, kernel.ErrGone) && !errors.Is(err, kernel.ErrClosed) {
+			errs = append(errs, fmt.Errorf("set the queue of pod %s: %w", p.rec.Name(), err))
+			continue
+		}
+		p.queue = want
+	}
+	return errors.Join(errs...)
+}
