@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/packet"
@@ -13,10 +14,7 @@ import (
 const (
 	// readBurst is how many packets are read from one TUN before the next one has
 	// its turn.
-	readBurst = 64
-	// spinReads is how often a worker that has just carried packets looks again
-	// before it sleeps: a wake-up costs more than a few empty looks.
-	spinReads  = 8
+	readBurst  = 64
 	pollEvents = 128
 )
 
@@ -152,11 +150,13 @@ func (ws *Workers) close() error {
 	return errors.Join(errs...)
 }
 
-func (w *worker) run(ctx context.Context) error {
-	idle := 0
+func (w *worker) run(ctx context.Context) (err error) {
+	spare, end := spareProcessor()
+	defer func() { err = errors.Join(err, end()) }()
+	spin := spin{spare: spare, now: time.Now}
 	for ctx.Err() == nil {
 		timeout := 0
-		if idle >= spinReads {
+		if !spin.again() {
 			timeout = -1
 		}
 		n, err := w.poller.Wait(w.events, timeout)
@@ -172,10 +172,7 @@ func (w *worker) run(ctx context.Context) error {
 				w.owner.forget(id, gone) // outside the batch, which Publish waits for
 			}
 		}
-		idle++
-		if carried > 0 {
-			idle = 0
-		}
+		spin.looked(carried > 0, timeout != 0)
 	}
 	return nil
 }
