@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"runtime"
 	"time"
 
 	"github.com/netctl/netctl/internal/kernel"
@@ -16,8 +15,8 @@ const (
 	// does without the worker's two wake-ups (half of it). Whoever takes longer
 	// to answer does not notice one.
 	spinTime = 50 * time.Microsecond
-	// spareTime is for how long an answer to the question holds whether the machine
-	// has a processor to spare.
+	// spareTime is for how long an answer to the question holds whether there is a
+	// processor to spare.
 	spareTime = time.Millisecond
 )
 
@@ -25,7 +24,7 @@ const (
 // Beyond a few looks, it goes on when the last sleep was so short that looking
 // would have been better, and never when somebody else could use the processor.
 type spin struct {
-	spare func() bool      // whether the machine has a processor to spare
+	spare func() bool      // whether there is a processor to spare
 	now   func() time.Time // the clock
 
 	looks   int  // in vain since the last packet
@@ -71,16 +70,27 @@ func (s *spin) looked(carried, slept bool) {
 	}
 }
 
-// spareProcessor returns what tells whether everybody who wants a processor has
-// one, and what ends it. Where the kernel does not say, the answer is no.
-func spareProcessor() (spare func() bool, end func() error) {
-	crowd, err := kernel.OpenCrowd()
-	if err != nil {
-		return func() bool { return false }, func() error { return nil }
+// calm tells whether the worker gets the processor when it wants it, by how long it
+// waited for one since the last answer.
+type calm struct {
+	delay  *kernel.Delay
+	now    func() time.Time
+	thread int
+	waited time.Duration
+	at     time.Time
+	last   bool
+}
+
+// spare is spin's: no as long as others take more than a tenth of the time.
+func (c *calm) spare() bool {
+	thread, waited, err := c.delay.Waited()
+	now := c.now()
+	switch {
+	case err != nil:
+		c.last = false // where the kernel does not say, somebody else may need it
+	case thread == c.thread:
+		c.last = (waited-c.waited)*10 <= now.Sub(c.at)
 	}
-	processors := runtime.NumCPU()
-	return func() bool {
-		n, err := crowd.Runnable()
-		return err == nil && n <= processors
-	}, crowd.Close
+	c.thread, c.waited, c.at = thread, waited, now
+	return c.last
 }

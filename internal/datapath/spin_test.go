@@ -1,8 +1,11 @@
 package datapath
 
 import (
+	"runtime"
 	"testing"
 	"time"
+
+	"github.com/netctl/netctl/internal/kernel"
 )
 
 // spinner plays a worker that gets one packet a gap, on a clock of its own.
@@ -98,14 +101,27 @@ func TestSpinLeavesAFullMachineAlone(t *testing.T) {
 	}
 }
 
-func TestSpareProcessorAnswers(t *testing.T) {
+func TestCalmWithoutCompetition(t *testing.T) {
 	t.Parallel()
-	spare, end := spareProcessor()
-	spare() // whatever it says of this machine
-	if err := end(); err != nil {
-		t.Error(err)
-	}
-	if spare() {
-		t.Error("a closed one says that there is a processor to spare")
-	}
+	done := make(chan struct{})
+	go func() { // whose thread is its own
+		defer close(done)
+		runtime.LockOSThread()
+		at := time.Unix(1000, 0)
+		c := calm{delay: kernel.NewDelay(), now: func() time.Time { return at }}
+		defer c.delay.Close()
+		if c.spare() {
+			t.Error("the first answer is a guess")
+		}
+		at = at.Add(1000 * time.Hour)
+		if !c.spare() {
+			t.Error("it cannot have waited for a tenth of so long")
+		}
+		c.waited -= time.Hour
+		at = at.Add(time.Hour)
+		if c.spare() {
+			t.Error("it waited for an hour of an hour")
+		}
+	}()
+	<-done
 }

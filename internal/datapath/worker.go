@@ -151,9 +151,9 @@ func (ws *Workers) close() error {
 }
 
 func (w *worker) run(ctx context.Context) (err error) {
-	spare, end := spareProcessor()
-	defer func() { err = errors.Join(err, end()) }()
-	spin := spin{spare: spare, now: time.Now}
+	calm := calm{delay: kernel.NewDelay(), now: time.Now}
+	defer func() { err = errors.Join(err, calm.delay.Close()) }()
+	spin := spin{spare: calm.spare, now: time.Now}
 	for ctx.Err() == nil {
 		timeout := 0
 		if !spin.again() {
