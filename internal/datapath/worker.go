@@ -18,9 +18,6 @@ const (
 	// so many bytes does.
 	turnCost   = 128 << 10
 	packetCost = 4 << 10
-	// spinReads is how often a worker that has just carried packets looks again
-	// before it sleeps: a wake-up costs more than a few empty looks.
-	spinReads  = 8
 	pollEvents = 128
 )
 
@@ -157,11 +154,13 @@ func (ws *Workers) close() error {
 	return errors.Join(errs...)
 }
 
-func (w *worker) run(ctx context.Context) error {
-	idle := 0
+func (w *worker) run(ctx context.Context) (err error) {
+	calm := calm{delay: kernel.NewDelay(), now: time.Now}
+	defer func() { err = errors.Join(err, calm.delay.Close()) }()
+	spin := spin{spare: calm.spare, now: time.Now}
 	for ctx.Err() == nil {
 		timeout := 0
-		if idle >= spinReads {
+		if !spin.again() {
 			timeout = -1
 		}
 		if len(w.paused) > 0 {
@@ -182,10 +181,7 @@ func (w *worker) run(ctx context.Context) error {
 				w.owner.forget(id, gone) // outside the batch, which Publish waits for
 			}
 		}
-		idle++
-		if carried > 0 {
-			idle = 0
-		}
+		spin.looked(carried > 0, timeout != 0)
 	}
 	return nil
 }
