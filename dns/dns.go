@@ -127,6 +127,14 @@ const (
 	totalTimeout   = 4500 * time.Millisecond
 	// downTime is how long an upstream that failed twice is asked last.
 	downTime = 5 * time.Second
+	// maxHedged is how many upstreams work at one question at a time.
+	maxHedged = 2
+	// An upstream that takes longer than usual gets company after hedgeLeast to
+	// hedgeMost, and one that is not known yet after hedgeUnknown.
+	hedgeLeast, hedgeMost, hedgeUnknown = 20 * time.Millisecond, 500 * time.Millisecond, 250 * time.Millisecond
+	// maxHealth is how many upstreams are remembered; options and resolv.conf name
+	// fewer.
+	maxHealth = 1024
 	// maxWrong is how many wrong answers (id, question) one exchange reads.
 	maxWrong = 64
 
@@ -135,6 +143,18 @@ const (
 	maxPositiveTTL = 3600
 	maxNegativeTTL = 30 // kubeadm's cache 30
 	failureTTL     = 1  // RFC 9520 §3.2 asks for at least a second
+
+	// What nobody answers is answered from what is over (RFC 8767 §5): after
+	// staleWait with an upstream that is still silent, with a TTL of staleTTL, and
+	// upstreams are not asked again before recheck.
+	staleFor  = time.Hour
+	staleWait = 1800 * time.Millisecond
+	staleTTL  = 30
+	recheck   = 5 * time.Second
+	// Of an entry that was hit prefetchHits times the last part of its time makes a
+	// hit ask for it anew.
+	prefetchHits = 3
+	prefetchPart = 10
 
 	// idleTimeout ends a stream without a complete question (RFC 7766 §6.2.3).
 	idleTimeout = 10 * time.Second

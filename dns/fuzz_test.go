@@ -2,6 +2,7 @@ package dns_test
 
 import (
 	"bytes"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -34,7 +35,7 @@ func FuzzAnswer(f *testing.F) {
 	s := serverOf(in)
 	f.Fuzz(func(t *testing.T, q []byte, udp bool) {
 		before := slices.Clone(q)
-		b, st := s.Answer(q, udp, make([]byte, 0, 64))
+		b, st := s.Answer(netip.Addr{}, q, udp, make([]byte, 0, 64))
 		if !bytes.Equal(before, q) {
 			t.Fatal("the query was written to")
 		}

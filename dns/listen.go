@@ -96,7 +96,7 @@ func (s *Server) serveUDP(c *net.UDPConn) error {
 		if err != nil {
 			continue // an ICMP error of an earlier reply
 		}
-		reply, st := s.Answer(buf[:n], true, out)
+		reply, st := s.Answer(from.Addr().Unmap(), buf[:n], true, out)
 		switch st {
 		case Answered:
 			_, _ = c.WriteToUDPAddrPort(reply, from) // the client asks again

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/binary"
 	"log/slog"
 	"math/rand/v2"
@@ -10,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/netctl/netctl/dns/metrics"
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/quota"
 )
 
@@ -20,6 +23,12 @@ type Config struct {
 	// one first. It is called for each question that goes out and must be
 	// cheap; see ResolvConf. nil means none.
 	Upstreams func() []netip.AddrPort
+	// Refuse returns why an address of the options cannot be an upstream, such as
+	// one that is routed to us; nil refuses none.
+	Refuse func(netip.Addr) error
+	// Namespace returns the namespace of the pod that has an address, "" if none
+	// has. It is called for questions only where the options need it; nil knows none.
+	Namespace func(netip.Addr) string
 	// Dial opens a connection to an upstream; nil is a net.Dialer. A UDP
 	// connection must be new, so that its source port is fresh, and connected,
 	// so that only the upstream's packets arrive.
@@ -34,6 +43,14 @@ type Config struct {
 	// AttemptTimeout and TotalTimeout bound one upstream and one question;
 	// 0 is 1.5 s and 4.5 s.
 	AttemptTimeout, TotalTimeout time.Duration
+	// HedgeAfter is how long an upstream is waited for before the next one is asked
+	// beside it; 0 is as long as it usually takes, below 0 is for ever.
+	HedgeAfter time.Duration
+	// StaleWait is how long a client waits before it gets an answer whose time is
+	// over, if there is one; 0 is 1.8 s.
+	StaleWait time.Duration
+	// RootCAs sign upstreams' certificates; nil is the host's.
+	RootCAs *x509.CertPool
 	// IdleTimeout bounds the wait for the next question of a stream; 0 is 10 s.
 	IdleTimeout time.Duration
 }
@@ -42,7 +59,11 @@ type Config struct {
 // may be called from any goroutine.
 type Server struct {
 	zone    atomic.Pointer[Zone]
+	rules   atomic.Pointer[outside]
 	forward *forwarder
+	refuse  func(netip.Addr) error
+	inside  func(netip.Addr) string // the namespace of a pod
+	metrics metrics.Set
 	log     *slog.Logger
 	idle    time.Duration
 	streams *quota.Quota
@@ -59,6 +80,10 @@ type Stats struct {
 	Refused          uint64     // beyond a bound, of all or of the client
 	UpstreamFailures uint64     // exchanges without a usable answer
 	Loops            uint64     // our own queries that came back
+	Hedged           uint64     // questions that went to a second upstream, because the first took long
+	Stale            uint64     // answers whose time was over, for want of newer ones
+	Prefetched       uint64     // questions sent before anybody missed the answer
+	Evicted          uint64     // cache entries that made room
 	CacheHits        uint64
 	CacheMisses      uint64
 	CacheEntries     int
@@ -81,7 +106,12 @@ func New(cfg Config) *Server {
 	s := &Server{
 		log: cfg.Logger, idle: cfg.IdleTimeout, forward: newForwarder(cfg),
 		streams: quota.New(maxStreams, streamsPerClient, fairStreams),
+		refuse:  cfg.Refuse, inside: cfg.Namespace,
 	}
+	if s.inside == nil {
+		s.inside = func(netip.Addr) string { return "" }
+	}
+	s.rules.Store(newOutside(new(options.Options)))
 	if s.idle == 0 {
 		s.idle = idleTimeout
 	}
@@ -111,31 +141,45 @@ func (s *Server) Stats() Stats {
 // does not overlap query. With Status Forward the caller passes the query to
 // Forward. Answers to A and AAAA questions for names of the cluster, name
 // errors, empty answers and answers from the cache allocate nothing when out
-// has a capacity of MaxUDP.
-func (s *Server) Answer(query []byte, udp bool, out []byte) (reply []byte, st Status) {
+// has a capacity of MaxUDP. from is who asks; the zero Addr is nobody we know.
+func (s *Server) Answer(from netip.Addr, query []byte, udp bool, out []byte) (reply []byte, st Status) {
 	var q question
 	fault := q.parse(query, udp)
 	if fault == faultDrop {
 		s.stats.dropped.Add(1)
 		return nil, Drop
 	}
+	s.metrics.Request(!udp, from.Is6(), q.qtype, len(query), q.do)
+	start := s.metrics.Start()
 	if fault != faultNone {
 		out = q.fail(out, query, fault.rcode())
-		return s.count(out), Answered
+		return s.count(&q, from, out, start, metrics.None), Answered
 	}
-	z := s.zone.Load()
-	out, st = z.answer(&q, query, out)
+	rules, z := s.rules.Load(), s.zone.Load()
+	plugin := metrics.Kubernetes
+	if rules.plain {
+		out, st = z.answer(&q, query, out)
+	} else {
+		out, st, plugin = s.special(rules, z, from, &q, query, out)
+	}
 	if st == Forward {
-		if out = s.forward.cached(&q, query, out); out == nil {
+		if out = s.forward.cached(&q, query, out, rules); out == nil {
 			return nil, Forward
 		}
+		plugin = metrics.Cache
 	}
-	return s.count(out), Answered
+	return s.count(&q, from, out, start, plugin), Answered
 }
 
-// count counts a reply by its response code.
-func (s *Server) count(reply []byte) []byte {
-	s.stats.replies[reply[3]&maskRcode].Add(1)
+// count counts a reply by its response code, and writes it to the log if it shall
+// be there.
+func (s *Server) count(q *question, from netip.Addr, reply []byte, start time.Time, plugin metrics.Plugin) []byte {
+	rcode := uint16(reply[3]) & maskRcode
+	s.stats.replies[rcode].Add(1)
+	s.metrics.Response(!q.udp, rcode, plugin, len(reply), start)
+	if rules := s.rules.Load(); rules.logs != logNone {
+		s.logQuery(rules, q, from, reply)
+	}
 	return reply
 }
 
