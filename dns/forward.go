@@ -138,16 +138,16 @@ func (s *Server) Forward(from netip.Addr, query []byte, udp bool, reply func(msg
 	var q question
 	if fault := q.parse(query, udp); fault != faultNone {
 		if fault != faultDrop {
-			reply(s.count(&q, from, q.fail(nil, query, fault.rcode()), time.Time{}, metrics.None))
+			reply(s.count(&q, from, q.fail(nil, query, fault.rcode()), metrics.None))
 			return
 		}
 		reply(nil)
 		return
 	}
-	began := time.Now()
+	began, size := time.Now(), len(query)
 	send := func(msg []byte) {
-		s.metrics.Waited(time.Since(began))
-		reply(s.count(&q, from, msg, time.Time{}, metrics.Forwarder))
+		s.metrics.Waited(!udp, size, len(msg), time.Since(began))
+		reply(s.count(&q, from, msg, metrics.Forwarder))
 	}
 	x := s.rules.Load()
 	to := x.target(&q.name)

@@ -67,7 +67,7 @@ type Server struct {
 	log     *slog.Logger
 	idle    time.Duration
 	streams *quota.Quota
-	stats   counters
+	dropped atomic.Uint64
 }
 
 // Stats are counts since the start, save the gauges InFlight, Waiting,
@@ -90,11 +90,6 @@ type Stats struct {
 	InFlight         int // questions that wait for upstream
 	Waiting          int // clients that wait for them
 	Streams          int // being served
-}
-
-type counters struct {
-	dropped atomic.Uint64
-	replies [16]atomic.Uint64
 }
 
 // New returns a Server that knows no name yet. Run must run for Forward to
@@ -128,10 +123,10 @@ func (s *Server) Zone() *Zone { return s.zone.Load() }
 // Stats returns the counters.
 func (s *Server) Stats() Stats {
 	st := s.forward.statistics()
-	st.Dropped = s.stats.dropped.Load()
+	st.Dropped = s.dropped.Load()
 	st.Streams = s.streams.Size()
-	for i := range s.stats.replies {
-		st.Replies[i] = s.stats.replies[i].Load()
+	for i := range st.Replies {
+		st.Replies[i] = s.metrics.Answers(i)
 	}
 	return st
 }
@@ -146,14 +141,13 @@ func (s *Server) Answer(from netip.Addr, query []byte, udp bool, out []byte) (re
 	var q question
 	fault := q.parse(query, udp)
 	if fault == faultDrop {
-		s.stats.dropped.Add(1)
+		s.dropped.Add(1)
 		return nil, Drop
 	}
-	s.metrics.Request(!udp, from.Is6(), q.qtype, len(query), q.do)
-	start := s.metrics.Start()
+	start := s.metrics.Request(!udp, from.Is6(), q.qtype, q.do)
 	if fault != faultNone {
 		out = q.fail(out, query, fault.rcode())
-		return s.count(&q, from, out, start, metrics.None), Answered
+		return s.count(&q, from, out, metrics.None), Answered
 	}
 	rules, z := s.rules.Load(), s.zone.Load()
 	plugin := metrics.Kubernetes
@@ -168,15 +162,17 @@ func (s *Server) Answer(from netip.Addr, query []byte, udp bool, out []byte) (re
 		}
 		plugin = metrics.Cache
 	}
-	return s.count(&q, from, out, start, plugin), Answered
+	if !start.IsZero() {
+		s.metrics.Measure(!udp, len(query), len(out), start)
+	}
+	return s.count(&q, from, out, plugin), Answered
 }
 
 // count counts a reply by its response code, and writes it to the log if it shall
 // be there.
-func (s *Server) count(q *question, from netip.Addr, reply []byte, start time.Time, plugin metrics.Plugin) []byte {
+func (s *Server) count(q *question, from netip.Addr, reply []byte, plugin metrics.Plugin) []byte {
 	rcode := uint16(reply[3]) & maskRcode
-	s.stats.replies[rcode].Add(1)
-	s.metrics.Response(!q.udp, rcode, plugin, len(reply), start)
+	s.metrics.Response(!q.udp, rcode, plugin)
 	if rules := s.rules.Load(); rules.logs != logNone {
 		s.logQuery(rules, q, from, reply)
 	}

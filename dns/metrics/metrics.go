@@ -3,9 +3,9 @@
 // that dashboards and alerts for CoreDNS go on.
 //
 // Why here. Counting is on the path of every answer: it is a few atomic additions
-// into fixed arrays, without a lock, an allocation or a library. Durations cost two
-// readings of the clock, so of the answers from memory one in sixteen is measured,
-// and counts for sixteen.
+// into fixed arrays, without a lock, an allocation or a library. Times and sizes cost
+// more than that, so of the answers from memory one in sixteen is measured, and
+// counts for sixteen.
 //
 // How to test. What is written is compared with what was counted, and read by a
 // parser of the format in the test.
@@ -48,7 +48,7 @@ const (
 	types  = len(known)
 	other  = types - 1
 	rcodes = 16
-	// sample is of how many answers from memory one is timed.
+	// sample is of how many answers from memory one is measured.
 	sample = 16
 )
 
@@ -61,7 +61,6 @@ type Set struct {
 	sizesOut  [2]sizes
 	responses [2][rcodes][plugins]atomic.Uint64
 	times     durations
-	turn      atomic.Uint32
 
 	programming durations
 }
@@ -88,37 +87,49 @@ func typeIndex(t uint16) int {
 	return other
 }
 
-// Request counts a question.
-func (s *Set) Request(stream, v6 bool, qtype uint16, size int, do bool) {
+// Request counts a question. It returns the time if its answer is to be measured, else
+// the zero time.
+func (s *Set) Request(stream, v6 bool, qtype uint16, do bool) time.Time {
 	p, f := index(stream), index(v6)
-	s.requests[p][f][typeIndex(qtype)].Add(1)
-	s.sizesIn[p].add(size)
+	n := s.requests[p][f][typeIndex(qtype)].Add(1)
 	if do {
 		s.do[p][f].Add(1)
 	}
-}
-
-// Start returns the time at which a question came if its answer is to be timed, else
-// the zero time.
-func (s *Set) Start() time.Time {
-	if s.turn.Add(1)%sample != 0 {
+	if n%sample != 0 {
 		return time.Time{}
 	}
 	return time.Now()
 }
 
-// Response counts an answer. start is what Start returned when it was given at once.
-func (s *Set) Response(stream bool, rcode uint16, plugin Plugin, size int, start time.Time) {
-	p := index(stream)
-	s.responses[p][rcode%rcodes][plugin].Add(1)
-	s.sizesOut[p].add(size)
-	if !start.IsZero() {
-		s.times.add(time.Since(start), sample)
-	}
+// Response counts an answer.
+func (s *Set) Response(stream bool, rcode uint16, plugin Plugin) {
+	s.responses[index(stream)][rcode%rcodes][plugin].Add(1)
 }
 
-// Waited times an answer that took its way upstream.
-func (s *Set) Waited(d time.Duration) { s.times.add(d, 1) }
+// Measure adds an answer from memory whose question came at start, which Request
+// returned.
+func (s *Set) Measure(stream bool, in, out int, start time.Time) {
+	s.times.add(time.Since(start), sample)
+	s.sizesIn[index(stream)].add(in, sample)
+	s.sizesOut[index(stream)].add(out, sample)
+}
+
+// Answers returns how many answers of a response code there were.
+func (s *Set) Answers(rcode int) (n uint64) {
+	for p := range s.responses {
+		for i := range s.responses[p][rcode] {
+			n += s.responses[p][rcode][i].Load()
+		}
+	}
+	return n
+}
+
+// Waited adds an answer that took its way upstream.
+func (s *Set) Waited(stream bool, in, out int, d time.Duration) {
+	s.times.add(d, 1)
+	s.sizesIn[index(stream)].add(in, 1)
+	s.sizesOut[index(stream)].add(out, 1)
+}
 
 // Programmed times how long a change of the cluster took from being heard of to
 // being answered.
@@ -140,13 +151,13 @@ type sizes struct {
 	sum    atomic.Uint64
 }
 
-func (h *sizes) add(n int) {
+func (h *sizes) add(n int, weight uint64) {
 	i := 0
 	for i < sizeBuckets && n > sizeBounds[i] {
 		i++
 	}
-	h.counts[i].Add(1)
-	h.sum.Add(uint64(n))
+	h.counts[i].Add(weight)
+	h.sum.Add(uint64(n) * weight)
 }
 
 // durations is a histogram of times.
