@@ -18,6 +18,7 @@ import (
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/netctl/netctl/dns/metrics"
 	"github.com/netctl/netctl/dns/options"
 )
 
@@ -195,15 +196,16 @@ func (e *exchanger) order(z *Zone, rt *route) []options.Upstream {
 	return append(up, down...)
 }
 
-// forget drops what is remembered of upstreams that are not in any list.
-func (e *exchanger) forget(keep func(options.Upstream) bool) {
+// upstreamCounts returns how often upstreams were asked.
+func (e *exchanger) upstreamCounts() []metrics.Upstream {
 	e.healthMu.Lock()
 	defer e.healthMu.Unlock()
-	for u := range e.health {
-		if !keep(u) {
-			delete(e.health, u)
-		}
+	var out []metrics.Upstream
+	for u, h := range e.health {
+		out = append(out, metrics.Upstream{To: u.String(), Asked: h.asked, Failed: h.failed})
 	}
+	slices.SortFunc(out, func(a, b metrics.Upstream) int { return cmp.Compare(a.To, b.To) })
+	return out
 }
 
 // report remembers how an exchange went and logs a change for the worse once.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/binary"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -129,6 +130,18 @@ func (s *Server) Stats() Stats {
 		st.Replies[i] = s.metrics.Answers(i)
 	}
 	return st
+}
+
+// Programmed counts that a change of the cluster took that long to be answered with.
+func (s *Server) Programmed(d time.Duration) { s.metrics.Programmed(d) }
+
+// WriteMetrics writes what was counted in Prometheus' text format.
+func (s *Server) WriteMetrics(w io.Writer, version string) error {
+	st := s.Stats()
+	return s.metrics.Write(w, version, metrics.Forwarding{
+		Hits: st.CacheHits, Misses: st.CacheMisses, Entries: uint64(st.CacheEntries), Evicted: st.Evicted, Stale: st.Stale,
+		Prefetched: st.Prefetched, Refused: st.Refused, Upstreams: s.forward.upstreamCounts(),
+	})
 }
 
 // Answer answers query, which came over UDP or a stream. The reply is written

@@ -153,6 +153,9 @@ func (s *Server) searchPath(x *outside, z *Zone, from netip.Addr, q *question) *
 		return p
 	}
 	p.base = left + "\x00"
+	if _, ok := x.hosts[p.base]; ok {
+		return nil // the client comes to it at the end of its path
+	}
 	text, _, err := mdns.UnpackDomainName([]byte(p.base), 0)
 	if err != nil {
 		return nil

@@ -153,6 +153,11 @@ func Decode(data []byte) (*Options, error) {
 	return o, o.Validate()
 }
 
+// NeedPods reports whether the options need to know the cluster's pods.
+func (o *Options) NeedPods() bool {
+	return o.Pods == PodsVerified || len(o.Autopath) > 0 || len(o.LogNamespaces) > 0
+}
+
 // Encode writes a file's content.
 func (o *Options) Encode() ([]byte, error) { return yaml.Marshal(o) }
 
