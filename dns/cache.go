@@ -23,6 +23,7 @@ type cache struct {
 type reply struct {
 	msg     []byte
 	ttls    []uint16 // offsets of the TTL fields
+	owners  []uint16 // offsets of the question's name where it is written out
 	stored  time.Time
 	expires time.Time
 	old     time.Time // when it is too old even for who has nothing better
@@ -33,7 +34,7 @@ type reply struct {
 	refreshed atomic.Bool // somebody asks for it again
 }
 
-func (r *reply) cost() int { return len(r.msg) + 2*len(r.ttls) + 256 }
+func (r *reply) cost() int { return len(r.msg) + 2*len(r.ttls) + 2*len(r.owners) + 256 }
 
 // get returns the living entry of a key and does not allocate.
 func (c *cache) get(key []byte, now time.Time) *reply {
@@ -69,7 +70,7 @@ func (c *cache) clear() {
 
 // again returns a copy of an entry whose time is over, to be used for a while.
 func (r *reply) again(now time.Time) *reply {
-	return &reply{msg: r.msg, ttls: r.ttls, stored: r.stored, expires: now.Add(recheck), old: r.old, stale: true, end: r.end}
+	return &reply{msg: r.msg, ttls: r.ttls, owners: r.owners, stored: r.stored, expires: now.Add(recheck), old: r.old, stale: true, end: r.end}
 }
 
 // due reports, to one caller, that an entry that is asked often should be asked for
@@ -131,6 +132,9 @@ func parseReply(msg []byte, end int) (r *reply, ok bool) {
 		}
 		if rec.rtype != typeOPT {
 			r.ttls = append(r.ttls, uint16(rec.fixed+4))
+			if rec.section == 0 && sameName(msg[rec.start:rec.fixed], msg[headerLen:max(headerLen, end-4)]) {
+				r.owners = append(r.owners, uint16(rec.start))
+			}
 			continue
 		}
 		if opt >= 0 || rec.section != 2 || msg[rec.fixed+4] != 0 {
@@ -147,6 +151,21 @@ func parseReply(msg []byte, end int) (r *reply, ok bool) {
 	}
 	r.msg = msg[:last]
 	return r, true
+}
+
+// sameName compares two names without pointers, whatever their spelling. A length is
+// below 64, and so no letter.
+func sameName(a, b []byte) bool {
+	if len(a) != len(b) || len(a) == 0 || a[0] != b[0] {
+		return false
+	}
+	for i := range a {
+		x, y := a[i], b[i]
+		if x != y && (x|0x20 != y|0x20 || x|0x20-'a' >= 26) {
+			return false
+		}
+	}
+	return true
 }
 
 // lifetime returns for how many seconds a reply may be used, 0 when it must
@@ -187,6 +206,9 @@ func (r *reply) relay(c *client, out, query []byte, now time.Time) []byte {
 	out = append(out[:0], r.msg...)
 	copy(out, query[:2])
 	copy(out[headerLen:r.end], query[headerLen:c.end])
+	for _, at := range r.owners {
+		copy(out[at:], query[headerLen:c.end-4])
+	}
 	flags := binary.BigEndian.Uint16(out[2:])
 	flags = flags&^(maskOpcode|flagRD|flagCD|0x0040) | c.flags&(flagRD|flagCD)
 	if !c.do && c.flags&flagAD == 0 { // RFC 6840 §5.8
