@@ -16,8 +16,13 @@ const (
 	maxFile = 8 << 20
 )
 
+// none are the options of no file.
+//
+//nolint:gochecknoglobals // never written; one pointer, so that nothing seems to change
+var none = new(Options)
+
 // File is options in a file that may change. Its methods may be called from any
-// goroutine.
+// goroutine. A nil File has no option.
 type File struct {
 	path string
 	log  *slog.Logger
@@ -37,7 +42,8 @@ type stamp struct {
 }
 
 // Open reads the file at path; "" is a file without any option. What is wrong with
-// it at the start is an error, and what is wrong with it later is logged.
+// it at the start is an error, and what is wrong with it later is logged. With an
+// error, too, there is a File, which has no option until the file is right.
 func Open(path string, log *slog.Logger) (*File, error) {
 	f := &File{path: path, log: log, now: time.Now, options: new(Options)}
 	if path == "" {
@@ -53,6 +59,9 @@ func Open(path string, log *slog.Logger) (*File, error) {
 // second at most: the same pointer as long as they are the same. They must not be
 // changed.
 func (f *File) Options() *Options {
+	if f == nil {
+		return none
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := f.now()

@@ -77,6 +77,8 @@ type Settings struct {
 	Workers       int      `json:"workers"`
 	Proxy         Proxy    `json:"proxy"`
 	DNS           DNS      `json:"dns"`
+	DNSOptions    string   `json:"dnsOptions"`
+	DNSMetrics    string   `json:"dnsMetrics"`
 	Egress        Egress   `json:"egress"`
 	CNIBinDir     string   `json:"cniBinDir"`
 	CNIConfDir    string   `json:"cniConfDir"`
