@@ -167,7 +167,7 @@ func (s *Server) Answer(from netip.Addr, query []byte, udp bool, out []byte) (re
 	if rules.plain {
 		out, st = z.answer(&q, query, out)
 	} else {
-		out, st, plugin = s.special(rules, z, from, &q, query, out)
+		out, st, plugin = s.special(view{rules, z, from}, &q, query, out)
 	}
 	if st == Forward {
 		if out = s.forward.cached(&q, query, out, rules); out == nil {

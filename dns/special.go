@@ -9,39 +9,46 @@ import (
 	"github.com/netctl/netctl/dns/metrics"
 )
 
+// view is what an answer is made of, and for whom.
+type view struct {
+	rules *outside
+	zone  *Zone
+	from  netip.Addr
+}
+
 // special answers where the options have names of their own, name other names, or
 // follow search paths.
 //
 //	rewritten? ─▶ hosts? ─▶ the cluster's name? ─▶ on a pod's search path? ─▶ outside
-func (s *Server) special(x *outside, z *Zone, from netip.Addr, q *question, query, out []byte) ([]byte, Status, metrics.Plugin) {
-	if to := x.target(&q.name); to != "" {
+func (s *Server) special(v view, q *question, query, out []byte) ([]byte, Status, metrics.Plugin) {
+	if to := v.rules.target(&q.name); to != "" {
 		var inner question
 		asked := renamed(q, query, to)
 		if inner.parse(asked, q.udp) != faultNone {
 			return q.fail(out, query, rcodeServer), Answered, metrics.None
 		}
-		reply, st, plugin := s.named(x, z, from, &inner, asked, nil)
+		reply, st, plugin := s.named(v, &inner, asked, nil)
 		if st == Forward {
-			if reply = s.forward.cached(&inner, asked, nil, x); reply == nil {
+			if reply = s.forward.cached(&inner, asked, nil, v.rules); reply == nil {
 				return nil, Forward, plugin
 			}
 			plugin = metrics.Cache
 		}
 		return q.underName(out, query, reply, to), Answered, plugin
 	}
-	return s.named(x, z, from, q, query, out)
+	return s.named(v, q, query, out)
 }
 
 // named answers for a name that stands for itself.
-func (s *Server) named(x *outside, z *Zone, from netip.Addr, q *question, query, out []byte) ([]byte, Status, metrics.Plugin) {
-	if reply := x.host(z, q, query, out); reply != nil {
+func (s *Server) named(v view, q *question, query, out []byte) ([]byte, Status, metrics.Plugin) {
+	if reply := v.rules.host(v.zone, q, query, out); reply != nil {
 		return reply, Answered, metrics.Hosts
 	}
-	if p := s.searchPath(x, z, from, q); p != nil {
+	if p := s.searchPath(v.rules, v.zone, v.from, q); p != nil {
 		reply, st := p.answer(q, query, out)
 		return reply, st, metrics.Kubernetes
 	}
-	reply, st := z.answer(q, query, out)
+	reply, st := v.zone.answer(q, query, out)
 	return reply, st, metrics.Kubernetes
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -85,25 +86,20 @@ func (f *queryFlags) run(ctx context.Context, io streams, args []string) error {
 	if err != nil {
 		return err
 	}
-	upstreams := dns.NewResolvConf(dns.ResolvConfConfig{Paths: f.resolvConf, Logger: log})
-	spaces := dns.Namespaces(s.Pods)
-	server := dns.New(dns.Config{
-		Upstreams: upstreams.Upstreams, Namespace: func(a netip.Addr) string { return spaces[a] }, Logger: log,
-	})
-	if err := server.Configure(opts.Options()); err != nil {
+	server, err := f.server(s, domain, opts.Options(), log)
+	if err != nil {
 		return err
 	}
-	in := dns.InputOf(s)
-	in.Domain, in.Server = domain, settings.DNSService()
-	in.Configure(opts.Options())
-	if svc := s.Service(in.Server); svc != nil {
-		in.Addresses = svc.ClusterIPs
-	}
-	server.Publish(dns.Compile(in))
 	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- server.Run(ctx) }()
-	defer func() { cancel(); <-ended }()
+	ended := make(chan struct{})
+	go func() {
+		_ = server.Run(ctx) // until it is cancelled
+		close(ended)
+	}()
+	defer func() {
+		cancel()
+		<-ended // it was cancelled
+	}()
 	q := querier{server: server, io: io, qtype: qtype, domain: domain}
 	if pod != nil {
 		q.client = pod.Addresses
@@ -111,6 +107,26 @@ func (f *queryFlags) run(ctx context.Context, io streams, args []string) error {
 		fmt.Fprintf(io.out, "pod %s, with dnsPolicy ClusterFirst\n", pod.Name)
 	}
 	return q.walk(args[0])
+}
+
+// server returns a name server for a State.
+func (f *queryFlags) server(s *model.State, domain string, o *options.Options, log *slog.Logger) (*dns.Server, error) {
+	upstreams := dns.NewResolvConf(dns.ResolvConfConfig{Paths: f.resolvConf, Logger: log})
+	spaces := dns.Namespaces(s.Pods)
+	server := dns.New(dns.Config{
+		Upstreams: upstreams.Upstreams, Namespace: func(a netip.Addr) string { return spaces[a] }, Logger: log,
+	})
+	if err := server.Configure(o); err != nil {
+		return nil, err
+	}
+	in := dns.InputOf(s)
+	in.Domain, in.Server = domain, settings.DNSService()
+	in.Configure(o)
+	if svc := s.Service(in.Server); svc != nil {
+		in.Addresses = svc.ClusterIPs
+	}
+	server.Publish(dns.Compile(in))
+	return server, nil
 }
 
 // firstState returns the first complete State.

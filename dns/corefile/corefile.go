@@ -155,7 +155,7 @@ func (im *importer) server(b *block) {
 func serverKey(k string) (name, why string) {
 	if scheme, after, ok := strings.Cut(k, "://"); ok {
 		if scheme != "dns" {
-			return "", fmt.Sprintf("clients are served over UDP and TCP, not %s", scheme)
+			return "", "clients are served over UDP and TCP, not " + scheme
 		}
 		k = after
 	}

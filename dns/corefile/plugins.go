@@ -90,7 +90,7 @@ func (im *importer) except(o *directive) []string {
 }
 
 // upstreams adds what a forward directive names.
-func (im *importer) upstreams(d *directive, tcp bool, server string, policy options.Policy, except []string) {
+func (im *importer) upstreams(d *directive, tcp bool, server string, policy options.Policy, except []string) { //nolint:gocognit // what does not go together, in a row
 	var list []options.Upstream
 	resolvers := false
 	for _, w := range d.words[2:] {

@@ -40,8 +40,25 @@ var known = [...]struct {
 	number uint16
 	name   string
 }{
-	{1, "A"}, {28, "AAAA"}, {2, "NS"}, {5, "CNAME"}, {6, "SOA"}, {12, "PTR"}, {15, "MX"}, {16, "TXT"}, {33, "SRV"}, {35, "NAPTR"},
-	{43, "DS"}, {46, "RRSIG"}, {47, "NSEC"}, {48, "DNSKEY"}, {65, "HTTPS"}, {251, "IXFR"}, {252, "AXFR"}, {255, "ANY"}, {0, "other"},
+	{1, "A"},
+	{28, "AAAA"},
+	{2, "NS"},
+	{5, "CNAME"},
+	{6, "SOA"},
+	{12, "PTR"},
+	{15, "MX"},
+	{16, "TXT"},
+	{33, "SRV"},
+	{35, "NAPTR"},
+	{43, "DS"},
+	{46, "RRSIG"},
+	{47, "NSEC"},
+	{48, "DNSKEY"},
+	{65, "HTTPS"},
+	{251, "IXFR"},
+	{252, "AXFR"},
+	{255, "ANY"},
+	{0, "other"},
 }
 
 const (

@@ -57,11 +57,9 @@ func (a *Agent) followNames(ctx context.Context) error {
 // address for as long as one takes over from the other.
 func (a *Agent) measureNames(ctx context.Context) error {
 	for a.cfg.DNSMetrics != "" && ctx.Err() == nil {
-		err := metrics.Serve(ctx, a.cfg.DNSMetrics, func(w io.Writer) error { return a.resolver.WriteMetrics(w, a.cfg.Version) })
-		if ctx.Err() != nil {
-			break
+		if err := metrics.Serve(ctx, a.cfg.DNSMetrics, a.writeMetrics); ctx.Err() == nil {
+			a.log.Debug("the name server's metrics are not served, trying again", "error", err)
 		}
-		a.log.Debug("the name server's metrics are not served, trying again", "error", err)
 		select {
 		case <-time.After(namesEvery):
 		case <-ctx.Done():
@@ -69,6 +67,8 @@ func (a *Agent) measureNames(ctx context.Context) error {
 	}
 	return nil
 }
+
+func (a *Agent) writeMetrics(w io.Writer) error { return a.resolver.WriteMetrics(w, a.cfg.Version) }
 
 // knowPods tells the name server whose the pods' addresses are. A pod's packets come by
 // its own device with its own address, so that is who asks.

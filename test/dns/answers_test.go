@@ -43,7 +43,7 @@ func readItems(t testing.TB) []item {
 		t.Fatal(err)
 	}
 	var out []item
-	for _, block := range strings.Split(strings.TrimSpace(string(text)), "\n\n") {
+	for block := range strings.SplitSeq(strings.TrimSpace(string(text)), "\n\n") {
 		lines := strings.SplitN(block, "\n", 3)
 		f := strings.Fields(lines[1])
 		if len(f) != 3 || f[0] != "?" || !strings.HasPrefix(lines[0], "# ") {
@@ -61,10 +61,8 @@ func readItems(t testing.TB) []item {
 // answerText writes a message as the file has it.
 func answerText(m *mdns.Msg) string {
 	head := mdns.RcodeToString[m.Rcode]
-	for flag, set := range map[string]bool{" aa": m.Authoritative} {
-		if set {
-			head += flag
-		}
+	if m.Authoritative {
+		head += " aa"
 	}
 	if m.Truncated {
 		head += " tc"

@@ -35,7 +35,7 @@ func readObjects(dir string) (*api, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, doc := range strings.Split(string(text), "\n---\n") {
+		for doc := range strings.SplitSeq(string(text), "\n---\n") {
 			if err := a.add([]byte(doc)); err != nil {
 				return nil, fmt.Errorf("%s: %w", path, err)
 			}

@@ -5,14 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	mdns "github.com/miekg/dns"
@@ -27,7 +25,7 @@ func buildCoreDNS(ctx context.Context, dir string) (string, error) {
 		return path, nil
 	}
 	path := filepath.Join(dir, "coredns")
-	cmd := exec.CommandContext(ctx, "go", "build", "-C", "coredns", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-C", "test/dns/coredns", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build CoreDNS: %w\n%s", err, out)
@@ -42,16 +40,6 @@ type process struct {
 	addr netip.AddrPort
 }
 
-// cpu returns how much processor time the process has used, and the most memory it
-// had; it must have ended.
-func (p *process) cpu() (used time.Duration, peakKiB int64) {
-	s := p.cmd.ProcessState
-	if u, ok := s.SysUsage().(*syscall.Rusage); ok {
-		peakKiB = u.Maxrss
-	}
-	return s.UserTime() + s.SystemTime(), peakKiB
-}
-
 // end ends the process and waits.
 func (p *process) end() {
 	_ = p.cmd.Process.Signal(os.Interrupt)
@@ -61,8 +49,8 @@ func (p *process) end() {
 }
 
 // startServer starts a server that answers at addr and waits until it does.
-func startServer(ctx context.Context, addr netip.AddrPort, name string, path string, args ...string) (*process, error) {
-	p := &process{cmd: exec.CommandContext(ctx, path, args...), addr: addr}
+func startServer(ctx context.Context, addr netip.AddrPort, name, path string, args ...string) (*process, error) {
+	p := &process{cmd: exec.CommandContext(ctx, path, args...), addr: addr} //nolint:gosec // the programs that are compared
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)

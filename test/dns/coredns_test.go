@@ -99,7 +99,7 @@ var differences = []difference{
 	},
 	{
 		"this name server's address", "for the same reason",
-		becomes(func(q mdns.Question, ours, theirs *mdns.Msg) bool {
+		becomes(func(q mdns.Question, ours, _ *mdns.Msg) bool {
 			return strings.EqualFold(q.Name, "ns.dns.cluster.local.") && len(ours.Answer)+len(ours.Ns) == 1
 		}),
 	},
