@@ -163,6 +163,21 @@ func exchange(t testing.TB, at netip.AddrPort, network, name string, qtype uint1
 	}
 }
 
+// TestPairsOnOneSocket: of A and AAAA on one socket, hundreds at a time, none is lost.
+func TestPairsOnOneSocket(t *testing.T) {
+	t.Parallel()
+	l, err := newLoad(startNetctl(t, startOutside(t)), func(i int) (string, uint16) {
+		return "svc1.testns.svc.cluster.local.", [...]uint16{mdns.TypeA, mdns.TypeAAAA}[i%2]
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if _, lost, err := l.pairs(5000, 512); err != nil || lost > 0 {
+		t.Errorf("%d answers lost, %v", lost, err)
+	}
+}
+
 // TestAnswers asks every question of the file over UDP and TCP.
 func TestAnswers(t *testing.T) {
 	t.Parallel()

@@ -159,6 +159,9 @@ func (b *bencher) run(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", kind.name, err)
 		}
 	}
+	if err := b.pairs(); err != nil {
+		return fmt.Errorf("pairs: %w", err)
+	}
 	for name, p := range map[string]*process{"ours": b.ours, "coredns": b.theirs} {
 		kib, err := procField(p.cmd.Process.Pid, "VmHWM")
 		if err != nil {
@@ -168,6 +171,29 @@ func (b *bencher) run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// pairs asks A and AAAA for many names on one socket, where a lost answer costs a
+// client five seconds.
+func (b *bencher) pairs() error {
+	const count, window = 100_000, 512
+	for name, p := range map[string]*process{"ours": b.ours, "coredns": b.theirs} {
+		l, err := newLoad(p.addr, b.pair)
+		if err != nil {
+			return err
+		}
+		slowest, lost, err := l.pairs(count, window)
+		l.close()
+		if err != nil {
+			return err
+		}
+		b.figure("dns-100000-pairs-slowest-"+name, slowest.Seconds()*1e3, "ms")
+		b.figure("dns-100000-pairs-lost-"+name, float64(lost), "answers")
+	}
+	return nil
+}
+
+// pair is one of the two questions for a name.
+func (b *bencher) pair(i int) (string, uint16) { return b.service(i / 2), [...]uint16{1, 28}[i%2] }
 
 func (b *bencher) service(i int) string {
 	n := i * 7919 % b.services

@@ -32,6 +32,10 @@ func newLoad(addr netip.AddrPort, names func(i int) (string, uint16)) (*load, er
 	if err != nil {
 		return nil, err
 	}
+	// Answers must not be lost on our side: the default holds some 250.
+	if err := conn.SetReadBuffer(4 << 20); err != nil {
+		return nil, err
+	}
 	l := &load{conn: conn}
 	const different = 4096
 	for i := range different {
@@ -142,4 +146,44 @@ func (l *load) singly(length time.Duration) ([]time.Duration, error) {
 		out = append(out, time.Since(start))
 	}
 	return out, nil
+}
+
+// pairs asks A and AAAA for so many names from the one socket, as libc does, with a
+// window of questions on their way. It returns how long the slowest answer took and
+// how many never came.
+func (l *load) pairs(count, window int) (slowest time.Duration, lost int, err error) {
+	const giveUp = 5 * time.Second // what libc waits
+	sent := make(map[uint16]time.Time, window)
+	buf := make([]byte, 4096)
+	left := 2 * count
+	for left > 0 || len(sent) > 0 {
+		for left > 0 && len(sent) <= window-2 {
+			for range 2 {
+				at := time.Now()
+				id, err := l.send()
+				if err != nil {
+					return 0, 0, err
+				}
+				sent[id] = at
+				left--
+			}
+		}
+		if err := l.conn.SetReadDeadline(time.Now().Add(giveUp)); err != nil {
+			return 0, 0, err
+		}
+		id, err := l.receive(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			lost += len(sent)
+			clear(sent)
+			continue
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+		if at, ok := sent[id]; ok {
+			slowest = max(slowest, time.Since(at))
+			delete(sent, id)
+		}
+	}
+	return slowest, lost, nil
 }
