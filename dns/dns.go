@@ -37,19 +37,20 @@
 // little, so that a greedy one is refused and not the next. SERVFAIL for a name of the cluster is given only
 // before the first complete list of the cluster's objects.
 //
-// Known differences to CoreDNS, all wanted: the SOA minimum (how long a
-// missing name is remembered) is 5 s and not the TTL; a name that does not
-// exist is a name error for every type, TXT included; dns-version has no data
-// for other types instead of a name error; PTR questions inside the cluster's
-// own ranges are answered here and never leave the node; answers are shuffled
-// by rotation; TC is not set when only additional records had to go; a CNAME
-// whose target upstream says does not exist keeps that response code; "_" is
-// not a wildcard for a port or protocol.
+// What a server is told beyond the cluster's names are options.Options: where
+// names outside are asked, names of its own, rewrites, search paths. They are
+// compiled, too (outside.go), and replaced as a whole.
+//
+// Differences to CoreDNS are wanted, each with its reason, and listed where both
+// are asked the same questions: test/dns/coredns_test.go. Beside those, answers
+// are shuffled by rotation, and TC is not set when only additional records had
+// to go.
 //
 // How to test. Tables of question and answer per rule of the specification
 // (spec_test.go), a slow twin written with miekg/dns over the model values and
 // compared on random clusters (twin_test.go), fuzzing of parser and responder
-// (fuzz_test.go), and fake upstreams on the loopback address.
+// (fuzz_test.go), fake upstreams on the loopback address, and CoreDNS over the
+// same objects (test/dns).
 package dns
 
 import "time"

@@ -1,10 +1,16 @@
 package main
 
 import (
+	"context"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
 
 	"github.com/netctl/netctl/dns/options"
 )
@@ -92,5 +98,63 @@ func TestDNSQuery(t *testing.T) {
 	}
 	if code, _, talk := netctl(t, "", "dns", "query", "web", "--as", "nobody", "--cluster-dir", dir); code != exitFailed || !strings.Contains(talk, "default/nobody") {
 		t.Errorf("exit code %d, said %q", code, talk)
+	}
+}
+
+// TestDNSOptionsChange: 'netctl dns' works by its options as they are, while they
+// change, and serves its metrics.
+func TestDNSOptionsChange(t *testing.T) {
+	t.Parallel()
+	dir, addr, at := manifestDir(t), freeAddr(t), freeAddr(t)
+	file := filepath.Join(t.TempDir(), "dns.yaml")
+	write := func(text string) {
+		t.Helper()
+		next := file + ".new"
+		if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(next, file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("hosts: [{address: 192.0.2.1, names: [h.example]}]\n")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, []string{"dns", "--cluster-dir", dir, "--listen", addr.String(), "--options", file, "--metrics", at.String()},
+			streams{in: strings.NewReader(""), out: io.Discard, err: io.Discard})
+	}()
+	wants := func(name, want string) {
+		t.Helper()
+		q := new(mdns.Msg)
+		q.SetQuestion(name, mdns.TypeA)
+		c := mdns.Client{Timeout: 2 * time.Second}
+		got := "nothing"
+		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if m, _, err := c.Exchange(q, addr.String()); err == nil && len(m.Answer) > 0 {
+				if got = strings.Join(strings.Fields(m.Answer[0].String()), " "); got == want {
+					return
+				}
+			}
+		}
+		t.Errorf("%s: got %s, want %s", name, got, want)
+	}
+	wants("h.example.", "h.example. 30 IN A 192.0.2.1")
+	wants("web.default.svc.cluster.local.", "web.default.svc.cluster.local. 30 IN A 10.0.0.20")
+	write("ttl: 7\nhosts: [{address: 192.0.2.222, names: [h.example]}]\n")
+	wants("h.example.", "h.example. 7 IN A 192.0.2.222")
+	wants("web.default.svc.cluster.local.", "web.default.svc.cluster.local. 7 IN A 10.0.0.20")
+	r, err := http.Get("http://" + at.String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil || !strings.Contains(string(text), `coredns_dns_responses_total{server="dns://:53",zone=".",view="",rcode="NOERROR",plugin="hosts"}`) {
+		t.Errorf("metrics: %v\n%s", err, text)
+	}
+	cancel()
+	if code := <-ended; code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }
