@@ -9,7 +9,7 @@ IMAGE_ARCH ?= amd64,arm64
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image chart demo test ci ci-rest lint bench bench-restart fuzz vuln clean
+.PHONY: help setup build image chart demo test ci ci-rest lint bench bench-dns bench-restart coredns dns-diff fuzz vuln clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,16 @@ bench: setup build ## every benchmark: figure and ratio lines
 bench-restart: setup build ## traffic while agents crash, follow each other, are deleted; QUICK=1 is short [ARGS='-kube -markdown']
 	@$(if $(findstring -kube,$(ARGS)),$(MAKE) --no-print-directory image IMAGE_ARCH=$$($(GO) env GOARCH))
 	@$(GO) run ./test/restart $(if $(filter 1,$(QUICK)),-quick) $(ARGS)
+
+bench-dns: ## the name server against CoreDNS with kubeadm's plugins, in one run: figure and ratio lines [NETCTL_COREDNS=PATH]
+	@$(MAKE) --no-print-directory build coredns
+	@NETCTL_COREDNS=$${NETCTL_COREDNS:-$(CURDIR)/bin/coredns} $(GO) run ./test/dns
+
+dns-diff: coredns ## what the name server and CoreDNS answer to the same questions [NETCTL_COREDNS=PATH]
+	@NETCTL_COREDNS=$${NETCTL_COREDNS:-$(CURDIR)/bin/coredns} $(GO) test -count=1 -run CoreDNS -v ./test/dns
+
+coredns:
+	@test -n "$$NETCTL_COREDNS" || $(GO) build -C test/dns/coredns -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/coredns .
 
 fuzz: ## run every fuzz target for FUZZTIME (10s)
 	@./test/fuzz.sh $(FUZZTIME)

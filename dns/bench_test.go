@@ -57,7 +57,7 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 	for _, q := range hotQuestions {
 		b := query(t, q.qname, q.qtype, 1232)
 		if n := testing.AllocsPerRun(100, func() {
-			if _, st := s.Answer(b, true, out); st != dns.Answered {
+			if _, st := s.Answer(netip.Addr{}, b, true, out); st != dns.Answered {
 				t.Fatal(st)
 			}
 		}); n != 0 {
@@ -65,7 +65,7 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 		}
 	}
 	outside := query(t, "www.example.org", mdns.TypeA, 1232)
-	if n := testing.AllocsPerRun(100, func() { s.Answer(outside, true, out) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { s.Answer(netip.Addr{}, outside, true, out) }); n != 0 {
 		t.Errorf("outside: %v allocations", n)
 	}
 }
@@ -77,7 +77,7 @@ func BenchmarkAnswer(b *testing.B) {
 			m, out := query(b, q.qname, q.qtype, 1232), make([]byte, 0, dns.MaxUDP)
 			b.ReportAllocs()
 			for b.Loop() {
-				s.Answer(m, true, out)
+				s.Answer(netip.Addr{}, m, true, out)
 			}
 			fmt.Printf("figure dns_answer_%s %.1f ns\n", q.name, float64(b.Elapsed().Nanoseconds())/float64(b.N))
 		})
@@ -89,7 +89,7 @@ func BenchmarkSRV(b *testing.B) {
 	m, out := query(b, "_http._tcp.svc-4242.ns-42.svc.cluster.local", mdns.TypeSRV, 1232), make([]byte, 0, dns.MaxUDP)
 	b.ReportAllocs()
 	for b.Loop() {
-		s.Answer(m, true, out)
+		s.Answer(netip.Addr{}, m, true, out)
 	}
 }
 

@@ -37,19 +37,20 @@
 // little, so that a greedy one is refused and not the next. SERVFAIL for a name of the cluster is given only
 // before the first complete list of the cluster's objects.
 //
-// Known differences to CoreDNS, all wanted: the SOA minimum (how long a
-// missing name is remembered) is 5 s and not the TTL; a name that does not
-// exist is a name error for every type, TXT included; dns-version has no data
-// for other types instead of a name error; PTR questions inside the cluster's
-// own ranges are answered here and never leave the node; answers are shuffled
-// by rotation; TC is not set when only additional records had to go; a CNAME
-// whose target upstream says does not exist keeps that response code; "_" is
-// not a wildcard for a port or protocol.
+// What a server is told beyond the cluster's names are options.Options: where
+// names outside are asked, names of its own, rewrites, search paths. They are
+// compiled, too (outside.go), and replaced as a whole.
+//
+// Differences to CoreDNS are wanted, each with its reason, and listed where both
+// are asked the same questions: test/dns/coredns_test.go. Beside those, answers
+// are shuffled by rotation, and TC is not set when only additional records had
+// to go.
 //
 // How to test. Tables of question and answer per rule of the specification
 // (spec_test.go), a slow twin written with miekg/dns over the model values and
 // compared on random clusters (twin_test.go), fuzzing of parser and responder
-// (fuzz_test.go), and fake upstreams on the loopback address.
+// (fuzz_test.go), fake upstreams on the loopback address, and CoreDNS over the
+// same objects (test/dns).
 package dns
 
 import "time"
@@ -127,6 +128,14 @@ const (
 	totalTimeout   = 4500 * time.Millisecond
 	// downTime is how long an upstream that failed twice is asked last.
 	downTime = 5 * time.Second
+	// maxHedged is how many upstreams work at one question at a time.
+	maxHedged = 2
+	// An upstream that takes longer than usual gets company after hedgeLeast to
+	// hedgeMost, and one that is not known yet after hedgeUnknown.
+	hedgeLeast, hedgeMost, hedgeUnknown = 20 * time.Millisecond, 500 * time.Millisecond, 250 * time.Millisecond
+	// maxHealth is how many upstreams are remembered; options and resolv.conf name
+	// fewer.
+	maxHealth = 1024
 	// maxWrong is how many wrong answers (id, question) one exchange reads.
 	maxWrong = 64
 
@@ -135,6 +144,18 @@ const (
 	maxPositiveTTL = 3600
 	maxNegativeTTL = 30 // kubeadm's cache 30
 	failureTTL     = 1  // RFC 9520 §3.2 asks for at least a second
+
+	// What nobody answers is answered from what is over (RFC 8767 §5): after
+	// staleWait with an upstream that is still silent, with a TTL of staleTTL, and
+	// upstreams are not asked again before recheck.
+	staleFor  = time.Hour
+	staleWait = 1800 * time.Millisecond
+	staleTTL  = 30
+	recheck   = 5 * time.Second
+	// Of an entry that was hit prefetchHits times the last part of its time makes a
+	// hit ask for it anew.
+	prefetchHits = 3
+	prefetchPart = 10
 
 	// idleTimeout ends a stream without a complete question (RFC 7766 §6.2.3).
 	idleTimeout = 10 * time.Second

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/netctl/netctl/dns/metrics"
 	"github.com/netctl/netctl/internal/quota"
 )
 
@@ -23,6 +25,7 @@ type forwarder struct {
 	now         func() time.Time
 	maxInFlight int
 	total       time.Duration
+	staleWait   time.Duration
 	// queue hands calls to Run. It never blocks: it holds as many as calls.
 	queue chan *call
 
@@ -33,16 +36,18 @@ type forwarder struct {
 	calls   map[string]*call // guarded by mu
 	stopped bool             // guarded by mu
 
-	forwarded, collapsed, refused, loops atomic.Uint64
+	forwarded, collapsed, refused, loops, stales, prefetched atomic.Uint64
 }
 
 // call is one question on its way.
 type call struct {
 	key    string
 	ask    ask
-	owner  netip.Addr    // who began it
-	id     atomic.Uint32 // of the query that is out, 0 when there is none
-	askers []asker       // guarded by forwarder.mu
+	owner  netip.Addr // who began it
+	rules  *outside
+	ids    [maxHedged]atomic.Uint32 // of the queries that are out, 0 where there is none
+	askers []asker                  // guarded by forwarder.mu
+	known  bool                     // the answer is there; guarded by forwarder.mu
 }
 
 // ask is what upstream is asked.
@@ -60,7 +65,10 @@ type asker struct {
 	qtype uint16
 	chain []string // CNAMEs before the name that is asked
 	ttl   uint32   // of the chain
-	reply func([]byte)
+	// denied answers in place of a name error at the end of the chain: a name that
+	// was found on a search path must not be told to be missing.
+	denied []byte
+	reply  func([]byte)
 }
 
 func newForwarder(cfg Config) *forwarder {
@@ -77,6 +85,7 @@ func newForwarder(cfg Config) *forwarder {
 	if f.total <= 0 {
 		f.total = totalTimeout
 	}
+	f.staleWait = cmp.Or(cfg.StaleWait, staleWait)
 	f.queue = make(chan *call, f.maxInFlight)
 	f.inFlight = quota.New(f.maxInFlight, max(f.maxInFlight/4, fairInFlight), fairInFlight)
 	f.waiting = quota.New(maxAskers, askersPerClient, fairAskers)
@@ -87,6 +96,7 @@ func newForwarder(cfg Config) *forwarder {
 // are done. Clients that still wait then get SERVFAIL. One Run at a time.
 func (s *Server) Run(ctx context.Context) error {
 	f := s.forward
+	defer f.streams.close()
 	f.setStopped(false)
 	var wg sync.WaitGroup
 	for {
@@ -128,31 +138,59 @@ func (s *Server) Forward(from netip.Addr, query []byte, udp bool, reply func(msg
 	var q question
 	if fault := q.parse(query, udp); fault != faultNone {
 		if fault != faultDrop {
-			reply(s.count(q.fail(nil, query, fault.rcode())))
+			reply(s.count(&q, from, q.fail(nil, query, fault.rcode()), metrics.None))
 			return
 		}
 		reply(nil)
 		return
 	}
-	a := asker{client: q.client, from: from.Unmap(), head: append([]byte(nil), query[:q.end]...), qtype: q.qtype}
-	a.reply = func(msg []byte) { reply(s.count(msg)) }
+	began, size := time.Now(), len(query)
+	send := func(msg []byte) {
+		s.metrics.Waited(!udp, size, len(msg), time.Since(began))
+		reply(s.count(&q, from, msg, metrics.Forwarder))
+	}
+	x := s.rules.Load()
+	to := x.target(&q.name)
+	if to == "" {
+		s.ask(x, from, &q, query, send)
+		return
+	}
+	var inner question
+	asked, original := renamed(&q, query, to), append([]byte(nil), query...)
+	if inner.parse(asked, udp) != faultNone {
+		send(q.fail(nil, query, rcodeServer))
+		return
+	}
+	s.ask(x, from, &inner, asked, func(msg []byte) { send(q.underName(nil, original, msg, to)) })
+}
+
+// ask asks upstream for a name that stands for itself.
+func (s *Server) ask(x *outside, from netip.Addr, q *question, query []byte, reply func(msg []byte)) {
+	a := asker{client: q.client, from: from.Unmap(), head: append([]byte(nil), query[:q.end]...), qtype: q.qtype, reply: reply}
 	target := ask{wire: string(q.name.wire[:q.name.len]), qtype: q.qtype}
 	z := s.zone.Load()
-	if f := z.find(&q.name); f.kind == kindExternal {
+	f := z.find(&q.name)
+	if p := s.searchPath(x, z, from, q); p != nil && p.denied {
+		none := found{kind: kindNone, zone: p.zone}
+		a.chain, a.ttl, target.wire = p.chain, z.ttl, p.base
+		a.denied = z.negative(q, query, nil, &none, rcodeName)
+	} else if f.kind == kindExternal {
 		chain, last := z.chase(f.svc)
-		if last == nil || last.kind != kindOutside {
-			// The zone changed since Answer looked: it answers now.
-			if msg, st := z.answer(&q, query, nil); st == Answered {
-				a.reply(msg)
-				return
+		if last != nil && last.kind == kindOutside {
+			a.chain, a.ttl = chain, z.ttl
+			if t, ok := parseTarget(chain[len(chain)-1]); ok {
+				target.wire = t.wire
 			}
 		}
-		a.chain, a.ttl = chain, z.ttl
-		if t, ok := parseTarget(chain[len(chain)-1]); ok {
-			target.wire = t.wire
+	}
+	if f.kind != kindOutside && len(a.chain) == 0 {
+		// The zone changed since Answer looked: it answers now.
+		if msg, st := z.answer(q, query, nil); st == Answered {
+			reply(msg)
+			return
 		}
 	}
-	s.forward.submit(a, target)
+	s.forward.submit(a, target, x)
 }
 
 // keyOf appends the identity of a question: name, type and the flags that make
@@ -186,7 +224,7 @@ func (c *client) keyFlags() keyFlags {
 
 // cached answers from the cache; nil when it cannot. It does not allocate when
 // out is long enough.
-func (f *forwarder) cached(q *question, query, out []byte) []byte {
+func (f *forwarder) cached(q *question, query, out []byte, rules *outside) []byte {
 	var buf [maxName + 3]byte
 	key := keyOf(buf[:0], q.name.wire[:q.name.len], q.qtype, q.keyFlags())
 	now := f.now()
@@ -194,25 +232,45 @@ func (f *forwarder) cached(q *question, query, out []byte) []byte {
 	if e == nil {
 		return nil
 	}
+	if !rules.options.Cache.NoPrefetch && e.due(now) {
+		f.refresh(string(key), ask{wire: string(q.name.wire[:q.name.len]), qtype: q.qtype, flags: q.keyFlags()}, rules)
+	}
+	if e.stale {
+		f.stales.Add(1)
+	}
 	return e.relay(&q.client, out, query, now)
+}
+
+// refresh asks for a name for which nobody waits yet. What is not asked because too
+// much is on its way is asked by who misses it.
+func (f *forwarder) refresh(key string, target ask, rules *outside) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped || f.calls[key] != nil || f.inFlight.Take(netip.Addr{}) == quota.None {
+		return
+	}
+	f.prefetched.Add(1)
+	c := &call{key: key, ask: target, rules: rules}
+	f.calls[key] = c
+	f.queue <- c // has room for every call there may be
 }
 
 // submit answers an asker from the cache, lets it join a question that is on
 // its way, or starts one.
-func (f *forwarder) submit(a asker, target ask) {
+func (f *forwarder) submit(a asker, target ask, rules *outside) {
 	target.flags = a.keyFlags()
 	key := string(keyOf(nil, target.wire, target.qtype, target.flags))
 	if e := f.cache.get([]byte(key), f.now()); e != nil {
 		a.deliver(e, f.now())
 		return
 	}
-	if rcode := f.enqueue(key, a, target); rcode != rcodeSuccess {
+	if rcode := f.enqueue(key, a, target, rules); rcode != rcodeSuccess {
 		a.reply(a.fail(nil, a.head, rcode))
 	}
 }
 
 // enqueue returns the code to refuse the asker with, or success.
-func (f *forwarder) enqueue(key string, a asker, target ask) uint16 {
+func (f *forwarder) enqueue(key string, a asker, target ask, rules *outside) uint16 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.stopped {
@@ -234,7 +292,7 @@ func (f *forwarder) enqueue(key string, a asker, target ask) uint16 {
 		f.refused.Add(1)
 		return rcodeRefused
 	default:
-		c = &call{key: key, ask: target, owner: a.from}
+		c = &call{key: key, ask: target, owner: a.from, rules: rules}
 		f.calls[key] = c
 		f.queue <- c // has room for every call there may be
 	}
@@ -246,8 +304,13 @@ func (f *forwarder) enqueue(key string, a asker, target ask) uint16 {
 // the same id and the flags that only our queries have together. By accident
 // that happens once in 65536 times, and then it counts wrong and no more.
 func (f *forwarder) isOwn(c *call, a *asker) bool {
-	id := c.id.Load()
-	return id != 0 && id == uint32(binary.BigEndian.Uint16(a.head))|ownID && a.opt && a.flags&flagAD != 0
+	id := uint32(binary.BigEndian.Uint16(a.head)) | ownID
+	for i := range c.ids {
+		if c.ids[i].Load() == id {
+			return a.opt && a.flags&flagAD != 0
+		}
+	}
+	return false
 }
 
 // serve asks upstream and answers everybody who waits.
@@ -255,24 +318,75 @@ func (f *forwarder) serve(ctx context.Context, c *call, z *Zone) {
 	f.forwarded.Add(1)
 	ctx, cancel := context.WithTimeout(ctx, f.total)
 	defer cancel()
-	r := f.exchange(ctx, c, z)
-	now := f.now()
-	if r == nil {
-		r = failure(&c.ask)
+	stale := f.cache.stale(c.key, f.now())
+	if stale != nil {
+		// Who has waited long enough gets what there was; the call goes on.
+		timer := time.AfterFunc(f.staleWait, func() { f.serveStale(c, stale) })
+		defer timer.Stop()
 	}
+	var r *reply
+	rt := c.rules.route(c.ask.wire)
+	if len(rt.upstreams) == 0 && !rt.resolvers {
+		r = failure(&c.ask, rcodeRefused)
+	} else if r = f.exchange(ctx, c, f.order(z, rt)); r == nil {
+		r = failure(&c.ask, rcodeServer)
+	}
+	if rcode := uint16(r.msg[3]) & maskRcode; stale != nil && rcode != rcodeSuccess && rcode != rcodeName {
+		f.serveStale(c, stale)
+		f.done(c, nil)
+		return
+	}
+	f.mu.Lock()
+	c.known = true
+	f.mu.Unlock()
+	now := f.now()
 	r.stored = now
-	if ttl := r.lifetime(c.ask.qtype); ttl > 0 && ctx.Err() != context.Canceled {
+	limits := &c.rules.options.Cache
+	ttl := r.lifetime(c.ask.qtype, cmp.Or(limits.MaxTTL, maxPositiveTTL), cmp.Or(limits.MaxNegativeTTL, maxNegativeTTL))
+	if ttl > 0 && ctx.Err() != context.Canceled {
 		r.expires = now.Add(time.Duration(ttl) * time.Second)
+		if rcode := uint16(r.msg[3]) & maskRcode; rcode == rcodeSuccess || rcode == rcodeName {
+			r.old = r.expires.Add(c.rules.stale)
+		}
 		f.cache.put(c.key, r, now)
 	}
 	f.done(c, r)
 }
 
-// failure is the SERVFAIL that stands for no usable answer; it is remembered
-// for a second, so that a dead upstream is not asked by every client.
-func failure(a *ask) *reply {
+// serveStale answers everybody who waits with what there was before, and whoever
+// asks in the next few seconds.
+func (f *forwarder) serveStale(c *call, stale *reply) {
+	now := f.now()
+	r := stale.again(now)
+	f.mu.Lock()
+	if c.known {
+		f.mu.Unlock()
+		return
+	}
+	f.cache.put(c.key, r, now)
+	askers := f.takeAskers(c)
+	f.mu.Unlock()
+	f.stales.Add(uint64(len(askers)))
+	for i := range askers {
+		askers[i].deliver(r, now)
+	}
+}
+
+// takeAskers returns who waits for a call, and they wait no more; mu is held.
+func (f *forwarder) takeAskers(c *call) []asker {
+	askers := c.askers
+	c.askers = nil
+	for i := range askers {
+		f.waiting.Give(askers[i].from)
+	}
+	return askers
+}
+
+// failure is what stands for no usable answer; it is remembered for a second, so
+// that a dead upstream is not asked by every client.
+func failure(a *ask, rcode byte) *reply {
 	msg := make([]byte, headerLen, headerLen+len(a.wire)+4)
-	msg[2], msg[3], msg[5] = flagQR>>8, 0x80|rcodeServer, 1
+	msg[2], msg[3], msg[5] = flagQR>>8, 0x80|rcode, 1
 	msg = append(msg, a.wire...)
 	msg = append(msg, byte(a.qtype>>8), byte(a.qtype), 0, classIN)
 	return &reply{msg: msg, end: len(msg)}
@@ -282,12 +396,9 @@ func failure(a *ask) *reply {
 func (f *forwarder) done(c *call, r *reply) {
 	f.mu.Lock()
 	delete(f.calls, c.key)
-	askers := c.askers
-	c.askers = nil
+	c.known = true
+	askers := f.takeAskers(c)
 	f.inFlight.Give(c.owner)
-	for i := range askers {
-		f.waiting.Give(askers[i].from)
-	}
 	f.mu.Unlock()
 	now := f.now()
 	for i := range askers {
@@ -301,6 +412,10 @@ func (f *forwarder) done(c *call, r *reply) {
 
 // deliver gives an asker its answer.
 func (a *asker) deliver(r *reply, now time.Time) {
+	if a.denied != nil && uint16(r.msg[3])&maskRcode == rcodeName {
+		a.reply(a.denied)
+		return
+	}
 	if len(a.chain) == 0 {
 		a.reply(r.relay(&a.client, nil, a.head, now))
 		return
@@ -330,10 +445,12 @@ func (f *forwarder) statistics() Stats {
 	st := Stats{
 		Forwarded: f.forwarded.Load(), Collapsed: f.collapsed.Load(), Refused: f.refused.Load(),
 		Loops: f.loops.Load(), UpstreamFailures: f.failures.Load(),
+		Hedged: f.hedged.Load(), Stale: f.stales.Load(), Prefetched: f.prefetched.Load(),
 	}
 	st.InFlight, st.Waiting = f.inFlight.Size(), f.waiting.Size()
 	f.cache.mu.Lock()
 	defer f.cache.mu.Unlock()
 	st.CacheHits, st.CacheMisses, st.CacheEntries = f.cache.hits, f.cache.misses, len(f.cache.entries)
+	st.Evicted = f.cache.evicted
 	return st
 }

@@ -330,7 +330,7 @@ func TestCacheHitDoesNotAllocate(t *testing.T) {
 	q, out := query(t, "www.example.org", mdns.TypeA, 1232), make([]byte, 0, dns.MaxUDP)
 	lookup(t, s, q, true)
 	if n := testing.AllocsPerRun(100, func() {
-		if _, st := s.Answer(q, true, out); st != dns.Answered {
+		if _, st := s.Answer(netip.Addr{}, q, true, out); st != dns.Answered {
 			t.Fatal(st)
 		}
 	}); n != 0 {

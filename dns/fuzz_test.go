@@ -2,12 +2,15 @@ package dns_test
 
 import (
 	"bytes"
+	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	mdns "github.com/miekg/dns"
 
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/dns/options"
 )
 
 // fuzzSeeds are whole queries: those of resolvers in the field (glibc asks
@@ -31,10 +34,38 @@ func FuzzAnswer(f *testing.F) {
 	big := large(200)
 	in.Services = append(in.Services, big.Services...)
 	in.Slices = append(in.Slices, big.Slices...)
-	s := serverOf(in)
+	fuzzAnswers(f, serverOf(in))
+}
+
+// FuzzSpecial: the same with names that are rewritten, hosts, and a search path that
+// is followed.
+func FuzzSpecial(f *testing.F) {
+	fuzzSeeds(f)
+	for _, n := range []string{"a.example", "x.apps.example", "apps.example", "old.example", "kube-dns.kube-system.testns.svc.cluster.local", "www.example.testns.svc.cluster.local"} {
+		f.Add(query(f, n, mdns.TypeA, 1232), true)
+		f.Add(query(f, n, mdns.TypeSRV, 0), false)
+	}
+	f.Add(query(f, "1.2.0.192.in-addr.arpa", mdns.TypePTR, 0), true)
+	s := dns.New(dns.Config{Namespace: func(netip.Addr) string { return "testns" }})
+	s.Publish(dns.Compile(cluster()))
+	if err := s.Configure(&options.Options{
+		Hosts: []options.Host{{Address: netip.MustParseAddr("192.0.2.1"), Names: []string{"a.example", "b.example"}}},
+		Rewrites: []options.Rewrite{
+			{Name: "apps.example", To: strings.Repeat("very-long-label-to-make-names-too-long.", 5) + "example", Suffix: true},
+			{Name: "testns.example", To: "testns.svc.cluster.local", Suffix: true},
+			{Name: "old.example", To: "svc1.testns.svc.cluster.local"},
+		},
+		Autopath: []string{"testns"}, Log: options.LogAll,
+	}); err != nil {
+		f.Fatal(err)
+	}
+	fuzzAnswers(f, s)
+}
+
+func fuzzAnswers(f *testing.F, s *dns.Server) {
 	f.Fuzz(func(t *testing.T, q []byte, udp bool) {
 		before := slices.Clone(q)
-		b, st := s.Answer(q, udp, make([]byte, 0, 64))
+		b, st := s.Answer(aClient, q, udp, make([]byte, 0, 64))
 		if !bytes.Equal(before, q) {
 			t.Fatal("the query was written to")
 		}

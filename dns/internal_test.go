@@ -149,7 +149,7 @@ func FuzzReply(f *testing.F) {
 		}
 		now := time.Unix(1000, 0)
 		r.stored = now.Add(-time.Second)
-		_ = r.lifetime(typeA)
+		_ = r.lifetime(typeA, maxPositiveTTL, maxNegativeTTL)
 		c := client{end: end, opt: counts&1 == 0, udp: true, limit: max(int(limit), end+optLen), flags: flagRD}
 		out := r.relay(&c, nil, q[:end], now)
 		if len(out) > c.limit || !bytes.Equal(out[:2], q[:2]) {
@@ -257,7 +257,7 @@ func TestLifetime(t *testing.T) {
 			if !ok {
 				t.Fatal("malformed")
 			}
-			if got := r.lifetime(typeA); got != tt.want {
+			if got := r.lifetime(typeA, maxPositiveTTL, maxNegativeTTL); got != tt.want {
 				t.Errorf("%d s, want %d", got, tt.want)
 			}
 		})

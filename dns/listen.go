@@ -47,6 +47,10 @@ func (s *Server) Listen(ctx context.Context, addrs []netip.AddrPort, ready func(
 	return ctx.Err()
 }
 
+// socketBuffer holds the questions that come while we are not running. The system's
+// own default holds some 250, and a resolver waits 5 seconds for one that is lost.
+const socketBuffer = 4 << 20
+
 // sockets are the listening sockets of Listen.
 type sockets struct {
 	udp []*net.UDPConn
@@ -71,6 +75,8 @@ func (k *sockets) open(ctx context.Context, a netip.AddrPort) (netip.AddrPort, e
 			}
 			return a, err
 		}
+		_ = u.SetReadBuffer(socketBuffer) // as much as the system gives
+		_ = u.SetWriteBuffer(socketBuffer)
 		k.udp, k.tcp = append(k.udp, u), append(k.tcp, l)
 		return at, nil
 	}
@@ -96,7 +102,7 @@ func (s *Server) serveUDP(c *net.UDPConn) error {
 		if err != nil {
 			continue // an ICMP error of an earlier reply
 		}
-		reply, st := s.Answer(buf[:n], true, out)
+		reply, st := s.Answer(from.Addr().Unmap(), buf[:n], true, out)
 		switch st {
 		case Answered:
 			_, _ = c.WriteToUDPAddrPort(reply, from) // the client asks again

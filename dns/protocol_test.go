@@ -96,7 +96,7 @@ func TestMalformed(t *testing.T) {
 			m.SetQuestion(svc+".", mdns.TypeA)
 			b := tt.edit(m, query(t, svc, mdns.TypeA, 0))
 			for _, udp := range []bool{true, false} {
-				reply, st := s.Answer(b, udp, nil)
+				reply, st := s.Answer(netip.Addr{}, b, udp, nil)
 				if tt.rcode == silence {
 					if st != dns.Drop || reply != nil {
 						t.Fatalf("%v with %d bytes, want silence", st, len(reply))
@@ -207,7 +207,7 @@ func TestReverseOutside(t *testing.T) { // RC-18
 		{`x.svc\.cluster.local`, mdns.TypeA, dns.Forward, 0},
 	}
 	for _, tt := range tests {
-		b, st := s.Answer(query(t, tt.name, tt.qtype, 0), true, nil)
+		b, st := s.Answer(netip.Addr{}, query(t, tt.name, tt.qtype, 0), true, nil)
 		if st != tt.status {
 			t.Errorf("%s: %v, want %v", tt.name, st, tt.status)
 		} else if st == dns.Answered && int(b[3]&15) != tt.rcode {
@@ -394,7 +394,7 @@ func TestOtherDomain(t *testing.T) {
 	if want := rrs(t, []string{"1.0.0.10.in-addr.arpa. 60 IN PTR svc1.testns.svc.K8s.Example.COM."}); !slices.Equal(text(t, r.Answer), want) {
 		t.Errorf("got %v", r.Answer)
 	}
-	if _, st := s.Answer(query(t, "svc1.testns.svc.cluster.local", mdns.TypeA, 0), true, nil); st != dns.Forward {
+	if _, st := s.Answer(netip.Addr{}, query(t, "svc1.testns.svc.cluster.local", mdns.TypeA, 0), true, nil); st != dns.Forward {
 		t.Errorf("the default domain is %v", st)
 	}
 }
@@ -427,7 +427,7 @@ func TestAnswerKeepsHandsOff(t *testing.T) {
 	q := query(t, "hdls1.testns.svc.cluster.local", mdns.TypeA, 1232)
 	before := slices.Clone(q)
 	out := make([]byte, 7, 1500)
-	reply, _ := s.Answer(q, true, out)
+	reply, _ := s.Answer(netip.Addr{}, q, true, out)
 	if !slices.Equal(q, before) {
 		t.Error("the query was written to")
 	}

@@ -102,17 +102,22 @@ func (b *builder) external(qtype uint16, f *found) {
 	b.msg.Answer = cnames(b.owner, chain, b.z.ttl)
 	before := len(b.msg.Answer)
 	inner := &builder{z: b.z, msg: new(mdns.Msg), owner: chain[len(chain)-1], zone: b.zone, limit: b.limit}
-	switch {
-	case last.kind == kindHost && last.one.IsValid(), last.kind == kindPod:
-		inner.addresses(qtype, inner.owner, []netip.Addr{last.one})
-	case last.kind == kindService, last.kind == kindHost:
-		inner.addresses(qtype, inner.owner, append(unpacked(last.set.v4, 4), unpacked(last.set.v6, 16)...))
-	case b.z.hasRecords(qtype, last.kind):
-		inner.records(qtype, last)
-	}
+	inner.at(qtype, last)
 	b.msg.Answer = append(b.msg.Answer, inner.msg.Answer...)
 	if len(b.msg.Answer) == before {
 		b.msg.Answer = nil
+	}
+}
+
+// at writes what the end of a chain has.
+func (b *builder) at(qtype uint16, last *found) {
+	switch {
+	case last.kind == kindHost && last.one.IsValid(), last.kind == kindPod:
+		b.addresses(qtype, b.owner, []netip.Addr{last.one})
+	case last.kind == kindService, last.kind == kindHost:
+		b.addresses(qtype, b.owner, append(unpacked(last.set.v4, 4), unpacked(last.set.v6, 16)...))
+	case b.z.hasRecords(qtype, last.kind):
+		b.records(qtype, last)
 	}
 }
 

@@ -2,7 +2,9 @@ package dns
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/binary"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -10,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/netctl/netctl/dns/metrics"
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/quota"
 )
 
@@ -20,6 +24,12 @@ type Config struct {
 	// one first. It is called for each question that goes out and must be
 	// cheap; see ResolvConf. nil means none.
 	Upstreams func() []netip.AddrPort
+	// Refuse returns why an address of the options cannot be an upstream, such as
+	// one that is routed to us; nil refuses none.
+	Refuse func(netip.Addr) error
+	// Namespace returns the namespace of the pod that has an address, "" if none
+	// has. It is called for questions only where the options need it; nil knows none.
+	Namespace func(netip.Addr) string
 	// Dial opens a connection to an upstream; nil is a net.Dialer. A UDP
 	// connection must be new, so that its source port is fresh, and connected,
 	// so that only the upstream's packets arrive.
@@ -34,6 +44,14 @@ type Config struct {
 	// AttemptTimeout and TotalTimeout bound one upstream and one question;
 	// 0 is 1.5 s and 4.5 s.
 	AttemptTimeout, TotalTimeout time.Duration
+	// HedgeAfter is how long an upstream is waited for before the next one is asked
+	// beside it; 0 is as long as it usually takes, below 0 is for ever.
+	HedgeAfter time.Duration
+	// StaleWait is how long a client waits before it gets an answer whose time is
+	// over, if there is one; 0 is 1.8 s.
+	StaleWait time.Duration
+	// RootCAs sign upstreams' certificates; nil is the host's.
+	RootCAs *x509.CertPool
 	// IdleTimeout bounds the wait for the next question of a stream; 0 is 10 s.
 	IdleTimeout time.Duration
 }
@@ -42,11 +60,15 @@ type Config struct {
 // may be called from any goroutine.
 type Server struct {
 	zone    atomic.Pointer[Zone]
+	rules   atomic.Pointer[outside]
 	forward *forwarder
+	refuse  func(netip.Addr) error
+	inside  func(netip.Addr) string // the namespace of a pod
+	metrics metrics.Set
 	log     *slog.Logger
 	idle    time.Duration
 	streams *quota.Quota
-	stats   counters
+	dropped atomic.Uint64
 }
 
 // Stats are counts since the start, save the gauges InFlight, Waiting,
@@ -59,17 +81,16 @@ type Stats struct {
 	Refused          uint64     // beyond a bound, of all or of the client
 	UpstreamFailures uint64     // exchanges without a usable answer
 	Loops            uint64     // our own queries that came back
+	Hedged           uint64     // questions that went to a second upstream, because the first took long
+	Stale            uint64     // answers whose time was over, for want of newer ones
+	Prefetched       uint64     // questions sent before anybody missed the answer
+	Evicted          uint64     // cache entries that made room
 	CacheHits        uint64
 	CacheMisses      uint64
 	CacheEntries     int
 	InFlight         int // questions that wait for upstream
 	Waiting          int // clients that wait for them
 	Streams          int // being served
-}
-
-type counters struct {
-	dropped atomic.Uint64
-	replies [16]atomic.Uint64
 }
 
 // New returns a Server that knows no name yet. Run must run for Forward to
@@ -81,7 +102,12 @@ func New(cfg Config) *Server {
 	s := &Server{
 		log: cfg.Logger, idle: cfg.IdleTimeout, forward: newForwarder(cfg),
 		streams: quota.New(maxStreams, streamsPerClient, fairStreams),
+		refuse:  cfg.Refuse, inside: cfg.Namespace,
 	}
+	if s.inside == nil {
+		s.inside = func(netip.Addr) string { return "" }
+	}
+	s.rules.Store(newOutside(new(options.Options)))
 	if s.idle == 0 {
 		s.idle = idleTimeout
 	}
@@ -98,12 +124,24 @@ func (s *Server) Zone() *Zone { return s.zone.Load() }
 // Stats returns the counters.
 func (s *Server) Stats() Stats {
 	st := s.forward.statistics()
-	st.Dropped = s.stats.dropped.Load()
+	st.Dropped = s.dropped.Load()
 	st.Streams = s.streams.Size()
-	for i := range s.stats.replies {
-		st.Replies[i] = s.stats.replies[i].Load()
+	for i := range st.Replies {
+		st.Replies[i] = s.metrics.Answers(i)
 	}
 	return st
+}
+
+// Programmed counts that a change of the cluster took that long to be answered with.
+func (s *Server) Programmed(d time.Duration) { s.metrics.Programmed(d) }
+
+// WriteMetrics writes what was counted in Prometheus' text format.
+func (s *Server) WriteMetrics(w io.Writer, version string) error {
+	st := s.Stats()
+	return s.metrics.Write(w, version, metrics.Forwarding{
+		Hits: st.CacheHits, Misses: st.CacheMisses, Entries: uint64(st.CacheEntries), Evicted: st.Evicted, Stale: st.Stale,
+		Prefetched: st.Prefetched, Refused: st.Refused, Upstreams: s.forward.upstreamCounts(),
+	})
 }
 
 // Answer answers query, which came over UDP or a stream. The reply is written
@@ -111,31 +149,46 @@ func (s *Server) Stats() Stats {
 // does not overlap query. With Status Forward the caller passes the query to
 // Forward. Answers to A and AAAA questions for names of the cluster, name
 // errors, empty answers and answers from the cache allocate nothing when out
-// has a capacity of MaxUDP.
-func (s *Server) Answer(query []byte, udp bool, out []byte) (reply []byte, st Status) {
+// has a capacity of MaxUDP. from is who asks; the zero Addr is nobody we know.
+func (s *Server) Answer(from netip.Addr, query []byte, udp bool, out []byte) (reply []byte, st Status) {
 	var q question
 	fault := q.parse(query, udp)
 	if fault == faultDrop {
-		s.stats.dropped.Add(1)
+		s.dropped.Add(1)
 		return nil, Drop
 	}
+	start := s.metrics.Request(!udp, from.Is6(), q.qtype, q.do)
 	if fault != faultNone {
 		out = q.fail(out, query, fault.rcode())
-		return s.count(out), Answered
+		return s.count(&q, from, out, metrics.None), Answered
 	}
-	z := s.zone.Load()
-	out, st = z.answer(&q, query, out)
+	rules, z := s.rules.Load(), s.zone.Load()
+	plugin := metrics.Kubernetes
+	if rules.plain {
+		out, st = z.answer(&q, query, out)
+	} else {
+		out, st, plugin = s.special(view{rules, z, from}, &q, query, out)
+	}
 	if st == Forward {
-		if out = s.forward.cached(&q, query, out); out == nil {
+		if out = s.forward.cached(&q, query, out, rules); out == nil {
 			return nil, Forward
 		}
+		plugin = metrics.Cache
 	}
-	return s.count(out), Answered
+	if !start.IsZero() {
+		s.metrics.Measure(!udp, len(query), len(out), start)
+	}
+	return s.count(&q, from, out, plugin), Answered
 }
 
-// count counts a reply by its response code.
-func (s *Server) count(reply []byte) []byte {
-	s.stats.replies[reply[3]&maskRcode].Add(1)
+// count counts a reply by its response code, and writes it to the log if it shall
+// be there.
+func (s *Server) count(q *question, from netip.Addr, reply []byte, plugin metrics.Plugin) []byte {
+	rcode := uint16(reply[3]) & maskRcode
+	s.metrics.Response(!q.udp, rcode, plugin)
+	if rules := s.rules.Load(); rules.logs != logNone {
+		s.logQuery(rules, q, from, reply)
+	}
 	return reply
 }
 

@@ -112,7 +112,7 @@ func query(t testing.TB, name string, qtype, edns uint16) []byte {
 // ask asks and checks what holds for every reply.
 func ask(t testing.TB, s *dns.Server, q []byte, udp bool) *mdns.Msg {
 	t.Helper()
-	b, st := s.Answer(q, udp, nil)
+	b, st := s.Answer(netip.Addr{}, q, udp, nil)
 	if st != dns.Answered {
 		t.Fatalf("status %v, want %v", st, dns.Answered)
 	}

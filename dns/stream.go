@@ -73,7 +73,7 @@ func (s *Server) readStream(conn net.Conn, client netip.Addr, w *streamWriter) {
 			return
 		}
 		w.slots <- struct{}{}
-		reply, st := s.Answer(buf[:n], false, make([]byte, 0, plainUDP))
+		reply, st := s.Answer(client, buf[:n], false, make([]byte, 0, plainUDP))
 		switch st {
 		case Answered:
 			w.send(reply)

@@ -393,7 +393,7 @@ func TestAgainstTwin(t *testing.T) {
 			name, qtype := randomQuestion(r)
 			q := query(t, name, qtype, 1232)
 			want := w.ask(name, qtype)
-			reply, st := s.Answer(q, false, nil)
+			reply, st := s.Answer(netip.Addr{}, q, false, nil)
 			if (st == dns.Forward) != (want.rcode == forwarded) {
 				t.Fatalf("seed %d: %s %s: %v, the twin says %d", seed, name, mdns.TypeToString[qtype], st, want.rcode)
 			}

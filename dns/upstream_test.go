@@ -167,6 +167,9 @@ func run(t *testing.T, cfg dns.Config, ups ...*upstream) *dns.Server {
 	if cfg.AttemptTimeout == 0 {
 		cfg.AttemptTimeout, cfg.TotalTimeout = 700*time.Millisecond, 3*time.Second
 	}
+	if cfg.HedgeAfter == 0 {
+		cfg.HedgeAfter = -1
+	}
 	s := dns.New(cfg)
 	s.Publish(dns.Compile(cluster()))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -201,7 +204,7 @@ func forward(t testing.TB, s *dns.Server, q []byte, udp bool) []byte {
 // lookup does what the datapath does with a query.
 func lookup(t testing.TB, s *dns.Server, q []byte, udp bool) *mdns.Msg {
 	t.Helper()
-	b, st := s.Answer(q, udp, nil)
+	b, st := s.Answer(netip.Addr{}, q, udp, nil)
 	if st == dns.Forward {
 		b = forward(t, s, q, udp)
 	}

@@ -10,6 +10,7 @@ import (
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/sharemap"
 )
@@ -65,6 +66,27 @@ func InputOf(s *model.State) Input {
 		in.Ranges = append(in.Ranges, b.CIDR)
 	}
 	return in
+}
+
+// Configure takes over what options say of the cluster's names.
+func (in *Input) Configure(o *options.Options) {
+	in.TTL, in.NegativeTTL = o.TTL, o.NegativeTTL
+	in.PodMode = map[options.Pods]PodMode{options.PodsVerified: PodsVerified, options.PodsDisabled: PodsDisabled}[o.Pods]
+}
+
+// Namespaces returns the namespace of each pod by its addresses. Pods in their
+// node's network are not there: their address is not theirs alone.
+func Namespaces(pods []*model.Pod) map[netip.Addr]string {
+	out := make(map[netip.Addr]string, len(pods))
+	for _, p := range pods {
+		if p.HostNetwork || p.Finished {
+			continue
+		}
+		for _, a := range p.Addresses {
+			out[a.Unmap()] = p.Name.Namespace
+		}
+	}
+	return out
 }
 
 // Problem is an object whose name or target cannot be served.

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netctl/netctl/cni"
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/agent"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
@@ -93,6 +94,8 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags.IntVar(&f.Workers, "workers", f.Workers, "threads that forward packets (default half the processors)")
 	flags.StringVar((*string)(&f.Proxy), "proxy", string(f.Proxy), "whose service traffic is ours: full, pods (the rest is kube-proxy's) or auto")
 	flags.StringVar((*string)(&f.DNS), "dns", string(f.DNS), "answer at the cluster's name server address: on, off or auto")
+	flags.StringVar(&f.DNSOptions, "dns-options", f.DNSOptions, "file with the name server's upstreams, domains asked elsewhere, hosts and more, read again when it changes")
+	flags.StringVar(&f.DNSMetrics, "dns-metrics", f.DNSMetrics, "address to serve the name server's Prometheus metrics at, such as :9153 (default nowhere)")
 	flags.StringVar((*string)(&f.Egress), "egress", string(f.Egress), "how pods reach the outside: sockets of the agent, packets that the kernel forwards, or auto (packets where the node can)")
 	flags.StringVar((*string)(&f.UDPGSO), "udp-gso", string(f.UDPGSO), "have the kernel cut what the tunnel sends: on, off, or auto (if a test at the start shows that it can)")
 	flags.StringVar((*string)(&f.UDPGRO), "udp-gro", string(f.UDPGRO), "have the kernel join what the tunnel receives: on, off or auto")
@@ -123,6 +126,8 @@ func (f *agentFlags) merge(given func(flag string) bool) (settings.Settings, err
 			"workers":        func() { s.Workers = f.Workers },
 			"proxy":          func() { s.Proxy = f.Proxy },
 			"dns":            func() { s.DNS = f.DNS },
+			"dns-options":    func() { s.DNSOptions = f.DNSOptions },
+			"dns-metrics":    func() { s.DNSMetrics = f.DNSMetrics },
 			"egress":         func() { s.Egress = f.Egress },
 			"udp-gso":        func() { s.UDPGSO = f.UDPGSO },
 			"udp-gro":        func() { s.UDPGRO = f.UDPGRO },
@@ -152,7 +157,11 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
 		Proxy: s.Proxy, DNS: s.DNS, Egress: s.Egress, ProbeSocket: f.probeSocket,
 		TUNOffload: s.TUNOffload, UDPGSO: s.UDPGSO, UDPGRO: s.UDPGRO,
-		HoldSocket: f.holdSocket, StandIn: f.standIn, DrainLimit: f.drainLimit, Log: log,
+		HoldSocket: f.holdSocket, StandIn: f.standIn, DrainLimit: f.drainLimit, DNSMetrics: s.DNSMetrics, Version: version, Log: log,
+	}
+	if cfg.DNSOptions, err = options.Open(s.DNSOptions, log); err != nil {
+		// A node without a network would not be better off.
+		log.Error("the name server works without options until they are right", "error", err)
 	}
 	source, err := f.chooseSource()
 	if err != nil {

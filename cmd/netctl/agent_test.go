@@ -33,7 +33,7 @@ func TestAgentFlagsAndFile(t *testing.T) {
 	other := map[string][2]string{ // what the file says, what the flag says
 		"clusterCIDRs": {"[10.1.0.0/16]", "10.2.0.0/16"}, "clusterDomain": {"a.example", "b.example"}, "apiServer": {"a:6443", "b:6443"},
 		"kubeletConf": {"/a", "/b"}, "wireguardPort": {"1000", "2000"}, "mtu": {"1400", "1500"}, "workers": {"2", "3"},
-		"proxy": {"full", "pods"}, "dns": {"on", "off"}, "egress": {"auto", "packets"}, "udpGSO": {"off", "on"}, "udpGRO": {"on", "off"}, "tunOffload": {"off", "on"}, "cniBinDir": {"/a", "/b"}, "cniConfDir": {"/a", "/b"},
+		"proxy": {"full", "pods"}, "dns": {"on", "off"}, "dnsOptions": {"/a", "/b"}, "dnsMetrics": {":1", ":2"}, "egress": {"auto", "packets"}, "udpGSO": {"off", "on"}, "udpGRO": {"on", "off"}, "tunOffload": {"off", "on"}, "cniBinDir": {"/a", "/b"}, "cniConfDir": {"/a", "/b"},
 		"stateDir": {"/a", "/b"}, "dataDir": {"/a", "/b"}, "logLevel": {"warn", "error"},
 	}
 	field := func(s *settings.Settings, i int) string {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/dnsnode"
 )
@@ -18,13 +19,18 @@ import (
 type dnsFlags struct {
 	partFlags
 	domain, stateDir   string
+	options, metrics   string
 	listen, resolvConf []string
 	drain              time.Duration
 }
 
 // dnsKinds are what the name server reads of an API server.
-func dnsKinds() []string {
-	return []string{"namespaces", "nodes", "services", "endpointslices", "servicecidrs"}
+func dnsKinds(o *options.Options) []string {
+	kinds := []string{"namespaces", "nodes", "services", "endpointslices", "servicecidrs"}
+	if o.NeedPods() {
+		kinds = append(kinds, "pods")
+	}
+	return kinds
 }
 
 func newDNS(io streams) *cobra.Command {
@@ -45,8 +51,11 @@ the same for its pods inside the datapath.`,
 	flags.StringVar(&f.domain, "cluster-domain", "", "domain of the cluster's names (default what the cluster says, else cluster.local)")
 	flags.StringSliceVar(&f.listen, "listen", []string{"127.0.0.1:53"}, "addresses to answer at, UDP and TCP")
 	flags.StringSliceVar(&f.resolvConf, "resolv-conf", nil, "files that name the resolvers for other names (default /etc/resolv.conf)")
+	flags.StringVar(&f.options, "options", "", "file with upstreams, domains asked elsewhere, hosts and more, read again when it changes")
+	flags.StringVar(&f.metrics, "metrics", "", "address to serve Prometheus' metrics at, such as :9153 (default nowhere)")
 	flags.DurationVar(&f.drain, "drain", 0, "how long to go on answering when told to end, no longer ready")
 	flags.StringVar(&f.stateDir, "state-dir", "", "where the cluster's last state is kept, with an API server (default nowhere)")
+	cmd.AddCommand(newDNSImport(io), newDNSQuery(io))
 	return cmd
 }
 
@@ -73,13 +82,18 @@ func serveDNS(ctx context.Context, io streams, f dnsFlags) error {
 	if f.stateDir != "" {
 		cache = filepath.Join(f.stateDir, "state")
 	}
-	p, err := f.openPart("", cache, dnsKinds(), log)
+	opts, err := options.Open(f.options, log)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	p, err := f.openPart("", cache, dnsKinds(opts.Options()), log)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	cfg := dnsnode.Config{
 		Source: p.source, Domain: func(ctx context.Context) (string, error) { return f.clusterDomain(ctx, p) },
-		Listen: addrs, ResolvConf: f.resolvConf, Drain: f.drain, ProbeSocket: f.probeSocket, Log: log,
+		Listen: addrs, ResolvConf: f.resolvConf, Drain: f.drain, ProbeSocket: f.probeSocket,
+		Options: opts, Metrics: f.metrics, Version: version, Log: log,
 	}
 	return dnsnode.Run(ctx, cfg)
 }

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/netctl/netctl/deploy"
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/agent/settings"
 )
 
@@ -118,6 +119,37 @@ func TestAgentsReadTheirConfigMap(t *testing.T) {
 		return
 	}
 	t.Error("there is no ConfigMap")
+}
+
+// TestInstalledNameServerOptions: what the chart's dnsOptions say is what agents read.
+func TestInstalledNameServerOptions(t *testing.T) {
+	t.Parallel()
+	v, err := deploy.Values{}.Set("dnsOptions.ttl=10")
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs, err := deploy.Render(deploy.Options{Values: v})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(docs, func(d deploy.Document) bool { return d.Kind == "ConfigMap" })
+	var o struct {
+		Data map[string]string `json:"data"`
+	}
+	if err := yaml.Unmarshal([]byte(docs[i].Text), &o); err != nil {
+		t.Fatal(err)
+	}
+	var s settings.Settings
+	if err := s.Decode([]byte(o.Data["config.yaml"])); err != nil {
+		t.Fatal(err)
+	}
+	got, err := options.Decode([]byte(o.Data["dns.yaml"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.DNSOptions != "/etc/netctl/dns.yaml" || got.TTL != 10 {
+		t.Errorf("options in %q, with a ttl of %d", s.DNSOptions, got.TTL)
+	}
 }
 
 // TestInstalledAgentsUnderstandTheirFlags: the command lines of the DaemonSet

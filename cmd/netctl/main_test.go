@@ -106,7 +106,7 @@ func TestExitCodes(t *testing.T) {
 func TestHelpFitsAScreen(t *testing.T) {
 	t.Parallel()
 	for _, args := range []string{
-		"", "agent", "cni", "cni install", "cni uninstall", "proxy", "proxy table", "dns", "ipam", "ipam plan", "ipam apply",
+		"", "agent", "cni", "cni install", "cni uninstall", "proxy", "proxy table", "dns", "dns import-corefile", "dns query", "ipam", "ipam plan", "ipam apply",
 		"lab", "lab up", "lab down", "lab status", "lab exec", "lab apply", "lab delete", "lab logs", "lab demo", "lab serve", "debug", "debug pprof",
 	} {
 		code, out, errs := call(t.Context(), append(strings.Fields(args), "--help")...)

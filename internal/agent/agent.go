@@ -31,6 +31,7 @@ import (
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/confirm"
 	"github.com/netctl/netctl/internal/agent/estate"
@@ -84,6 +85,9 @@ type Config struct {
 	ClusterCIDRs []netip.Prefix
 	Proxy        settings.Proxy  // "": full
 	DNS          settings.DNS    // "": on
+	DNSOptions   *options.File   // nil: none
+	DNSMetrics   string          // address to serve the name server's metrics at; "": nowhere
+	Version      string          // of the program, for the metrics
 	Egress       settings.Egress // "": sockets
 	// Offloads of devices, and of the tunnel's sockets. "": auto
 	TUNOffload, UDPGSO, UDPGRO settings.Offload
@@ -165,6 +169,7 @@ type Agent struct {
 	key       overlay.Key
 	resolver  *dns.Server
 	upstreams *dns.ResolvConf
+	spaces    atomic.Pointer[map[netip.Addr]string] // namespaces of this node's pods; never nil
 	stack     *netstack.Stack
 	sockets   *nodeport.Server
 	host      *kernel.TUN
@@ -264,7 +269,7 @@ func (a *Agent) prepare() error {
 	a.log.Info("former process' state", "flows", a.flows.Report().String(), "affinities", a.affinity.Report().String())
 	a.router = datapath.New(datapath.Config{Flows: a.flows, Affinity: a.affinity, Clock: kernel.BootClock})
 	a.upstreams = dns.NewResolvConf(dns.ResolvConfConfig{Paths: a.cfg.ResolvConf, Refuse: a.refuseUpstream, Logger: a.log})
-	a.resolver = dns.New(dns.Config{Upstreams: a.upstreams.Upstreams, Logger: a.log})
+	a.openNames()
 	files, err := kernel.FileLimit()
 	if err != nil {
 		return err

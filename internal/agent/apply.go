@@ -21,6 +21,7 @@ func (a *Agent) compile() Output {
 	out := Compile(Input{
 		State: state, Protected: a.protected(state), TunnelPort: a.cfg.ListenPort, Node: a.cfg.Node,
 		Domain:       settings.Domain(a.cfg.Domain, a.facts.Domain),
+		Names:        a.cfg.DNSOptions.Options(),
 		ClusterCIDRs: a.ranges, Ports: a.localPorts(), Previous: &a.last,
 		PodsOnly: settings.PodsOnly(a.cfg.Proxy, state, a.cfg.Node), ForeignDNS: settings.ForeignDNS(a.cfg.DNS, state),
 	})
@@ -97,6 +98,7 @@ func (a *Agent) publish(out Output) error {
 	}
 	a.pool.Hold(record.Missing(a.state.Load(), out.Blocks, a.owners()))
 	a.affinity.Sweep(out.Tables.Services, a.router.Now())
+	a.knowPods()
 	a.resolver.Publish(out.Zone)
 	a.limit(out)
 	unread := a.workers.Publish(out.Tables)

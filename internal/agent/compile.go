@@ -9,6 +9,7 @@ import (
 	"github.com/gaissmai/bart"
 
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/limits"
 	"github.com/netctl/netctl/internal/datapath"
@@ -84,6 +85,8 @@ type Input struct {
 	// ForeignDNS leaves the name server's virtual address to whoever stands
 	// behind its Service: it is a service like any other.
 	ForeignDNS bool
+	// Names are the name server's options; nil: none.
+	Names *options.Options
 	// Previous may be what was compiled before: what has not changed is shared
 	// with it. It does not change the result.
 	Previous *Output
@@ -238,6 +241,9 @@ func (c *compiler) names(zone <-chan *dns.Zone) {
 func (c *compiler) compileNames() <-chan *dns.Zone {
 	in := dns.InputOf(c.in.State)
 	in.Domain, in.Server, in.Previous = c.in.Domain, dnsService, c.previous().Zone
+	if c.in.Names != nil {
+		in.Configure(c.in.Names)
+	}
 	in.Ranges = slices.Concat(c.podRanges(), c.in.State.ServiceCIDRs)
 	if svc := c.in.State.Service(dnsService); svc != nil {
 		in.Addresses = svc.ClusterIPs

@@ -73,6 +73,8 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan e
 	})
 	run("status", a.serveStatus)
 	run("claims", a.claims.Run)
+	run("name server's options", a.followNames)
+	run("name server's metrics", a.measureNames)
 	if a.installer != nil {
 		run("installation", func(ctx context.Context) error { return a.installer.Run(ctx, a.cni.Serving()) })
 	}

@@ -21,7 +21,7 @@ type row struct {
 var rows = map[string]row{
 	"cmd/netctl": {
 		imports: []string{
-			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/status", "internal/agent/settings",
+			"cni", "cni/shim", "deploy", "deploy/removal", "dns", "dns/corefile", "dns/options", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/status", "internal/agent/settings",
 			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/holder", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
 			"ipam", "proxy",
 		},
@@ -42,7 +42,7 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/limits", "internal/agent/loop",
+			"cni", "dns", "dns/metrics", "dns/options", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/limits", "internal/agent/loop",
 			"internal/agent/port", "internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
 			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/offload", "internal/packet", "internal/policy", "internal/rawport", "internal/shape", "ipam", "overlay", "proxy",
 		},
@@ -106,7 +106,7 @@ var rows = map[string]row{
 		reason: "a socket and two questions",
 	},
 	"internal/dnsnode": {
-		imports: []string{"dns", "internal/agent/probe", "internal/model"},
+		imports: []string{"dns", "dns/metrics", "dns/options", "internal/agent/probe", "internal/model"},
 		reason:  "the name server alone; it knows no packets",
 	},
 	"internal/proxynode": {
@@ -185,8 +185,18 @@ var rows = map[string]row{
 		reason:  "a pure table, and the clients' affinities, which outlive tables and the process",
 	},
 	"dns": {
-		imports: []string{"internal/model", "internal/quota", "internal/sharemap"},
+		imports: []string{"dns/metrics", "dns/options", "internal/model", "internal/quota", "internal/sharemap"},
 		reason:  "messages in, messages out; packets are the agent's affair",
+	},
+	"dns/corefile": {
+		imports: []string{"dns/options"},
+		reason:  "text in, options out; who works by them is not its affair",
+	},
+	"dns/metrics": {
+		reason: "counts numbers; what they mean is in their names",
+	},
+	"dns/options": {
+		reason: "plain values and their file",
 	},
 	"ipam": {
 		imports: []string{"internal/model"},
@@ -261,6 +271,10 @@ var rows = map[string]row{
 	"test/restart/agents": {
 		imports: []string{"internal/agent/status", "test/figures"},
 		reason:  "processes as the kernel shows them, and what an agent says of itself",
+	},
+	"test/dns": {
+		tests:  []string{"dns", "internal/cluster", "internal/model"},
+		reason: "compares the name server with another one from outside",
 	},
 	"test/restart/load": {
 		imports: []string{"internal/kernel"},

@@ -30,7 +30,7 @@ var bigPackages = map[string]big{
 	"cni":               {1800, "the server, the protocol's versions and the installation share one set of types; the plugin's side is in packages of its own"},
 	"internal/agent":    {3400, "every part of a node meets here: the compiler, the loop, the pods' life, status, and how all of it goes to the next process, each in its file"},
 	"internal/datapath": {1900, "the walk, what feeds it and what it reads; its steps share the packet in hand, and a call between packages would cost"},
-	"dns":               {3000, "cluster names, the wire format of the hot path, the forwarder and the cache; its parts share the message"},
+	"dns":               {4000, "cluster names, the wire format of the hot path, names of the options, the forwarder and the cache; all of them share the message"},
 	"internal/cluster": {
 		3900, "one converter per kind, both ways, and the two sources that share them and the snapshot, and what a source owes to the next process; how the API server is reached and the State's file are packages of their own",
 	},
@@ -41,7 +41,7 @@ var bigPackages = map[string]big{
 		3500, "TCP, datagrams and echo end here in three ways, over one table of flows with one set of bounds, and go on past the process' service",
 	},
 	"internal/nodeport": {1700, "listeners, their TCP sessions and UDP flows, and all of these on their way to a successor"},
-	"cmd/netctl":        {1900, "a file for each command: flags, help and construction, which nothing else shares"},
+	"cmd/netctl":        {2250, "a file for each command: flags, help and construction, which nothing else shares"},
 	"test/kube":         {2000, "one step of a cluster's life a file: programs, machines and images have packages of their own"},
 	"internal/packet":   {1900, "every header that the walk reads or writes, each in a file"},
 	"ipam":              {1900, "carving, the pool with its journal, and the claims: one vocabulary of blocks"},

@@ -12,16 +12,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/dns/metrics"
+	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/agent/probe"
 	"github.com/netctl/netctl/internal/model"
 )
@@ -41,6 +45,9 @@ type Config struct {
 	ResolvConf  []string         // files that name where names outside are asked; none: the usual ones
 	Drain       time.Duration    // how long to go on answering when told to end
 	ProbeSocket string           // "": nobody watches over us
+	Options     *options.File    // what else it is told, while it may change
+	Metrics     string           // address to serve Prometheus' metrics at; "": none
+	Version     string           // of the program, for the metrics
 	Log         *slog.Logger
 }
 
@@ -54,16 +61,29 @@ type server struct {
 	cfg Config
 	dns *dns.Server
 
-	own                   atomic.Pointer[[]netip.Addr] // virtual addresses that questions come by; never nil
+	own                   atomic.Pointer[[]netip.Addr]          // virtual addresses that questions come by; never nil
+	pods                  atomic.Pointer[map[netip.Addr]string] // namespaces of the cluster's pods; never nil
 	synced, bound, ending atomic.Bool
+
+	mu      sync.Mutex
+	options *options.Options // guarded by mu; never nil
+	state   *model.State     // the last one; nil before the first; guarded by mu
+	suffix  string           // the domain of the names; guarded by mu
 }
 
 // Run answers until the context ends, and for Config.Drain after that.
 func Run(ctx context.Context, cfg Config) error {
-	n := &server{cfg: cfg}
+	n := &server{cfg: cfg, options: cfg.Options.Options()}
 	n.own.Store(new([]netip.Addr))
+	n.pods.Store(new(map[netip.Addr]string))
 	upstreams := dns.NewResolvConf(dns.ResolvConfConfig{Paths: cfg.ResolvConf, Refuse: n.refuse, Logger: cfg.Log})
-	n.dns = dns.New(dns.Config{Upstreams: upstreams.Upstreams, Logger: cfg.Log})
+	n.dns = dns.New(dns.Config{
+		Upstreams: upstreams.Upstreams, Refuse: n.refuse, Namespace: func(a netip.Addr) string { return (*n.pods.Load())[a] },
+		MaxInFlight: n.options.MaxConcurrent, Logger: cfg.Log,
+	})
+	if err := n.dns.Configure(n.options); err != nil {
+		return fmt.Errorf("the name server's options: %w", err)
+	}
 	return n.run(ctx)
 }
 
@@ -85,8 +105,19 @@ func (n *server) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return n.cfg.Source.Run(serving, func(s *model.State) { n.learn(s, domain) })
+		return n.cfg.Source.Run(serving, func(s *model.State) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.state, n.suffix = s, domain
+			n.learn()
+		})
 	})
+	g.Go(func() error { return n.followOptions(serving) })
+	if n.cfg.Metrics != "" {
+		g.Go(func() error {
+			return metrics.Serve(serving, n.cfg.Metrics, func(w io.Writer) error { return n.dns.WriteMetrics(w, n.cfg.Version) })
+		})
+	}
 	g.Go(func() error { return n.dns.Run(serving) })
 	g.Go(func() error {
 		return n.dns.Listen(serving, n.cfg.Listen, func(at []netip.AddrPort) {
@@ -128,17 +159,64 @@ func (n *server) domain(ctx context.Context) (string, error) {
 	}
 }
 
-// learn publishes the names of a State.
-func (n *server) learn(s *model.State, domain string) {
+// optionsEvery is how often the options are looked at.
+const optionsEvery = time.Second
+
+// followOptions takes over what changes in the options until the context ends.
+func (n *server) followOptions(ctx context.Context) error {
+	tick := time.NewTicker(optionsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			n.takeOptions(n.cfg.Options.Options())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// takeOptions works by other options from now on, unless they are refused.
+func (n *server) takeOptions(o *options.Options) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if o == n.options {
+		return
+	}
+	old := n.options
+	n.options = o
+	if err := n.dns.Configure(o); err != nil {
+		n.cfg.Log.Error("the name server's options are refused, the former ones hold on", "error", err)
+		return
+	}
+	if o.NeedPods() && !old.NeedPods() {
+		n.cfg.Log.Warn("the name server's options need pods, which are read from the next start on")
+	}
+	n.learn()
+}
+
+// learn publishes the names of the last State; mu is held.
+func (n *server) learn() {
+	s := n.state
+	if s == nil {
+		return
+	}
+	began := time.Now()
 	in := dns.InputOf(s)
-	in.Domain, in.Server, in.Previous = domain, dnsService, n.dns.Zone()
+	in.Domain, in.Server, in.Previous = n.suffix, dnsService, n.dns.Zone()
+	in.Configure(n.options)
 	if svc := s.Service(dnsService); svc != nil {
 		in.Addresses = svc.ClusterIPs
 		own := slices.Clone(svc.ClusterIPs)
 		n.own.Store(&own)
 	}
 	n.dns.Publish(dns.Compile(in))
+	if n.options.NeedPods() {
+		pods := dns.Namespaces(s.Pods)
+		n.pods.Store(&pods)
+	}
 	n.synced.Store(s.Synced)
+	n.dns.Programmed(time.Since(began))
 }
 
 // refuse keeps questions from coming back to us.

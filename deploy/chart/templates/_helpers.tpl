@@ -50,6 +50,12 @@ proxy: {{ .proxy | quote }}
 # address, and it creates that Service if it is missing; off: whoever stands
 # behind the Service; auto: off where CoreDNS serves, else on.
 dns: {{ .dns | quote }}
+# The file with the name server's options, read again when it changes. Empty: the
+# one that dnsOptions of the chart becomes, if there are any (docs/dns.md).
+dnsOptions: {{ if and $.Values.dnsOptions (not .dnsOptions) }}"/etc/netctl/dns.yaml"{{ else }}{{ .dnsOptions | quote }}{{ end }}
+# The address that the name server's Prometheus metrics are served at on every
+# node, such as :9153, under CoreDNS' names. Empty: nowhere.
+dnsMetrics: {{ .dnsMetrics | quote }}
 # How pods reach the outside. sockets: connections end in the agent and begin
 # anew there; packets: the node's kernel forwards them under the node's address,
 # so they outlive the agent, but the node must forward (net.ipv4.ip_forward,

@@ -119,7 +119,7 @@ func (p *Resolver) Write(buf []byte) error {
 	}
 	client := netip.AddrPortFrom(q.Tuple.Src.Netip(), q.Tuple.SrcPort)
 	server := netip.AddrPortFrom(q.Tuple.Dst.Netip(), q.Tuple.DstPort)
-	reply, status := p.server.Answer(q.Data(), true, b.message)
+	reply, status := p.server.Answer(client.Addr(), q.Data(), true, b.message)
 	switch status {
 	case dns.Answered:
 		p.inputs.Deliver(packet.UDP(b.frame, server, client, reply))

@@ -94,6 +94,8 @@ type Settings struct {
 	Workers       int      `json:"workers"`
 	Proxy         Proxy    `json:"proxy"`
 	DNS           DNS      `json:"dns"`
+	DNSOptions    string   `json:"dnsOptions"`
+	DNSMetrics    string   `json:"dnsMetrics"`
 	Egress        Egress   `json:"egress"`
 	UDPGSO        Offload  `json:"udpGSO"`
 	UDPGRO        Offload  `json:"udpGRO"`
