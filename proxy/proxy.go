@@ -113,6 +113,9 @@ type Frontend struct {
 	// this node; outside is then that of the others (POL-4). Sorted.
 	backends, outside []Backend
 	split             bool
+	// external: a load balancer's or external address, which clients outside of the
+	// cluster may reach through this node.
+	external bool
 	// serving are all endpoints that a datagram flow may stay with whatever the
 	// policy says (UDP-1). Sorted.
 	serving []Backend
@@ -136,6 +139,10 @@ func (f *Frontend) Has(addr packet.Addr, port uint16) bool {
 	_, ok := slices.BinarySearchFunc(f.serving, Backend{Addr: addr, Port: port}, compareBackends)
 	return ok
 }
+
+// External reports whether clients outside of the cluster may reach it through
+// this node: the address is a load balancer's or an external one.
+func (f *Frontend) External() bool { return f.external }
 
 // Backends returns a copy of the backends that clients on this node are spread
 // over, for those who show them.
@@ -164,6 +171,20 @@ type NodePort struct {
 // is that of the Table, and that of the previous one while nothing has changed.
 func (t *Table) NodePorts() []NodePort { return t.listen }
 
+// OwnNodePort is Frontend for the sockets that listen for a node port on this
+// node, whatever the address they listen on.
+func (t *Table) OwnNodePort(port uint16, proto uint8, is4 bool) (*Frontend, Kind) {
+	k := frontKey{port: port, proto: proto, family: ipv6}
+	if is4 {
+		k.family = ipv4
+	}
+	return t.nodePort(t.node, k)
+}
+
+// Externals are the addresses of load balancers and external IPs that this node
+// serves, sorted.
+func (t *Table) Externals() []netip.Addr { return t.externals }
+
 // Table is the compiled set of services. It is immutable.
 type Table struct {
 	frontends   sharemap.Map[frontKey, *Frontend]
@@ -176,14 +197,17 @@ type Table struct {
 	generations [generations]uint32
 	pins        map[uint64]uint32 // affinity keys in use, and their timeouts
 	listen      []NodePort        // sorted
+	externals   []netip.Addr      // sorted
+	checks      []HealthCheck     // sorted
 	units       sharemap.Map[model.Name, *unit]
 
 	// What the next Compile compares its input with.
-	zone     string
-	exclude  []netip.Prefix
-	services []*model.Service       // sorted
-	slices   []*model.EndpointSlice // sorted
-	problems []Problem
+	zone        string
+	exclude     []netip.Prefix
+	externalIPs bool
+	services    []*model.Service       // sorted
+	slices      []*model.EndpointSlice // sorted
+	problems    []Problem
 }
 
 // Frontend says what dst is. The Frontend is nil unless a service has exactly
