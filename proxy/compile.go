@@ -20,7 +20,7 @@ type Input struct {
 	ServiceCIDRs []netip.Prefix // addresses in them that no service has are KindUnallocated
 
 	// Nodes are those on whose addresses node ports are translated, this one
-	// among them; empty: no node ports.
+	// among them.
 	Nodes []*model.Node
 	// Local are the addresses of clients on this node, its pods' and its own:
 	// with external policy Local they are served from everywhere (POL-4).
@@ -28,6 +28,9 @@ type Input struct {
 	// Exclude are addresses that no Service may take as an external or load
 	// balancer address: the nodes', the API server's, the name servers'.
 	Exclude []netip.Prefix
+	// ExternalIPs serves what Services name as external addresses of their own:
+	// whoever may write a Service can take any address with it (CVE-2020-8554).
+	ExternalIPs bool
 
 	// Previous may be the Table of the last Compile: what has not changed is
 	// shared with it. It does not change the result.
@@ -49,6 +52,7 @@ type unit struct {
 	service    *model.Service
 	slices     []*model.EndpointSlice
 	node, zone string
+	ips        bool // external IPs are served
 
 	internal []*Frontend // cluster IPs
 	external []*Frontend // load balancer addresses, then external IPs
@@ -76,7 +80,7 @@ func (c *compiler) all() {
 	in := c.in
 	c.table = &Table{
 		node: in.Node, zone: in.Zone, clusterIPs: make(map[packet.Addr]struct{}, 2*len(in.Services)), nodes: c.nodes(),
-		pins: map[uint64]uint32{}, ranges: slices.Clone(in.ServiceCIDRs), local: slices.Clone(in.Local), exclude: slices.Clone(in.Exclude),
+		pins: map[uint64]uint32{}, externalIPs: in.ExternalIPs, ranges: slices.Clone(in.ServiceCIDRs), local: slices.Clone(in.Local), exclude: slices.Clone(in.Exclude),
 		services: sorted(in.Services, compareServices), slices: sorted(in.Slices, compareSlices),
 	}
 	c.frontends, c.nodePorts = new(sharemap.Edit[frontKey, *Frontend]), new(sharemap.Edit[frontKey, nodePort])
@@ -89,6 +93,7 @@ func (c *compiler) all() {
 	}
 	c.table.frontends, c.table.nodePorts = c.frontends.Done(), c.nodePorts.Done()
 	c.listen()
+	c.outer(units)
 	slices.SortStableFunc(c.problems, func(a, b Problem) int {
 		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Reason, b.Reason))
 	})
@@ -142,7 +147,7 @@ func served(svc *model.Service) bool {
 // unit compiles one service, or takes it from the previous table.
 func (c *compiler) unit(svc *model.Service, list []*model.EndpointSlice) *unit {
 	if p := c.in.Previous; p != nil {
-		if u := p.units.Get(svc.Name); u != nil && u.service == svc && u.node == c.in.Node && u.zone == c.in.Zone && slices.Equal(u.slices, list) {
+		if u := p.units.Get(svc.Name); u != nil && u.service == svc && u.node == c.in.Node && u.zone == c.in.Zone && u.ips == c.in.ExternalIPs && slices.Equal(u.slices, list) {
 			return u
 		}
 	}
@@ -151,7 +156,7 @@ func (c *compiler) unit(svc *model.Service, list []*model.EndpointSlice) *unit {
 
 // newUnit compiles one service with its slices, sorted.
 func (c *compiler) newUnit(svc *model.Service, list []*model.EndpointSlice) *unit {
-	u := &unit{service: svc, slices: list, node: c.in.Node, zone: c.in.Zone}
+	u := &unit{service: svc, slices: list, node: c.in.Node, zone: c.in.Zone, ips: c.in.ExternalIPs}
 	for _, fam := range []family{ipv4, ipv6} {
 		i := slices.IndexFunc(svc.ClusterIPs, func(a netip.Addr) bool { return familyOf(a) == fam })
 		if i < 0 {
@@ -167,20 +172,26 @@ func (c *compiler) newUnit(svc *model.Service, list []*model.EndpointSlice) *uni
 // addPort compiles one port of the service in one family.
 func (u *unit) addPort(clusterIP netip.Addr, p *model.ServicePort, fam family) {
 	svc := u.service
-	accessible := p.NodePort != 0 || len(ofFamily(svc.LoadBalancerIPs, fam)) > 0 || len(ofFamily(svc.ExternalIPs, fam)) > 0
+	var externalIPs []netip.Addr
+	if u.ips {
+		externalIPs = ofFamily(svc.ExternalIPs, fam)
+	}
+	accessible := p.NodePort != 0 || len(ofFamily(svc.LoadBalancerIPs, fam)) > 0 || len(externalIPs) > 0
 	externalLocal := svc.ExternalLocal && accessible // POL-2
 	eps := collect(u.slices, p, fam)
 	chosen := choose(eps, u.node, u.zone, uses{
 		cluster: !svc.InternalLocal || accessible,
 		local:   svc.InternalLocal || externalLocal,
 	})
+	tables := maglevTables{on: svc.Maglev}
 	base := Frontend{
-		Service: svc.Name, Port: p.Name, serving: chosen.serving,
+		Service: svc.Name, Port: p.Name, serving: chosen.serving, maglev: svc.Maglev,
 		timeout: seconds(svc.AffinityTimeout), pin: pinOf(svc, p),
 	}
 	at := func(k frontKey, list []Backend) Frontend {
 		f := base
 		f.key, f.backends, f.kind = k, list, kindOf(list, chosen.any)
+		f.tables[0] = tables.of(list)
 		return f
 	}
 	key := func(a netip.Addr) frontKey {
@@ -196,16 +207,18 @@ func (u *unit) addPort(clusterIP netip.Addr, p *model.ServicePort, fam family) {
 		f := at(k, chosen.cluster)
 		if externalLocal && chosen.any {
 			f.split, f.outside = true, chosen.local // POL-4
+			f.tables[1] = tables.of(chosen.local)
 		}
 		return f
 	}
 	for _, a := range ofFamily(svc.LoadBalancerIPs, fam) {
 		f := outer(key(a))
-		f.sources = sourcesOf(svc, fam)
+		f.sources, f.external = sourcesOf(svc, fam), true
 		u.external = append(u.external, f.seal())
 	}
-	for _, a := range ofFamily(svc.ExternalIPs, fam) {
+	for _, a := range externalIPs {
 		f := outer(key(a))
+		f.external = true
 		u.external = append(u.external, f.seal())
 	}
 	if p.NodePort == 0 {
@@ -325,6 +338,9 @@ func (c *compiler) claimInternal(u *unit) {
 
 // claimExternal enters the addresses and node ports of users' choice.
 func (c *compiler) claimExternal(u *unit) {
+	if !u.ips && len(u.service.ExternalIPs) > 0 {
+		c.problem(u.service.Name, "spec.externalIPs are not served here: the configuration's allowExternalIPs says so")
+	}
 	refused := map[packet.Addr]bool{}
 	for _, f := range u.external {
 		if refused[f.key.addr] {
@@ -352,9 +368,6 @@ func (c *compiler) claimExternal(u *unit) {
 // listen lists the node ports, and keeps the previous list if it is the same.
 func (c *compiler) listen() {
 	t := c.table
-	if len(t.nodes) == 0 {
-		return
-	}
 	at := make(map[NodePort]int, t.nodePorts.Len()) // without families
 	for k, np := range t.nodePorts.All() {
 		if np.own.entryKind() == KindReject {

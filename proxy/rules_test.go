@@ -43,7 +43,7 @@ func newWorld(opts ...opt) *world {
 		ClusterIPs: addrs(vip4, vip6), Ports: []model.ServicePort{{Name: "http", Protocol: model.TCP, Port: 80}},
 	}
 	w := &world{svc: svc, in: proxy.Input{
-		Node: "n1", Zone: "za", Services: []*model.Service{svc},
+		Node: "n1", Zone: "za", Services: []*model.Service{svc}, ExternalIPs: true,
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")},
 		Nodes: []*model.Node{
 			{Name: "n1", Addresses: addrs(node1)},
@@ -286,8 +286,16 @@ func TestRules(t *testing.T) {
 		{"LB-5 ranges of the other family", []opt{two, service(loadBalancer), sources("2001:db8::/32")}, lb4 + ":80", outside, both},
 		{"LB-6 filtered before rejected", []opt{service(loadBalancer), sources("203.0.113.0/24")}, lb4 + ":80", outside, []string{"drop"}},
 		{"LB-6 rejected when allowed", []opt{service(loadBalancer), sources("198.51.100.0/24")}, lb4 + ":80", outside, []string{"reject"}},
+		{"LB-3 without node ports", []opt{two, service(loadBalancer), service(externalLocal)}, lb4 + ":80", outside, here},
 		{"LB-7 external IP ignores ranges", []opt{two, service(external), sources("203.0.113.0/24")}, ext4 + ":80", outside, both},
 
+		{"CIDR-1 another service range", []opt{two, func(w *world) {
+			w.in.ServiceCIDRs = append(w.in.ServiceCIDRs, netip.MustParsePrefix("203.0.113.0/24"))
+		}}, "203.0.113.9:80", "", []string{"unallocated"}},
+		{"CIDR-2 a cluster IP of another service range", []opt{two, func(w *world) {
+			w.in.ServiceCIDRs = append(w.in.ServiceCIDRs, netip.MustParsePrefix("203.0.113.0/24"))
+			w.svc.ClusterIPs = addrs("203.0.113.9")
+		}}, "203.0.113.9:80", "", both},
 		{"DS-2 one family only", []opt{two, service(func(s *model.Service) { s.ClusterIPs = addrs(vip4) })}, front6, "", []string{"unallocated"}},
 	}
 	for _, tt := range tests {
@@ -330,7 +338,6 @@ func TestNodePorts(t *testing.T) {
 		{"NP-5 two protocols", []opt{two, udpToo, service(nodePorts)}, []string{http + " 4", udp + " 4"}},
 		{"load balancer", []opt{two, service(nodePorts), service(loadBalancer)}, []string{http + " 4"}},
 		{"LB-3 load balancer without node ports", []opt{two, service(loadBalancer)}, nil},
-		{"node ports are somebody else's", []opt{two, service(nodePorts), func(w *world) { w.in.Nodes = nil }}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -440,6 +447,7 @@ func TestProblems(t *testing.T) {
 		{"external address is a cluster IP", []opt{second(func(s *model.Service) { s.ExternalIPs = addrs(vip4) })}, []string{"service default/zweb: external address 10.96.0.10 is a service's cluster IP"}},
 		{"external address is a node's", []opt{service(func(s *model.Service) { s.ExternalIPs = addrs(node2) })}, []string{"service default/web: external address 172.16.0.2 is a node's"}},
 		{"external address is needed", []opt{service(external), func(w *world) { w.in.Exclude = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")} }}, []string{"service default/web: external address 192.0.2.10 is one that the node needs"}},
+		{"external IPs are not allowed", []opt{service(external), func(w *world) { w.in.ExternalIPs = false }}, []string{"service default/web: spec.externalIPs are not served here: the configuration's allowExternalIPs says so"}},
 		{"external address is loopback", []opt{service(func(s *model.Service) { s.ExternalIPs = addrs("127.0.0.1") })}, []string{"service default/web: external address 127.0.0.1 cannot be a service's"}},
 		{"the same as load balancer and external address", []opt{service(loadBalancer), service(func(s *model.Service) { s.ExternalIPs = addrs(lb4) })}, nil},
 	}

@@ -51,7 +51,7 @@ func (c *compiler) update() bool {
 
 // sameFrame reports whether what all services have in common is as it was.
 func (c *compiler) sameFrame(p *Table) bool {
-	return p.node == c.in.Node && p.zone == c.in.Zone && slices.Equal(p.ranges, c.in.ServiceCIDRs) &&
+	return p.externalIPs == c.in.ExternalIPs && p.node == c.in.Node && p.zone == c.in.Zone && slices.Equal(p.ranges, c.in.ServiceCIDRs) &&
 		slices.Equal(p.local, c.in.Local) && slices.Equal(p.exclude, c.in.Exclude) && maps.Equal(p.nodes, c.nodes())
 }
 
@@ -113,6 +113,7 @@ func (c *compiler) replace(p *Table, touched map[model.Name]*touch) {
 	}
 	t.units, t.frontends, t.nodePorts = units.Done(), frontends.Done(), ports.Done()
 	c.table, c.problems = &t, p.problems
+	c.checksAgain(touched)
 	if listen {
 		c.table.listen = nil
 		c.listen()

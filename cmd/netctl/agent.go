@@ -16,6 +16,8 @@ import (
 	"github.com/netctl/netctl/internal/agent"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/balance"
 )
 
 type agentFlags struct {
@@ -100,6 +102,14 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags.StringVar((*string)(&f.UDPGSO), "udp-gso", string(f.UDPGSO), "have the kernel cut what the tunnel sends: on, off, or auto (if a test at the start shows that it can)")
 	flags.StringVar((*string)(&f.UDPGRO), "udp-gro", string(f.UDPGRO), "have the kernel join what the tunnel receives: on, off or auto")
 	flags.StringVar((*string)(&f.TUNOffload), "tun-offload", string(f.TUNOffload), "have the kernel cut and join packets of pods and finish their checksums: on, off, or auto (what a test at the start shows to work)")
+	flags.StringSliceVar(&f.NodePortAddresses, "node-port-addresses", nil, "addresses that have node ports: primary (default), all, ranges; with localhost, 127.0.0.1 and ::1 too")
+	flags.BoolVar(&f.AllowExternalIPs, "allow-external-ips", f.AllowExternalIPs, "serve what Services name in spec.externalIPs")
+	flags.StringSliceVar(&f.LoadBalancerPools, "load-balancer-pools", nil, "addresses for Services of type LoadBalancer, such as 203.0.113.0/28 or 203.0.113.16-203.0.113.20")
+	flags.StringVar(&f.HealthzBindAddress, "healthz-bind-address", f.HealthzBindAddress, "where the service proxy's /healthz and /livez are; empty for nowhere")
+	flags.StringVar(&f.MetricsBindAddress, "metrics-bind-address", f.MetricsBindAddress, "where the service proxy's /metrics are; empty for nowhere")
+	for _, name := range []string{"node-port-addresses", "allow-external-ips", "load-balancer-pools", "healthz-bind-address", "metrics-bind-address"} {
+		_ = flags.MarkHidden(name) // of interest to few; the configuration file explains them
+	}
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", f.CNIBinDir, "where the plugin is installed, with the kubernetes source")
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", f.CNIConfDir, "where its configuration is installed, with the kubernetes source")
 	flags.StringVar(&f.StateDir, "state-dir", f.StateDir, "records and sockets, which end with the boot")
@@ -117,26 +127,31 @@ func (f *agentFlags) merge(given func(flag string) bool) (settings.Settings, err
 			return s, err
 		}
 		for flag, set := range map[string]func(){
-			"cluster-cidrs":  func() { s.ClusterCIDRs = f.ClusterCIDRs },
-			"cluster-domain": func() { s.ClusterDomain = f.ClusterDomain },
-			"api-server":     func() { s.APIServer = f.APIServer },
-			"kubelet-conf":   func() { s.KubeletConf = f.KubeletConf },
-			"wireguard-port": func() { s.WireguardPort = f.WireguardPort },
-			"mtu":            func() { s.MTU = f.MTU },
-			"workers":        func() { s.Workers = f.Workers },
-			"proxy":          func() { s.Proxy = f.Proxy },
-			"dns":            func() { s.DNS = f.DNS },
-			"dns-options":    func() { s.DNSOptions = f.DNSOptions },
-			"dns-metrics":    func() { s.DNSMetrics = f.DNSMetrics },
-			"egress":         func() { s.Egress = f.Egress },
-			"udp-gso":        func() { s.UDPGSO = f.UDPGSO },
-			"udp-gro":        func() { s.UDPGRO = f.UDPGRO },
-			"tun-offload":    func() { s.TUNOffload = f.TUNOffload },
-			"cni-bin-dir":    func() { s.CNIBinDir = f.CNIBinDir },
-			"cni-conf-dir":   func() { s.CNIConfDir = f.CNIConfDir },
-			"state-dir":      func() { s.StateDir = f.StateDir },
-			"data-dir":       func() { s.DataDir = f.DataDir },
-			"log-level":      func() { s.LogLevel = f.LogLevel },
+			"cluster-cidrs":        func() { s.ClusterCIDRs = f.ClusterCIDRs },
+			"cluster-domain":       func() { s.ClusterDomain = f.ClusterDomain },
+			"api-server":           func() { s.APIServer = f.APIServer },
+			"kubelet-conf":         func() { s.KubeletConf = f.KubeletConf },
+			"wireguard-port":       func() { s.WireguardPort = f.WireguardPort },
+			"mtu":                  func() { s.MTU = f.MTU },
+			"workers":              func() { s.Workers = f.Workers },
+			"proxy":                func() { s.Proxy = f.Proxy },
+			"dns":                  func() { s.DNS = f.DNS },
+			"egress":               func() { s.Egress = f.Egress },
+			"node-port-addresses":  func() { s.NodePortAddresses = f.NodePortAddresses },
+			"allow-external-ips":   func() { s.AllowExternalIPs = f.AllowExternalIPs },
+			"load-balancer-pools":  func() { s.LoadBalancerPools = f.LoadBalancerPools },
+			"healthz-bind-address": func() { s.HealthzBindAddress = f.HealthzBindAddress },
+			"metrics-bind-address": func() { s.MetricsBindAddress = f.MetricsBindAddress },
+			"cni-bin-dir":          func() { s.CNIBinDir = f.CNIBinDir },
+			"cni-conf-dir":         func() { s.CNIConfDir = f.CNIConfDir },
+			"state-dir":            func() { s.StateDir = f.StateDir },
+			"data-dir":             func() { s.DataDir = f.DataDir },
+			"log-level":            func() { s.LogLevel = f.LogLevel },
+			"dns-options":          func() { s.DNSOptions = f.DNSOptions },
+			"dns-metrics":          func() { s.DNSMetrics = f.DNSMetrics },
+			"udp-gso":              func() { s.UDPGSO = f.UDPGSO },
+			"udp-gro":              func() { s.UDPGRO = f.UDPGRO },
+			"tun-offload":          func() { s.TUNOffload = f.TUNOffload },
 		} {
 			if given(flag) {
 				set()
@@ -152,7 +167,17 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	if err != nil {
 		return agent.Config{}, err
 	}
+	nodePorts, err := proxy.ParseNodePortAddresses(s.NodePortAddresses)
+	if err != nil {
+		return agent.Config{}, err
+	}
+	pools, err := balance.ParsePools(s.LoadBalancerPools)
+	if err != nil {
+		return agent.Config{}, err
+	}
 	cfg := agent.Config{
+		Pools:     pools,
+		NodePorts: nodePorts, ExternalIPs: s.AllowExternalIPs, Healthz: s.HealthzBindAddress, Metrics: s.MetricsBindAddress,
 		Node: f.node, StateDir: s.StateDir, DataDir: s.DataDir, Domain: s.ClusterDomain, ResolvConf: f.resolvConf,
 		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
 		Proxy: s.Proxy, DNS: s.DNS, Egress: s.Egress, ProbeSocket: f.probeSocket,
@@ -183,7 +208,7 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	if err != nil {
 		return agent.Config{}, err
 	}
-	cfg.Source, cfg.Claims, cfg.Blocks, cfg.Cluster = k, k, k.Blocks(), apiCluster{k}
+	cfg.Source, cfg.Claims, cfg.Blocks, cfg.Cluster, cfg.Events, cfg.Balancers = k, k, k.Blocks(), apiCluster{k}, k, k
 	cfg.Install = &cni.Installation{
 		BinDir: s.CNIBinDir, ConfDir: s.CNIConfDir, Conflist: cni.Conflist{Socket: filepath.Join(s.StateDir, "cni.sock")},
 	}

@@ -18,7 +18,9 @@ import (
 // compile is the loop's: what is true now, as values.
 func (a *Agent) compile() Output {
 	state := a.known()
+	a.health.Begin(state.Services, state.EndpointSlices)
 	out := Compile(Input{
+		NodePorts: a.cfg.NodePorts, ExternalIPs: a.cfg.ExternalIPs, Host: a.hostAddresses(),
 		State: state, Protected: a.protected(state), TunnelPort: a.cfg.ListenPort, Node: a.cfg.Node,
 		Domain:       settings.Domain(a.cfg.Domain, a.facts.Domain),
 		Names:        a.cfg.DNSOptions.Options(),
@@ -29,9 +31,7 @@ func (a *Agent) compile() Output {
 		out.Problems = append(out.Problems, fmt.Sprintf("node %q is not in the cluster's state: is --node right, and is the kubelet registered?", a.cfg.Node))
 	}
 	out.Problems = append(out.Problems, strays(a.localPorts(), state.NodePrefixes(a.cfg.Node))...)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out.Problems = append(out.Problems, a.conflicts...)
+	a.complain(&out, state)
 	return out
 }
 
@@ -103,6 +103,11 @@ func (a *Agent) publish(out Output) error {
 	a.limit(out)
 	unread := a.workers.Publish(out.Tables)
 	a.delays.InForce(out.Tables.Revision)
+	a.health.End(out.Tables.Revision)
+	a.notices.Say(out.Notices)
+	if a.balancer != nil {
+		a.balancer.Put(a.state.Load(), out.HostAddrs, out.Peers, out.Tables.Services.Externals())
+	}
 	a.mu.Lock()
 	a.unread, a.services = unread, out.Listeners
 	a.mu.Unlock()
@@ -169,6 +174,7 @@ func (a *Agent) apply(out Output) error {
 	if err := a.setQueues(); err != nil {
 		errs = append(errs, err)
 	}
+	a.applyHealth(out)
 	a.claims.Kick()
 	return errors.Join(errs...)
 }

@@ -57,7 +57,7 @@ func (a *Agent) followNames(ctx context.Context) error {
 // address for as long as one takes over from the other.
 func (a *Agent) measureNames(ctx context.Context) error {
 	for a.cfg.DNSMetrics != "" && ctx.Err() == nil {
-		if err := metrics.Serve(ctx, a.cfg.DNSMetrics, a.writeMetrics); ctx.Err() == nil {
+		if err := metrics.Serve(ctx, a.cfg.DNSMetrics, a.writeNameMetrics); ctx.Err() == nil {
 			a.log.Debug("the name server's metrics are not served, trying again", "error", err)
 		}
 		select {
@@ -68,7 +68,7 @@ func (a *Agent) measureNames(ctx context.Context) error {
 	return nil
 }
 
-func (a *Agent) writeMetrics(w io.Writer) error { return a.resolver.WriteMetrics(w, a.cfg.Version) }
+func (a *Agent) writeNameMetrics(w io.Writer) error { return a.resolver.WriteMetrics(w, a.cfg.Version) }
 
 // knowPods tells the name server whose the pods' addresses are. A pod's packets come by
 // its own device with its own address, so that is who asks.

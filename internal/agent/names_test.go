@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/agent/port"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/flow"
 	"github.com/netctl/netctl/internal/model"
@@ -13,7 +14,7 @@ import (
 
 // askedPort returns the name server's port with a packet that asks it for a name of the
 // cluster. The answers go nowhere: there are no routes.
-func askedPort(tb testing.TB) (*ResolverPort, []byte) {
+func askedPort(tb testing.TB) (*port.Resolver, []byte) {
 	tb.Helper()
 	flows, err := flow.Open(flow.Config{Slots: 64})
 	if err != nil {
@@ -30,7 +31,7 @@ func askedPort(tb testing.TB) (*ResolverPort, []byte) {
 	question := append([]byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}, "\x03web\x07default\x03svc\x07cluster\x05local\x00\x00\x01\x00\x01"...)
 	client, server := netip.MustParseAddrPort("10.244.0.5:5000"), netip.MustParseAddrPort("10.96.0.10:53")
 	buf := packet.UDP(make([]byte, 512), client, server, question)
-	return NewResolverPort(s, datapath.New(datapath.Config{Flows: flows}).NewInputs(DNSPort)), buf
+	return port.NewResolver(s, datapath.New(datapath.Config{Flows: flows}).NewInputs(DNSPort)), buf
 }
 
 // A question for a name of the cluster is answered without garbage, packet in to packet

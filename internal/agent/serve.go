@@ -75,6 +75,11 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan e
 	run("claims", a.claims.Run)
 	run("name server's options", a.followNames)
 	run("name server's metrics", a.measureNames)
+	run("events", a.notices.Run)
+	if a.balancer != nil {
+		run("load balancer addresses", a.balancer.Run)
+	}
+	defer a.health.Close() // the next agent opens the ports
 	if a.installer != nil {
 		run("installation", func(ctx context.Context) error { return a.installer.Run(ctx, a.cni.Serving()) })
 	}
@@ -140,6 +145,7 @@ func (a *Agent) keepHouse(ctx context.Context, changes <-chan struct{}) error {
 			if !ok {
 				changes = nil
 			}
+			a.addressesDue.Store(true)
 			a.loop.Kick() // routes go when the address they prefer goes
 		case <-gc.C:
 			if err := a.collect(ctx); err != nil {

@@ -34,20 +34,27 @@ func (a *Agent) nodeSockets(limits nodeport.Limits) *nodeport.Server {
 	})
 }
 
-// frontend returns the node port that a client asked for at an address of this
-// node.
+// frontend returns what a client asked for at an address that this node listens on:
+// a load balancer's, or a node port, maybe at an address that no Node object names.
 func frontend(t *datapath.Tables, dst netip.AddrPort, proto model.Protocol) (*proxy.Frontend, proxy.Kind) {
-	return t.Services.Frontend(packet.AddrFrom(dst.Addr()), dst.Port(), uint8(proto))
+	if f, kind := t.Services.Frontend(packet.AddrFrom(dst.Addr()), dst.Port(), uint8(proto)); f != nil {
+		return f, kind
+	}
+	return t.Services.OwnNodePort(dst.Port(), uint8(proto), dst.Addr().Unmap().Is4())
 }
 
 // pick is the choice of a backend, as the walk makes it.
-func (a *Agent) pick(dst netip.AddrPort, proto model.Protocol, client netip.Addr) (netip.AddrPort, bool) {
+func (a *Agent) pick(dst netip.AddrPort, proto model.Protocol, client netip.AddrPort) (netip.AddrPort, bool) {
 	t := a.router.Tables()
 	f, kind := frontend(t, dst, proto)
 	if kind != proxy.KindBackends {
 		return netip.AddrPort{}, false
 	}
-	b, kind := t.Services.Pick(f, packet.AddrFrom(client), rand.Uint32(), a.affinity, a.router.Now())
+	from, n := packet.AddrFrom(client.Addr()), rand.Uint32()
+	if f.Hashed() {
+		n = proxy.Hash(uint8(proto), from, client.Port(), packet.AddrFrom(dst.Addr()), dst.Port())
+	}
+	b, kind := t.Services.Pick(f, from, n, a.affinity, a.router.Now())
 	if kind != proxy.KindBackends {
 		return netip.AddrPort{}, false
 	}
@@ -135,7 +142,7 @@ func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !slices.Equal(texts, a.conflicts) {
-		a.conflicts = texts
+		a.conflicts, a.portNotices = texts, a.conflictNotices(conflicts)
 		a.loop.Kick() // to report them
 	}
 	if len(conflicts) > 0 {

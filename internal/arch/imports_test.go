@@ -23,7 +23,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "cni/shim", "deploy", "deploy/removal", "dns", "dns/corefile", "dns/options", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/status", "internal/agent/settings",
 			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/holder", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
-			"ipam", "proxy",
+			"ipam", "proxy", "proxy/balance", "proxy/health",
 		},
 		reason: "the only place that constructs across features",
 	},
@@ -42,9 +42,9 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "dns/metrics", "dns/options", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/limits", "internal/agent/loop",
+			"cni", "dns", "dns/metrics", "dns/options", "internal/agent/balancer", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/limits", "internal/agent/loop",
 			"internal/agent/port", "internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/offload", "internal/packet", "internal/policy", "internal/rawport", "internal/shape", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/notice", "internal/offload", "internal/packet", "internal/policy", "internal/rawport", "internal/shape", "ipam", "overlay", "proxy", "proxy/balance", "proxy/health",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -111,10 +111,36 @@ var rows = map[string]row{
 	},
 	"internal/proxynode": {
 		imports: []string{
-			"internal/agent/probe", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "proxy",
+			"internal/agent/probe", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/notice", "internal/packet", "proxy", "proxy/health",
 		},
 		tests:  []string{"internal/cluster"},
 		reason: "composes the service proxy alone; it knows neither the agent nor the datapath",
+	},
+	"proxy/maglev": {
+		reason: "arithmetic",
+	},
+	"proxy/balance": {
+		imports: []string{"internal/model"},
+		reason:  "pure functions of the cluster's state",
+	},
+	"proxy/health": {
+		imports: []string{"internal/model"},
+		reason:  "sockets and what they answer; it is told what there is to say",
+	},
+	"internal/announce": {
+		tests:  []string{"internal/kernel"},
+		reason: "sockets that answer for addresses; it is told which",
+	},
+	"internal/agent/balancer": {
+		imports: []string{"internal/agent/alive", "internal/announce", "internal/kernel", "internal/model", "ipam", "overlay", "proxy/balance"},
+		reason:  "composes what load balancer addresses need; the loop tells it what is in force",
+	},
+	"internal/agent/alive": {
+		reason: "questions and answers between addresses; whose they are is given to it",
+	},
+	"internal/notice": {
+		imports: []string{"internal/model"},
+		reason:  "what is said once, and how often; who writes it down is given to it",
 	},
 	"internal/lab": {
 		imports: []string{"cni", "internal/agent/settings", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},
@@ -181,7 +207,7 @@ var rows = map[string]row{
 		reason: "an underlay in memory for tests of anything that has an overlay",
 	},
 	"proxy": {
-		imports: []string{"internal/mapfile", "internal/model", "internal/packet", "internal/portable", "internal/sharemap"},
+		imports: []string{"internal/mapfile", "internal/model", "internal/packet", "internal/portable", "internal/sharemap", "proxy/maglev"},
 		reason:  "a pure table, and the clients' affinities, which outlive tables and the process",
 	},
 	"dns": {

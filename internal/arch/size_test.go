@@ -31,12 +31,13 @@ var bigPackages = map[string]big{
 	"internal/agent":    {3400, "every part of a node meets here: the compiler, the loop, the pods' life, status, and how all of it goes to the next process, each in its file"},
 	"internal/datapath": {1900, "the walk, what feeds it and what it reads; its steps share the packet in hand, and a call between packages would cost"},
 	"dns":               {4000, "cluster names, the wire format of the hot path, names of the options, the forwarder and the cache; all of them share the message"},
+	"proxy":             {1800, "the rules of endpoints and policies, compiled whole and piece by piece, and the clients' affinities with their file: one table"},
 	"internal/cluster": {
-		3900, "one converter per kind, both ways, and the two sources that share them and the snapshot, and what a source owes to the next process; how the API server is reached and the State's file are packages of their own",
+		4000, "one converter per kind, both ways, and the two sources that share them and the snapshot, and what a source owes to the next process; how the API server is reached and the State's file are packages of their own",
 	},
-	"internal/flow":     {1800, "one data structure with its expiry, repair and its encoding for other versions; the file is mapfile's"},
-	"internal/kernel":   {2300, "the one door to Linux: namespaces, TUNs, links, routes, polling, descriptors"},
-	"internal/lab":      {3200, "scheduler, kubelet, endpoint controller, demo and the tools of a pod; no other package depends on its inside"},
+	"internal/flow":   {1800, "one data structure with its expiry, repair and its encoding for other versions; the file is mapfile's"},
+	"internal/kernel": {2300, "the one door to Linux: namespaces, TUNs, links, routes, polling, descriptors"},
+	"internal/lab":    {3200, "scheduler, kubelet, endpoint controller, demo and the tools of a pod; no other package depends on its inside"},
 	"internal/netstack": {
 		3500, "TCP, datagrams and echo end here in three ways, over one table of flows with one set of bounds, and go on past the process' service",
 	},

@@ -36,6 +36,7 @@ func convertNode(o *corev1.Node) (*model.Node, error) {
 		PublicKey: o.Annotations[annotationPublicKey],
 		Endpoints: c.endpoints(o.Annotations[annotationEndpoints]),
 	}
+	n.Leaving = o.DeletionTimestamp != nil || slices.ContainsFunc(o.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintLeaving })
 	for _, a := range o.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
 			n.Addresses = c.addr(n.Addresses, "status.addresses", a.Address)
@@ -50,6 +51,16 @@ func convertNode(o *corev1.Node) (*model.Node, error) {
 	}
 	return n, c.err()
 }
+
+// What a Service's annotations ask for.
+const (
+	annotationBalancing = "netctl.io/balancing"
+	annotationWanted    = "netctl.io/load-balancer-ips"
+	annotationShare     = "netctl.io/load-balancer-share"
+)
+
+// taintLeaving is what the cluster autoscaler sets on nodes that it removes.
+const taintLeaving = "ToBeDeletedByClusterAutoscaler"
 
 // nodePatch is what a patch file adds to a Node; nil leaves the Node's own.
 type nodePatch struct {
@@ -183,6 +194,13 @@ func convertService(o *corev1.Service) (*model.Service, error) {
 	if o.Spec.TrafficDistribution != nil {
 		s.TrafficDistribution = *o.Spec.TrafficDistribution
 	}
+	switch b := o.Annotations[annotationBalancing]; b {
+	case "", "random":
+	case "maglev":
+		s.Maglev = true
+	default:
+		c.fail("annotation %s %q: use random or maglev", annotationBalancing, b)
+	}
 	convertServiceExternals(o, s, &c)
 	return s, c.err()
 }
@@ -230,6 +248,16 @@ func convertServiceExternals(o *corev1.Service, s *model.Service, c *collector) 
 			s.LoadBalancerIPs = c.addr(s.LoadBalancerIPs, "status.loadBalancer.ingress.ip", in.IP)
 		}
 	}
+	s.LoadBalancerClass, s.ShareKey = deref(o.Spec.LoadBalancerClass, ""), o.Annotations[annotationShare]
+	wanted := o.Annotations[annotationWanted]
+	if wanted == "" {
+		wanted = o.Spec.LoadBalancerIP
+	}
+	for ip := range strings.SplitSeq(wanted, ",") {
+		if ip = strings.TrimSpace(ip); ip != "" {
+			s.WantedIPs = c.addr(s.WantedIPs, "annotation "+annotationWanted, ip)
+		}
+	}
 	for _, r := range o.Spec.LoadBalancerSourceRanges {
 		s.SourceRanges = c.prefix(s.SourceRanges, "spec.loadBalancerSourceRanges", strings.TrimSpace(r))
 	}
@@ -266,6 +294,9 @@ func convertEndpointSlice(o *discoveryv1.EndpointSlice) (*model.EndpointSlice, e
 			port.Protocol = c.protocol(*p.Protocol)
 		}
 		s.Ports = append(s.Ports, port)
+	}
+	if at := o.Annotations[corev1.EndpointsLastChangeTriggerTime]; at != "" {
+		s.Triggered, _ = time.Parse(time.RFC3339Nano, at) // for a statistic; users can write anything
 	}
 	s.Endpoints = slices.Grow(s.Endpoints, len(o.Endpoints)) // a cluster has many: no room to spare
 	for i := range o.Endpoints {

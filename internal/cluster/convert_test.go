@@ -66,7 +66,7 @@ metadata:
   annotations:
     netctl.io/public-key: KEY=
     netctl.io/endpoints: "192.0.2.1:51820, [::ffff:192.0.2.2]:51820,[2001:db8::1]:51820"
-spec: {podCIDR: 10.9.0.0/24, podCIDRs: [10.1.0.7/24, "fd00:1::/112"]}
+spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}], podCIDR: 10.9.0.0/24, podCIDRs: [10.1.0.7/24, "fd00:1::/112"]}
 status:
   addresses:
   - {type: Hostname, address: n1}
@@ -74,7 +74,7 @@ status:
   - {type: ExternalIP, address: 203.0.113.1}
   - {type: InternalIP, address: "2001:db8::1"}
 `, want: &model.Node{
-			Name: "n1", Zone: "z1", PublicKey: "KEY=", Addresses: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},
+			Name: "n1", Zone: "z1", Leaving: true, PublicKey: "KEY=", Addresses: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},
 			PodCIDRs:  []netip.Prefix{prefix("10.1.0.0/24"), prefix("fd00:1::/112")},
 			Endpoints: []netip.AddrPort{ap("192.0.2.1:51820"), ap("192.0.2.2:51820"), ap("[2001:db8::1]:51820")},
 		}},
@@ -116,7 +116,11 @@ status: {phase: Running, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1
 		{name: "service", text: `
 apiVersion: v1
 kind: Service
-metadata: {name: s, uid: u, labels: {service.kubernetes.io/service-proxy-name: other}}
+metadata:
+  name: s
+  uid: u
+  labels: {service.kubernetes.io/service-proxy-name: other}
+  annotations: {netctl.io/balancing: maglev, netctl.io/load-balancer-share: k, netctl.io/load-balancer-ips: "203.0.113.1, 2001:db8::1"}
 spec:
   type: LoadBalancer
   clusterIP: 10.96.0.1
@@ -128,6 +132,8 @@ spec:
   trafficDistribution: PreferClose
   publishNotReadyAddresses: true
   externalIPs: [203.0.113.5]
+  loadBalancerClass: example.com/lb
+  loadBalancerIP: 203.0.113.9
   loadBalancerSourceRanges: [" 198.51.100.7/24 "]
   ports: [{name: web, port: 80, nodePort: 30080, targetPort: http}, {name: dns, port: 53, protocol: UDP}]
 status:
@@ -137,14 +143,15 @@ status:
 			Name: name("default", "s"), UID: "u", Type: model.LoadBalancer, ForeignProxy: true, ClusterIPs: []netip.Addr{addr("10.96.0.1"), addr("fd00::a")},
 			AffinityTimeout: 3 * time.Hour, InternalLocal: true, ExternalLocal: true, HealthCheckNodePort: 30001, TrafficDistribution: "PreferClose",
 			PublishNotReady: true, ExternalIPs: []netip.Addr{addr("203.0.113.5")}, LoadBalancerIPs: []netip.Addr{addr("203.0.113.1"), addr("203.0.113.2")},
-			SourceRanges: []netip.Prefix{prefix("198.51.100.0/24")},
-			Ports:        []model.ServicePort{{Name: "web", Protocol: model.TCP, Port: 80, NodePort: 30080}, {Name: "dns", Protocol: model.UDP, Port: 53}},
+			SourceRanges: []netip.Prefix{prefix("198.51.100.0/24")}, Maglev: true, ShareKey: "k", LoadBalancerClass: "example.com/lb",
+			WantedIPs: []netip.Addr{addr("203.0.113.1"), addr("2001:db8::1")},
+			Ports:     []model.ServicePort{{Name: "web", Protocol: model.TCP, Port: 80, NodePort: 30080}, {Name: "dns", Protocol: model.UDP, Port: 53}},
 		}},
 		{name: "headless service", text: "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: None, clusterIPs: [None]}\n", want: &model.Service{
 			Name: name("default", "s"), Type: model.ClusterIP, Headless: true,
 		}},
-		{name: "service with a timeout", text: "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.0.9, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 7}}}\n", want: &model.Service{
-			Name: name("default", "s"), Type: model.ClusterIP, ClusterIPs: []netip.Addr{addr("10.96.0.9")}, AffinityTimeout: 7 * time.Second,
+		{name: "service with a timeout", text: "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.0.9, loadBalancerIP: 203.0.113.9, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 7}}}\n", want: &model.Service{
+			Name: name("default", "s"), Type: model.ClusterIP, ClusterIPs: []netip.Addr{addr("10.96.0.9")}, WantedIPs: []netip.Addr{addr("203.0.113.9")}, AffinityTimeout: 7 * time.Second,
 		}},
 		{name: "external name", text: "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {type: ExternalName, externalName: x.example, clusterIP: 10.96.0.9}\n", want: &model.Service{
 			Name: name("default", "s"), Type: model.ExternalName, ExternalName: "x.example",
@@ -152,7 +159,7 @@ status:
 		{name: "endpoint slice", text: `
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {name: s-1, namespace: a, labels: {kubernetes.io/service-name: s}}
+metadata: {name: s-1, namespace: a, labels: {kubernetes.io/service-name: s}, annotations: {endpoints.kubernetes.io/last-change-trigger-time: "2026-01-02T03:04:05.6Z"}}
 addressType: IPv4
 ports: [{name: web, port: 8080}, {port: 53, protocol: UDP}, {name: all}]
 endpoints:
@@ -161,7 +168,7 @@ endpoints:
 - {addresses: [10.0.0.3], conditions: {ready: false, serving: false}}
 - {addresses: []}
 `, want: &model.EndpointSlice{
-			Name: name("a", "s-1"), Service: "s", Ports: []model.EndpointPort{{Name: "web", Protocol: model.TCP, Port: 8080}, {Protocol: model.UDP, Port: 53}},
+			Name: name("a", "s-1"), Service: "s", Triggered: time.Date(2026, 1, 2, 3, 4, 5, 600000000, time.UTC), Ports: []model.EndpointPort{{Name: "web", Protocol: model.TCP, Port: 8080}, {Protocol: model.UDP, Port: 53}},
 			Endpoints: []model.Endpoint{
 				{Address: addr("10.0.0.1"), Ready: true, Serving: true, Node: "n1", Zone: "z", Hostname: "h", Pod: "p", HintZones: []string{"z"}, HintNodes: []string{"n1"}},
 				{Address: addr("10.0.0.2"), Serving: true, Terminating: true},

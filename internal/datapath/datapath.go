@@ -160,6 +160,9 @@ type PortEntry struct {
 	Plain Plain
 	// Shaper holds a pod to the limits of its bandwidth; nil: it has none.
 	Shaper *shape.Shaper
+	// Gateway lets a host port send from addresses outside the cluster to the
+	// addresses of load balancers and external IPs, and to nothing else.
+	Gateway bool
 	// Name is for people: "default/nginx-0", "netctl0".
 	Name string
 }

@@ -142,6 +142,7 @@ type Node struct {
 	PodCIDRs  []netip.Prefix   // spec.podCIDRs
 	Zone      string           // label topology.kubernetes.io/zone
 	PublicKey string           // base64 Curve25519 key, annotation netctl.io/public-key; "" before the agent's first start
+	Leaving   bool             // being deleted, or tainted as about to be by the cluster autoscaler: load balancers shall go elsewhere
 	Endpoints []netip.AddrPort // where its WireGuard listens, annotation netctl.io/endpoints (comma-separated)
 }
 
@@ -228,6 +229,10 @@ type Service struct {
 	HealthCheckNodePort uint16
 	TrafficDistribution string
 	PublishNotReady     bool
+	Maglev              bool         // annotation netctl.io/balancing: maglev
+	LoadBalancerClass   string       // spec.loadBalancerClass
+	WantedIPs           []netip.Addr // spec.loadBalancerIP, or annotation netctl.io/load-balancer-ips
+	ShareKey            string       // annotation netctl.io/load-balancer-share: services of one key may have one address
 }
 
 // ServicePort is one port of a Service. With the service's name, its name and
@@ -247,6 +252,9 @@ type EndpointSlice struct {
 	Headless  bool   // label service.kubernetes.io/headless is set: not for the proxy
 	Ports     []EndpointPort
 	Endpoints []Endpoint
+	// Triggered is when what made the controller write it happened, annotation
+	// endpoints.kubernetes.io/last-change-trigger-time; zero where it does not say.
+	Triggered time.Time
 }
 
 // EndpointPort is a port that every endpoint of a slice serves.

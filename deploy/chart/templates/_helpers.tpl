@@ -71,6 +71,23 @@ udpGRO: {{ .udpGRO | quote }}
 # checksums: five times cheaper. auto: what a test at the agent's first start shows
 # to work; on; off.
 tunOffload: {{ .tunOffload | quote }}
+# Which of a node's addresses have node ports: primary (those of the Node object),
+# all (but loopback ones), or ranges; localhost adds 127.0.0.1 and ::1. Empty:
+# primary.
+nodePortAddresses: {{ .nodePortAddresses | toJson }}
+# Serve what Services name in spec.externalIPs. Whoever may write a Service can
+# take any address outside with it (CVE-2020-8554).
+allowExternalIPs: {{ .allowExternalIPs }}
+# Addresses for Services of type LoadBalancer, where no cloud gives them any:
+# ranges such as 203.0.113.0/28 or 203.0.113.16-203.0.113.20, of the nodes' own
+# network or routed to it. One node answers ARP and neighbour discovery for each.
+# The nodes must forward (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding).
+loadBalancerPools: {{ .loadBalancerPools | toJson }}
+# Where /healthz and /livez of the service proxy are answered, as kube-proxy does;
+# 0.0.0.0 and [::] are both families. Empty: nowhere.
+healthzBindAddress: {{ .healthzBindAddress | quote }}
+# Where its /metrics and /proxyMode are. Empty: nowhere.
+metricsBindAddress: {{ .metricsBindAddress | quote }}
 # Where the container runtime looks for CNI plugins and configuration.
 cniBinDir: {{ .cniBinDir | quote }}
 cniConfDir: {{ .cniConfDir | quote }}

@@ -100,29 +100,38 @@ type Settings struct {
 	UDPGSO        Offload  `json:"udpGSO"`
 	UDPGRO        Offload  `json:"udpGRO"`
 	TUNOffload    Offload  `json:"tunOffload"`
-	CNIBinDir     string   `json:"cniBinDir"`
-	CNIConfDir    string   `json:"cniConfDir"`
-	StateDir      string   `json:"stateDir"`
-	DataDir       string   `json:"dataDir"`
-	LogLevel      string   `json:"logLevel"`
+	// What of services is served, and where the proxy's health and counters are.
+	NodePortAddresses  []string `json:"nodePortAddresses"`
+	AllowExternalIPs   bool     `json:"allowExternalIPs"`
+	LoadBalancerPools  []string `json:"loadBalancerPools"`
+	HealthzBindAddress string   `json:"healthzBindAddress"`
+	MetricsBindAddress string   `json:"metricsBindAddress"`
+
+	CNIBinDir  string `json:"cniBinDir"`
+	CNIConfDir string `json:"cniConfDir"`
+	StateDir   string `json:"stateDir"`
+	DataDir    string `json:"dataDir"`
+	LogLevel   string `json:"logLevel"`
 }
 
 // Default returns the settings that hold where nothing is said.
 func Default() Settings {
 	return Settings{
-		KubeletConf:   "/etc/kubernetes/kubelet.conf",
-		WireguardPort: 51820,
-		Proxy:         ProxyAuto,
-		DNS:           DNSAuto,
-		Egress:        EgressSockets,
-		UDPGSO:        OffloadAuto,
-		UDPGRO:        OffloadAuto,
-		TUNOffload:    OffloadAuto,
-		CNIBinDir:     "/opt/cni/bin",
-		CNIConfDir:    "/etc/cni/net.d",
-		StateDir:      "/run/netctl",
-		DataDir:       "/var/lib/netctl",
-		LogLevel:      "info",
+		UDPGSO:             OffloadAuto,
+		UDPGRO:             OffloadAuto,
+		TUNOffload:         OffloadAuto,
+		KubeletConf:        "/etc/kubernetes/kubelet.conf",
+		WireguardPort:      51820,
+		Proxy:              ProxyAuto,
+		DNS:                DNSAuto,
+		Egress:             EgressSockets,
+		HealthzBindAddress: "0.0.0.0:10256",
+		MetricsBindAddress: "127.0.0.1:10249",
+		CNIBinDir:          "/opt/cni/bin",
+		CNIConfDir:         "/etc/cni/net.d",
+		StateDir:           "/run/netctl",
+		DataDir:            "/var/lib/netctl",
+		LogLevel:           "info",
 	}
 }
 
@@ -192,6 +201,11 @@ func (s *Settings) Validate() error {
 		case OffloadAuto, OffloadOn, OffloadOff:
 		default:
 			add("%s %q: want auto, on or off", key, offload)
+		}
+	}
+	for key, addr := range map[string]string{"healthzBindAddress": s.HealthzBindAddress, "metricsBindAddress": s.MetricsBindAddress} {
+		if at, err := netip.ParseAddrPort(addr); addr != "" && (err != nil || at.Port() == 0) {
+			add("%s %q: want an address and port such as 127.0.0.1:10249, or nothing to have none", key, addr)
 		}
 	}
 	for key, dir := range map[string]string{

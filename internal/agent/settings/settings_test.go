@@ -112,6 +112,8 @@ func TestValidate(t *testing.T) {
 		{func(s *settings.Settings) { s.DNS = "maybe" }, `dns "maybe"`},
 		{func(s *settings.Settings) { s.UDPGSO = "maybe" }, `udpGSO "maybe"`},
 		{func(s *settings.Settings) { s.TUNOffload = "maybe" }, `tunOffload "maybe"`},
+		{func(s *settings.Settings) { s.HealthzBindAddress = ":10256" }, `healthzBindAddress ":10256"`},
+		{func(s *settings.Settings) { s.MetricsBindAddress = "127.0.0.1" }, `metricsBindAddress "127.0.0.1"`},
 		{func(s *settings.Settings) { s.StateDir = "run" }, `stateDir "run"`},
 		{func(s *settings.Settings) { s.DataDir = "/" }, `dataDir "/"`},
 		{func(s *settings.Settings) { s.LogLevel = "loud" }, `logLevel "loud"`},

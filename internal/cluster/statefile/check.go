@@ -36,6 +36,7 @@ func check(s *model.State) error {
 		c.addrs(o.ClusterIPs)
 		c.addrs(o.ExternalIPs)
 		c.addrs(o.LoadBalancerIPs)
+		c.addrs(o.WantedIPs)
 		c.prefixes(o.SourceRanges)
 		if o.AffinityTimeout < 0 {
 			c.fail("service %s keeps clients for %v", o.Name, o.AffinityTimeout)
