@@ -15,6 +15,7 @@ import (
 
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/lab"
+	"github.com/netctl/netctl/test/bench/results"
 )
 
 // testLab is a lab that a benchmark works in.
@@ -23,8 +24,9 @@ type testLab struct {
 	root, name string
 }
 
-// up brings up a lab with the pods of a manifest. The caller calls down.
-func (b *bench) up(ctx context.Context, name string, nodes int, manifest string) (*testLab, error) {
+// up brings up a lab of a binary's agents with the pods of a manifest. The caller
+// calls down.
+func (b *bench) up(ctx context.Context, exe, name string, nodes int, manifest string) (*testLab, error) {
 	var objects []cluster.Object
 	if manifest != "" {
 		found, err := cluster.ParseManifests([]byte(manifest), name+".yaml")
@@ -33,7 +35,7 @@ func (b *bench) up(ctx context.Context, name string, nodes int, manifest string)
 		}
 		objects = found
 	}
-	l, err := lab.New(lab.Config{Name: name, Nodes: nodes, Families: lab.IPv4}, lab.Options{Root: b.dir, Exe: b.netctl, Out: io.Discard})
+	l, err := lab.New(lab.Config{Name: name, Nodes: nodes, Families: lab.IPv4}, lab.Options{Root: b.dir, Exe: exe, Out: io.Discard})
 	if err != nil {
 		return nil, err
 	}
@@ -52,19 +54,6 @@ func (t *testLab) down() error { return errors.Join(t.Down(), t.Close()) }
 // path returns a file of the lab.
 func (t *testLab) path(parts ...string) string {
 	return filepath.Join(append([]string{t.root, t.name}, parts...)...)
-}
-
-// pods returns the pods of the default namespace by name.
-func (t *testLab) pods() (map[string]lab.PodStatus, error) {
-	s, err := t.Status()
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]lab.PodStatus)
-	for _, p := range s.Pods {
-		out[strings.TrimPrefix(p.Name, "default/")] = p
-	}
-	return out, nil
 }
 
 // pods12 is a Deployment, as `lab up` gets it.
@@ -108,8 +97,8 @@ func (b *bench) labUp(ctx context.Context) error {
 		}
 		down = append(down, took)
 	}
-	b.figure("lab-up-3-nodes-12-pods", quantile(up, 0.5).Seconds(), "s")
-	b.figure("lab-down-3-nodes-12-pods", quantile(down, 0.5).Seconds(), "s")
+	b.figure("lab-up-3-nodes-12-pods", results.Quantile(up, 0.5).Seconds(), "s")
+	b.figure("lab-down-3-nodes-12-pods", results.Quantile(down, 0.5).Seconds(), "s")
 	b.figure("agent-idle-rss", memory["VmRSS"], "MB")
 	b.figure("agent-idle-rss-anon", memory["RssAnon"], "MB")
 	b.figure("agent-idle-rss-file", memory["RssFile"], "MB")

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/netctl/netctl/test/bench/ends"
+)
+
+// lengths of one run.
+const (
+	bulkFor  = 1200 * time.Millisecond
+	shortFor = 600 * time.Millisecond
+)
+
+// costed sends over a way and measures the processor time that it takes: of the
+// processes that carry the traffic, and of all that have to do with it.
+func (w *way) costed(ctx context.Context, r ends.Request) (res ends.Result, carriers, all float64, err error) {
+	before, err := w.all.read()
+	if err != nil {
+		return res, 0, 0, err
+	}
+	beforeCarriers, err := w.carriers.read()
+	if err != nil {
+		return res, 0, 0, err
+	}
+	if res, err = w.from.Send(ctx, r); err != nil {
+		return res, 0, 0, err
+	}
+	after, err := w.all.read()
+	if err != nil {
+		return res, 0, 0, err
+	}
+	afterCarriers, err := w.carriers.read()
+	return res, afterCarriers.since(beforeCarriers), after.since(before), err
+}
+
+// stream measures so many TCP streams.
+func stream(number int) measure {
+	return func(ctx context.Context, w *way) ([]value, error) {
+		res, carriers, all, err := w.costed(ctx, ends.Request{Kind: ends.Stream, To: w.at(ends.SinkPort), Number: number, For: bulkFor})
+		if err != nil {
+			return nil, err
+		}
+		out := []value{
+			{"", "Gbit/s", res.Bytes * 8 / 1e9 / res.Took.Seconds()},
+			{"-cpu", "s/GiB", all / (res.Bytes / (1 << 30))},
+		}
+		if len(w.carriers) > 0 {
+			out = append(out, value{"-carriers", "ns/byte", carriers * 1e9 / res.Bytes})
+		}
+		return out, nil
+	}
+}
+
+// flood measures datagrams of a size.
+func flood(size int) measure {
+	return func(ctx context.Context, w *way) ([]value, error) {
+		res, carriers, all, err := w.costed(ctx, ends.Request{Kind: ends.Flood, To: w.at(ends.SinkPort), Size: size, For: shortFor})
+		if err != nil {
+			return nil, err
+		}
+		out := []value{
+			{"", "kpps", res.Packets / 1e3 / res.Took.Seconds()},
+			{"-cpu", "us/packet", all * 1e6 / res.Packets},
+		}
+		if len(w.carriers) > 0 {
+			out = append(out, value{"-per-core", "Mpps", res.Packets / 1e6 / carriers})
+		}
+		return out, nil
+	}
+}
+
+// ask measures one request after the other.
+func ask(ctx context.Context, w *way) ([]value, error) {
+	res, carriers, all, err := w.costed(ctx, ends.Request{Kind: ends.Ask, To: w.at(ends.EchoPort), For: shortFor})
+	if err != nil {
+		return nil, err
+	}
+	out := []value{
+		{"-p50", "us", float64(res.P50) / 1e3},
+		{"-p99", "us", float64(res.P99) / 1e3},
+		{"-cpu", "us/request", all * 1e6 / res.Count},
+	}
+	if len(w.carriers) > 0 {
+		out = append(out, value{"-carriers", "us/request", carriers * 1e6 / res.Count})
+	}
+	return out, nil
+}
+
+// connect measures new connections, four at a time.
+func connect(ctx context.Context, w *way) ([]value, error) {
+	res, _, all, err := w.costed(ctx, ends.Request{Kind: ends.Connect, To: w.at(ends.GreetPort), Number: 4, For: shortFor})
+	if err != nil {
+		return nil, err
+	}
+	return []value{
+		{"", "connections/s", res.Count / res.Took.Seconds()},
+		{"-p99", "us", float64(res.P99) / 1e3},
+		{"-cpu", "us/connection", all * 1e6 / res.Count},
+	}, nil
+}
