@@ -31,7 +31,7 @@ func (a *Agent) describe() (status.Status, error) {
 	if err != nil {
 		return status.Status{}, err
 	}
-	s.Process = status.Process{PID: os.Getpid(), Goroutines: runtime.NumGoroutine(), Files: files}
+	s.Process = status.Process{PID: os.Getpid(), Goroutines: runtime.NumGoroutine(), Files: files, GC: status.GCPauses()}
 	peers, err := a.engine.Peers()
 	if err != nil {
 		return status.Status{}, fmt.Errorf("ask the overlay for its peers: %w", err)

@@ -61,9 +61,13 @@ type Config struct {
 	ClaimBlocks bool `json:"claimBlocks,omitempty"`
 	// Egress is the agents' own setting, "": their default. With packets nodes forward.
 	Egress settings.Egress `json:"egress,omitempty"`
+	// UnderlayMTU is of the wires between the nodes, 0: the kernel's 1500.
+	UnderlayMTU int `json:"underlayMTU,omitempty"`
 }
 
 const (
+	// maxUnderlayMTU is what a veth pair carries.
+	maxUnderlayMTU = 65535
 	// maxNodes is what the underlay's address plan has room for.
 	maxNodes = 64
 	// netnsDir is where ip(8) looks for named namespaces.
@@ -90,6 +94,9 @@ func (c Config) Validate() error {
 	case "", settings.EgressSockets, settings.EgressPackets, settings.EgressAuto:
 	default:
 		errs = append(errs, fmt.Errorf("egress %q: use %s, %s or %s", c.Egress, settings.EgressSockets, settings.EgressPackets, settings.EgressAuto))
+	}
+	if c.UnderlayMTU != 0 && (c.UnderlayMTU < 1500 || c.UnderlayMTU > maxUnderlayMTU) {
+		errs = append(errs, fmt.Errorf("underlay MTU %d: use 1500 to %d", c.UnderlayMTU, maxUnderlayMTU))
 	}
 	return errors.Join(errs...)
 }

@@ -66,16 +66,22 @@ func groups() []group {
 		{names: []string{"cni"}, run: (*bench).cni},
 		{net: true, names: sameNodeNames, run: (*bench).sameNode},
 		{net: true, names: tunnelNames, run: (*bench).tunnel},
+		{net: true, names: jumboNames, run: (*bench).jumboTunnel},
+		{net: true, names: serviceNames, run: (*bench).services},
+		{net: true, names: egressNames, run: (*bench).egress},
 	}
 }
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == ends.Command {
-		if err := ends.Main(); err != nil {
-			fmt.Fprintln(os.Stderr, "end:", err)
-			os.Exit(1)
+	// This program also plays the parts that need a process of their own.
+	for name, play := range map[string]func() error{ends.Command: ends.Main, relayCommand: relayMain} {
+		if len(os.Args) == 2 && os.Args[1] == name {
+			if err := play(); err != nil {
+				fmt.Fprintln(os.Stderr, name+":", err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])

@@ -42,7 +42,7 @@ func (b *bench) cni(ctx context.Context) error {
 
 // withRuntime runs f with a runtime on a new lab.
 func (b *bench) withRuntime(ctx context.Context, f func(*bench, context.Context, *runtime) error) (err error) {
-	l, err := b.up(ctx, b.netctl, "bench-cni", 1, "")
+	l, err := b.up(ctx, b.netctl, podsOf{name: "bench-cni", nodes: 1}, "")
 	if err != nil {
 		return err
 	}

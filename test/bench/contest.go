@@ -19,7 +19,7 @@ import (
 type way struct {
 	from, to *ends.End
 	addr     netip.Addr
-	port     uint16    // added to the ends' ports: where a node maps them to others
+	offset   uint16    // added to the ends' ports: where a node maps them to others
 	carriers processes // besides the ends
 	all      processes // every one that has to do with the traffic, the ends included
 }
@@ -116,7 +116,9 @@ func (b *bench) contest(ctx context.Context, name string, m measure, ours, their
 		a, t := got[0][v.suffix], got[1][v.suffix]
 		switch {
 		case len(a) == len(t):
-			b.add(results.Ratio(name+v.suffix, v.unit, a, t))
+			r := results.Ratio(name+v.suffix, v.unit, a, t)
+			r.Unmarked = b.against != "" // marks are set against the rivals
+			b.add(r)
 		case len(a) > 0:
 			b.add(results.Figure(name+v.suffix, v.unit, a))
 		}
@@ -124,5 +126,16 @@ func (b *bench) contest(ctx context.Context, name string, m measure, ours, their
 	return nil
 }
 
+// contests runs those of two ways that are named, one after the other. What each
+// measures is said by its name's end.
+func (b *bench) contests(ctx context.Context, names []string, ours, theirs *way) error {
+	for _, name := range names {
+		if err := b.contest(ctx, name, measureOf(name), ours, theirs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // at returns where one of the other end's ports is reached.
-func (w *way) at(port uint16) netip.AddrPort { return netip.AddrPortFrom(w.addr, port+w.port) }
+func (w *way) at(port uint16) netip.AddrPort { return netip.AddrPortFrom(w.addr, port+w.offset) }

@@ -26,20 +26,20 @@ type testLab struct {
 
 // up brings up a lab of a binary's agents with the pods of a manifest. The caller
 // calls down.
-func (b *bench) up(ctx context.Context, exe, name string, nodes int, manifest string) (*testLab, error) {
+func (b *bench) up(ctx context.Context, exe string, where podsOf, manifest string) (*testLab, error) {
 	var objects []cluster.Object
 	if manifest != "" {
-		found, err := cluster.ParseManifests([]byte(manifest), name+".yaml")
+		found, err := cluster.ParseManifests([]byte(manifest), where.name+".yaml")
 		if err != nil {
 			return nil, err
 		}
 		objects = found
 	}
-	l, err := lab.New(lab.Config{Name: name, Nodes: nodes, Families: lab.IPv4}, lab.Options{Root: b.dir, Exe: exe, Out: io.Discard})
+	l, err := lab.New(lab.Config{Name: where.name, Nodes: where.nodes, Families: lab.IPv4, UnderlayMTU: where.underlay}, lab.Options{Root: b.dir, Exe: exe, Out: io.Discard})
 	if err != nil {
 		return nil, err
 	}
-	t := &testLab{Lab: l, root: b.dir, name: name}
+	t := &testLab{Lab: l, root: b.dir, name: where.name}
 	if err := l.Up(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}

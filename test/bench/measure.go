@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"time"
 
 	"github.com/netctl/netctl/test/bench/ends"
@@ -65,7 +67,9 @@ func flood(size int) measure {
 			{"-cpu", "us/packet", all * 1e6 / res.Packets},
 		}
 		if len(w.carriers) > 0 {
-			out = append(out, value{"-per-core", "Mpps", res.Packets / 1e6 / carriers})
+			out = append(out,
+				value{"-carriers", "us/packet", carriers * 1e6 / res.Packets},
+				value{"-per-core", "Mpps", res.Packets / 1e6 / carriers})
 		}
 		return out, nil
 	}
@@ -98,5 +102,47 @@ func connect(ctx context.Context, w *way) ([]value, error) {
 		{"", "connections/s", res.Count / res.Took.Seconds()},
 		{"-p99", "us", float64(res.P99) / 1e3},
 		{"-cpu", "us/connection", all * 1e6 / res.Count},
+	}, nil
+}
+
+// measureOf finds a measure by the end of a contest's name.
+func measureOf(name string) measure {
+	for _, m := range []struct {
+		end string
+		measure
+	}{
+		{"-tcp-8", stream(8)}, {"-udp-64", flood(64)}, {"-udp-512", flood(512)}, {"-udp-1200", flood(1200)}, {"-udp-1400", flood(1400)},
+		{"-ask", ask}, {"-connect", connect}, {"-under-load", underLoad},
+	} {
+		if strings.HasSuffix(name, m.end) {
+			return m.measure
+		}
+	}
+	return stream(1)
+}
+
+// loadLead is how long a load runs before and after what is measured beside it.
+const loadLead = 200 * time.Millisecond
+
+// underLoad measures requests while a stream takes all that it gets.
+func underLoad(ctx context.Context, w *way) ([]value, error) {
+	return beside(ctx, w, w, ends.Request{Kind: ends.Stream, To: w.at(ends.SinkPort), For: shortFor + 2*loadLead})
+}
+
+// beside measures requests on a way while a load runs on another one.
+func beside(ctx context.Context, w, loaded *way, load ends.Request) ([]value, error) {
+	done := make(chan error, 1)
+	go func() {
+		_, err := loaded.from.Send(ctx, load)
+		done <- err
+	}()
+	wait(ctx, loadLead)
+	res, err := w.from.Send(ctx, ends.Request{Kind: ends.Ask, To: w.at(ends.EchoPort), For: shortFor, Pace: time.Millisecond})
+	if err = errors.Join(err, <-done); err != nil {
+		return nil, err
+	}
+	return []value{
+		{"-p50", "ms", float64(res.P50) / 1e6},
+		{"-p99", "ms", float64(res.P99) / 1e6},
 	}, nil
 }

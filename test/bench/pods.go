@@ -58,7 +58,7 @@ spec:
 
 // pods brings up a lab of a binary's agents with the two pods.
 func (b *bench) pods(ctx context.Context, c *closer, exe string, where podsOf) (*testLab, error) {
-	l, err := b.up(ctx, exe, where.name, where.nodes, fmt.Sprintf(twoPods, where.nodes)+where.manifest)
+	l, err := b.up(ctx, exe, where, fmt.Sprintf(twoPods, where.nodes)+where.manifest)
 	if err != nil {
 		return nil, err
 	}

@@ -58,9 +58,10 @@ type Status struct {
 
 // Process is what the agent's process holds, where a leak would be seen.
 type Process struct {
-	PID        int `json:"pid"` // in its own namespace
-	Goroutines int `json:"goroutines"`
-	Files      int `json:"files"` // open descriptors
+	PID        int    `json:"pid"` // in its own namespace
+	Goroutines int    `json:"goroutines"`
+	Files      int    `json:"files"` // open descriptors
+	GC         Pauses `json:"gc"`
 }
 
 // Port is one port.

@@ -22,6 +22,8 @@ type Result struct {
 	Ours   float64 `json:"ours,omitempty"` // of a ratio
 	Theirs float64 `json:"theirs,omitempty"`
 	Pairs  int     `json:"pairs"`
+	// Unmarked results have nothing to reach, whatever their name.
+	Unmarked bool `json:"unmarked,omitempty"`
 }
 
 // Figure makes the line of one figure from its values.
@@ -89,7 +91,7 @@ func (r Result) String() string {
 	if r.Pairs > 1 {
 		fmt.Fprintf(&b, " interval=%.3g..%.3g pairs=%d", r.Low, r.High, r.Pairs)
 	}
-	if m, ok := MarkOf(r.Name); ok {
+	if m, ok := MarkOf(r.Name); ok && !r.Unmarked {
 		fmt.Fprintf(&b, " mark=%s %s", strings.ReplaceAll(m.String(), " ", ""), m.Judge(r))
 	}
 	return b.String()

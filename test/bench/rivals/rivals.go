@@ -61,8 +61,8 @@ func in(ns, stdin, name string, args ...string) error {
 	return nil
 }
 
-// namespaces makes namespaces, and returns what deletes them.
-func namespaces(names ...string) (remove func() error, err error) {
+// Namespaces makes namespaces, and returns what deletes them.
+func Namespaces(names ...string) (remove func() error, err error) {
 	remove = func() error {
 		var errs []error
 		for _, n := range names {

@@ -9,7 +9,7 @@ import (
 // that leaves forwarding to the kernel.
 func Veth() (*Path, error) {
 	c, r, s := Prefix+"client", Prefix+"router", Prefix+"server"
-	remove, err := namespaces(c, r, s)
+	remove, err := Namespaces(c, r, s)
 	if err != nil {
 		return nil, err
 	}
