@@ -26,8 +26,19 @@ func (w *way) costed(ctx context.Context, r ends.Request) (res ends.Result, carr
 	if err != nil {
 		return res, 0, 0, err
 	}
+	sunk, err := w.to.Send(ctx, ends.Request{Kind: ends.Count})
+	if err != nil {
+		return res, 0, 0, err
+	}
 	if res, err = w.from.Send(ctx, r); err != nil {
 		return res, 0, 0, err
+	}
+	if r.Kind == ends.Stream {
+		now, err := w.to.Send(ctx, ends.Request{Kind: ends.Count})
+		if err != nil {
+			return res, 0, 0, err
+		}
+		res.Bytes = now.Bytes - sunk.Bytes
 	}
 	after, err := w.all.read()
 	if err != nil {

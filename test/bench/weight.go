@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
+	"time"
 )
 
 // weighty puts this process, and with it all that it starts, into a control group of
@@ -19,7 +21,7 @@ func weighty() (undo func() error, err error) {
 	} {
 		group := filepath.Join(v.dir, "netctl-bench")
 		undo := func() error {
-			return errors.Join(enter(v.dir), os.Remove(group))
+			return errors.Join(enter(v.dir), leave(group))
 		}
 		_ = os.Remove(group) // of a run that was killed
 		if err = os.Mkdir(group, 0o755); err != nil {
@@ -32,6 +34,18 @@ func weighty() (undo func() error, err error) {
 		err = errors.Join(err, undo())
 	}
 	return func() error { return nil }, fmt.Errorf("no control group of the scheduler, so other work on this machine counts as much as what is measured: %w", err)
+}
+
+// leave removes a control group, once what was killed in it is gone.
+func leave(group string) error {
+	var err error
+	for range 100 {
+		if err = os.Remove(group); !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return err
 }
 
 // enter moves this process into a control group.

@@ -30,6 +30,7 @@ const (
 	Flood   Kind = "flood"   // datagrams, as many as go through
 	Ask     Kind = "ask"     // requests over one TCP connection, each after the reply to the one before
 	Connect Kind = "connect" // TCP connections, each opened, heard and closed
+	Count   Kind = "count"   // nothing: it says how many bytes its sink has taken so far
 )
 
 // Request says what an end is to send.
@@ -50,7 +51,7 @@ type Request struct {
 
 // Result is what came of it.
 type Result struct {
-	Bytes   float64       `json:"bytes"`   // that arrived
+	Bytes   float64       `json:"bytes"`   // that arrived, except of a stream: the other end counts those
 	Packets float64       `json:"packets"` // datagrams that arrived
 	Lost    float64       `json:"lost"`    // datagrams that did not
 	Count   float64       `json:"count"`   // requests or connections that were answered

@@ -61,6 +61,8 @@ func (r Request) send() (Result, error) {
 		return r.ask()
 	case Connect:
 		return r.connect()
+	case Count:
+		return Result{Bytes: float64(sunk.Load())}, nil
 	default:
 		return Result{}, fmt.Errorf("kind of traffic %q is not known", r.Kind)
 	}
@@ -68,7 +70,7 @@ func (r Request) send() (Result, error) {
 
 // serve starts all servers.
 func serve() error {
-	for port, f := range map[int]func(fd int, buf []byte) error{SinkPort: sink, EchoPort: echo, GreetPort: greet} {
+	for port, f := range map[int]func(fd int) error{SinkPort: sink, EchoPort: echo, GreetPort: greet} {
 		l, err := listen(port)
 		if err != nil {
 			return err

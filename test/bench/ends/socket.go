@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -70,7 +71,7 @@ func listen(port int) (int, error) {
 
 // accept serves connections, each with a thread and a buffer; a client that goes
 // away early ends only its own.
-func accept(l int, f func(fd int, buf []byte) error) {
+func accept(l int, f func(fd int) error) {
 	for {
 		fd, _, err := syscall.Accept(l)
 		if errors.Is(err, syscall.EINTR) || errors.Is(err, syscall.ECONNABORTED) {
@@ -82,24 +83,29 @@ func accept(l int, f func(fd int, buf []byte) error) {
 		}
 		go func() {
 			_ = syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1)
-			_ = f(fd, nil) // the client tells
+			_ = f(fd) // the client tells
 			_ = syscall.Close(fd)
 		}()
 	}
 }
 
+// sunk counts the bytes that all sinks have taken.
+var sunk atomic.Uint64
+
 // sink takes what comes.
-func sink(fd int, _ []byte) error {
+func sink(fd int) error {
 	buf := make([]byte, chunk)
 	for {
-		if _, err := read(fd, buf); err != nil {
+		n, err := read(fd, buf)
+		if err != nil {
 			return err
 		}
+		sunk.Add(uint64(n)) //nolint:gosec // not negative
 	}
 }
 
 // echo sends back what comes.
-func echo(fd int, _ []byte) error {
+func echo(fd int) error {
 	buf := make([]byte, chunk)
 	for {
 		n, err := read(fd, buf)
@@ -113,7 +119,7 @@ func echo(fd int, _ []byte) error {
 }
 
 // greet says one byte.
-func greet(fd int, _ []byte) error { return writeAll(fd, []byte{'!'}) }
+func greet(fd int) error { return writeAll(fd, []byte{'!'}) }
 
 // again repeats a call that a signal has interrupted.
 func again(call func() error) error {
