@@ -54,7 +54,7 @@ bench: setup build ## every benchmark: figure and ratio lines
 	@./test/bench.sh
 
 bench-net: setup build ## every path beside its rivals, in turns: figure and ratio lines; QUICK=1 is short [ARGS='-run REGEXP']
-	@$(GO) run ./test/bench -net $(if $(filter 1,$(QUICK)),-quick) $(ARGS)
+	@$(GO) run ./test/bench -net -docs docs/performance.md $(if $(filter 1,$(QUICK)),-quick) $(ARGS)
 
 bench-restart: setup build ## traffic while agents crash, follow each other, are deleted; QUICK=1 is short [ARGS='-kube -markdown']
 	@$(if $(findstring -kube,$(ARGS)),$(MAKE) --no-print-directory image IMAGE_ARCH=$$($(GO) env GOARCH))

@@ -63,9 +63,13 @@ type Config struct {
 	Egress settings.Egress `json:"egress,omitempty"`
 	// UnderlayMTU is of the wires between the nodes, 0: the kernel's 1500.
 	UnderlayMTU int `json:"underlayMTU,omitempty"`
+	// PodsPerNode is what the nodes' pod ranges have room for, 0: 110.
+	PodsPerNode int `json:"podsPerNode,omitempty"`
 }
 
 const (
+	// maxPodsPerNode is far more than a machine runs.
+	maxPodsPerNode = 1000
 	// maxUnderlayMTU is what a veth pair carries.
 	maxUnderlayMTU = 65535
 	// maxNodes is what the underlay's address plan has room for.
@@ -97,6 +101,9 @@ func (c Config) Validate() error {
 	}
 	if c.UnderlayMTU != 0 && (c.UnderlayMTU < 1500 || c.UnderlayMTU > maxUnderlayMTU) {
 		errs = append(errs, fmt.Errorf("underlay MTU %d: use 1500 to %d", c.UnderlayMTU, maxUnderlayMTU))
+	}
+	if c.PodsPerNode < 0 || c.PodsPerNode > maxPodsPerNode {
+		errs = append(errs, fmt.Errorf("pods per node %d: use 1 to %d", c.PodsPerNode, maxPodsPerNode))
 	}
 	return errors.Join(errs...)
 }

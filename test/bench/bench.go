@@ -27,6 +27,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -47,10 +48,13 @@ type bench struct {
 	pairs   int
 	chosen  *regexp.Regexp
 	dir     string // for labs and scratch files, removed at the end
+	repo    string // the source tree
 	tools   rivals.Tools
-	out     io.Writer
-	results []results.Result
-	ends    map[string]*ends.End // by namespace, those that run
+	// loadBefore is the machine's load average at the start.
+	loadBefore string
+	out        io.Writer
+	results    []results.Result
+	ends       map[string]*ends.End // by namespace, those that run
 }
 
 // group is measurements that share what is built for them.
@@ -69,6 +73,10 @@ func groups() []group {
 		{net: true, names: jumboNames, run: (*bench).jumboTunnel},
 		{net: true, names: serviceNames, run: (*bench).services},
 		{net: true, names: egressNames, run: (*bench).egress},
+		{net: true, names: fairnessNames, run: (*bench).fairness},
+		{net: true, names: growthNames(), run: (*bench).growth},
+		{net: true, names: []string{"full-load"}, run: (*bench).fullLoad},
+		{net: true, names: []string{"in-process"}, run: (*bench).inProcess},
 	}
 }
 
@@ -94,15 +102,16 @@ func main() {
 
 func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	b := &bench{dir: root, out: os.Stdout, ends: map[string]*ends.End{}}
+	b := &bench{dir: root, out: os.Stdout, ends: map[string]*ends.End{}, loadBefore: firstOf("/proc/loadavg")}
 	netctl := flags.String("netctl", "bin/netctl", "the binary to measure")
 	against := flags.String("against", "", "another netctl that takes the rivals' turns")
 	flags.BoolVar(&b.quick, "quick", false, "few and short runs")
 	flags.IntVar(&b.pairs, "pairs", 0, "pairs of runs of each ratio; 0: 20, or 3 with -quick")
 	onlyNet := flags.Bool("net", false, "only what carries packets")
 	pattern := flags.String("run", ".", "measurements to run, by their names")
-	tools := flags.String("tools", "test/bench/tools", "the module with the rivals' programs")
+	flags.StringVar(&b.repo, "repo", ".", "netctl's source tree, for the rivals' programs and the Go benchmarks")
 	record := flags.String("o", "dist/bench-net.jsonl", "file for the results, as JSON lines")
+	document := flags.String("docs", "", "document for the tables of all results in that file, with a chart beside it; \"\": none")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -123,10 +132,10 @@ func run(ctx context.Context, args []string) (err error) {
 			return err
 		}
 	}
-	if b.tools.Dir, err = filepath.Abs(*tools); err != nil {
+	if b.repo, err = filepath.Abs(b.repo); err != nil {
 		return err
 	}
-	b.tools.Out = b.dir
+	b.tools = rivals.Tools{Dir: filepath.Join(b.repo, "test", "bench", "tools"), Out: b.dir}
 	unlock, err := b.claim(ctx)
 	if err != nil {
 		return err
@@ -136,15 +145,32 @@ func run(ctx context.Context, args []string) (err error) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 	}
 	defer func() { err = errors.Join(err, b.clean(), light(), unlock()) }()
+	var failed []error
 	for _, g := range groups() {
 		if *onlyNet && !g.net || !b.any(g.names...) {
 			continue
 		}
-		if err := errors.Join(g.run(b, ctx), b.closeEnds()); err != nil {
-			return fmt.Errorf("%s: %w", g.names[0], err)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := errors.Join(g.run(b, ctx), b.closeEnds("")); err != nil { // the others can go on
+			failed = append(failed, fmt.Errorf("%s: %w", g.names[0], err))
 		}
 	}
-	return results.Write(*record, b.results)
+	return errors.Join(append(failed, b.write(*record, *document))...)
+}
+
+// write keeps the results, and puts them and those of earlier runs into a document.
+func (b *bench) write(record, document string) error {
+	if err := results.Write(record, b.results); err != nil || document == "" {
+		return err
+	}
+	all, err := results.Read(record)
+	if err != nil {
+		return err
+	}
+	return errors.Join(results.WriteDocument(document, b.conditions(), all),
+		results.WriteChart(strings.TrimSuffix(document, filepath.Ext(document))+".svg", all))
 }
 
 // program finds a binary.

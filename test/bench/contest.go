@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/netctl/netctl/internal/kernel"
@@ -20,6 +21,8 @@ type way struct {
 	from, to *ends.End
 	addr     netip.Addr
 	offset   uint16    // added to the ends' ports: where a node maps them to others
+	flows    int       // that a flood goes on
+	load     *load     // what goes on besides, unless nil
 	carriers processes // besides the ends
 	all      processes // every one that has to do with the traffic, the ends included
 }
@@ -59,13 +62,15 @@ func (b *bench) end(name string) (*ends.End, error) {
 	return e, nil
 }
 
-// closeEnds ends all of them.
-func (b *bench) closeEnds() error {
+// closeEnds ends those in namespaces whose names begin so.
+func (b *bench) closeEnds(prefix string) error {
 	var errs []error
-	for _, e := range b.ends {
-		errs = append(errs, e.Close())
+	for name, e := range b.ends {
+		if strings.HasPrefix(name, prefix) {
+			errs = append(errs, e.Close())
+			delete(b.ends, name)
+		}
 	}
-	clear(b.ends)
 	return errors.Join(errs...)
 }
 

@@ -9,8 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/netctl/netctl/internal/cluster"
@@ -35,7 +33,7 @@ func (b *bench) up(ctx context.Context, exe string, where podsOf, manifest strin
 		}
 		objects = found
 	}
-	l, err := lab.New(lab.Config{Name: where.name, Nodes: where.nodes, Families: lab.IPv4, UnderlayMTU: where.underlay}, lab.Options{Root: b.dir, Exe: exe, Out: io.Discard})
+	l, err := lab.New(lab.Config{Name: where.name, Nodes: where.nodes, Families: lab.IPv4, UnderlayMTU: where.underlay, PodsPerNode: where.room}, lab.Options{Root: b.dir, Exe: exe, Out: io.Discard})
 	if err != nil {
 		return nil, err
 	}
@@ -141,16 +139,9 @@ func (b *bench) agentMemory() (map[string]float64, error) {
 		if !ok {
 			return nil, fmt.Errorf("agent of %s does not run", node)
 		}
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		found, err := memory(pid)
 		if err != nil {
 			return nil, err
-		}
-		found := map[string]float64{}
-		for line := range strings.Lines(string(data)) {
-			key, rest, _ := strings.Cut(line, ":")
-			if kb, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64); err == nil {
-				found[key] = kb * 1024 / 1e6
-			}
 		}
 		if found["VmRSS"] > largest["VmRSS"] {
 			largest = found

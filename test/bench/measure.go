@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
@@ -11,8 +10,8 @@ import (
 
 // lengths of one run.
 const (
-	bulkFor  = 1200 * time.Millisecond
-	shortFor = 600 * time.Millisecond
+	bulkFor  = time.Second
+	shortFor = 500 * time.Millisecond
 )
 
 // costed sends over a way and measures the processor time that it takes: of the
@@ -69,7 +68,7 @@ func stream(number int) measure {
 // flood measures datagrams of a size.
 func flood(size int) measure {
 	return func(ctx context.Context, w *way) ([]value, error) {
-		res, carriers, all, err := w.costed(ctx, ends.Request{Kind: ends.Flood, To: w.at(ends.SinkPort), Size: size, For: shortFor})
+		res, carriers, all, err := w.costed(ctx, ends.Request{Kind: ends.Flood, To: w.at(ends.SinkPort), Size: size, Flows: w.flows, For: shortFor})
 		if err != nil {
 			return nil, err
 		}
@@ -130,30 +129,4 @@ func measureOf(name string) measure {
 		}
 	}
 	return stream(1)
-}
-
-// loadLead is how long a load runs before and after what is measured beside it.
-const loadLead = 200 * time.Millisecond
-
-// underLoad measures requests while a stream takes all that it gets.
-func underLoad(ctx context.Context, w *way) ([]value, error) {
-	return beside(ctx, w, w, ends.Request{Kind: ends.Stream, To: w.at(ends.SinkPort), For: shortFor + 2*loadLead})
-}
-
-// beside measures requests on a way while a load runs on another one.
-func beside(ctx context.Context, w, loaded *way, load ends.Request) ([]value, error) {
-	done := make(chan error, 1)
-	go func() {
-		_, err := loaded.from.Send(ctx, load)
-		done <- err
-	}()
-	wait(ctx, loadLead)
-	res, err := w.from.Send(ctx, ends.Request{Kind: ends.Ask, To: w.at(ends.EchoPort), For: shortFor, Pace: time.Millisecond})
-	if err = errors.Join(err, <-done); err != nil {
-		return nil, err
-	}
-	return []value{
-		{"-p50", "ms", float64(res.P50) / 1e6},
-		{"-p99", "ms", float64(res.P99) / 1e6},
-	}, nil
 }

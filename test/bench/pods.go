@@ -31,6 +31,7 @@ type podsOf struct {
 	nodes    int    // the client is on the first one, the server on the last one
 	underlay int    // MTU between the nodes; 0: 1500
 	manifest string // of what is there besides
+	room     int    // for pods on a node; 0: the lab's default
 }
 
 func (p podsOf) mtu() int {
@@ -62,7 +63,7 @@ func (b *bench) pods(ctx context.Context, c *closer, exe string, where podsOf) (
 	if err != nil {
 		return nil, err
 	}
-	c.add(l.down)
+	c.add(func() error { return errors.Join(b.closeEnds("netctl."+where.name+"."), l.down()) })
 	return l, nil
 }
 

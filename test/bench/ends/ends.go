@@ -21,6 +21,9 @@ const (
 	GreetPort = 7003 // TCP: says one byte and closes
 )
 
+// DefaultSize is of what has no size in its Request.
+const DefaultSize = 64
+
 // Kind is a kind of traffic.
 type Kind string
 
@@ -40,7 +43,7 @@ type Request struct {
 	// Number is of streams, or of those that ask or connect at the same time;
 	// 0 is 1.
 	Number int `json:"number,omitempty"`
-	// Size is of a datagram's payload or of a request; 0 is 64.
+	// Size is of a datagram's payload or of a request; 0 is DefaultSize.
 	Size int           `json:"size,omitempty"`
 	For  time.Duration `json:"for"`
 	// Pace is the time from one request to the next; 0: as fast as replies come.

@@ -50,7 +50,7 @@ func Main() error {
 func (r Request) send() (Result, error) {
 	r.Number, r.Flows = max(r.Number, 1), max(r.Flows, 1)
 	if r.Size == 0 {
-		r.Size = 64
+		r.Size = DefaultSize
 	}
 	switch r.Kind {
 	case Stream:
