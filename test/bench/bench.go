@@ -27,10 +27,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/netctl/netctl/test/bench/cost"
 	"github.com/netctl/netctl/test/bench/ends"
 	"github.com/netctl/netctl/test/bench/results"
 	"github.com/netctl/netctl/test/bench/rivals"
@@ -68,12 +70,12 @@ func groups() []group {
 	return []group{
 		{names: []string{"lab"}, run: (*bench).labUp},
 		{names: []string{"cni"}, run: (*bench).cni},
-		{net: true, names: sameNodeNames, run: (*bench).sameNode},
-		{net: true, names: tunnelNames, run: (*bench).tunnel},
-		{net: true, names: jumboNames, run: (*bench).jumboTunnel},
-		{net: true, names: serviceNames, run: (*bench).services},
-		{net: true, names: egressNames, run: (*bench).egress},
-		{net: true, names: fairnessNames, run: (*bench).fairness},
+		{net: true, names: sameNodeNames(), run: (*bench).sameNode},
+		{net: true, names: tunnelNames(), run: (*bench).tunnel},
+		{net: true, names: jumboNames(), run: (*bench).jumboTunnel},
+		{net: true, names: serviceNames(), run: (*bench).services},
+		{net: true, names: egressNames(), run: (*bench).egress},
+		{net: true, names: fairnessNames(), run: (*bench).fairness},
 		{net: true, names: growthNames(), run: (*bench).growth},
 		{net: true, names: []string{"full-load"}, run: (*bench).fullLoad},
 		{net: true, names: []string{"in-process"}, run: (*bench).inProcess},
@@ -82,7 +84,7 @@ func groups() []group {
 
 func main() {
 	// This program also plays the parts that need a process of their own.
-	for name, play := range map[string]func() error{ends.Command: ends.Main, relayCommand: relayMain} {
+	for name, play := range map[string]func() error{ends.Command: ends.Main, rivals.RelayCommand: rivals.RelayMain} {
 		if len(os.Args) == 2 && os.Args[1] == name {
 			if err := play(); err != nil {
 				fmt.Fprintln(os.Stderr, name+":", err)
@@ -140,7 +142,7 @@ func run(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	light, err := weighty()
+	light, err := cost.Heavy()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 	}
@@ -187,12 +189,7 @@ func program(path string) (string, error) {
 
 // any reports whether one of the names is to be measured.
 func (b *bench) any(names ...string) bool {
-	for _, n := range names {
-		if b.chosen.MatchString(n) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(names, b.chosen.MatchString)
 }
 
 // pick returns the first value for quick runs, else the second.

@@ -41,7 +41,7 @@ func (b *bench) claim(ctx context.Context) (unlock func() error, err error) {
 	if err := b.clean(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return f.Close, os.MkdirAll(b.dir, 0o755) //nolint:gosec // pods read there
+	return f.Close, os.MkdirAll(b.dir, 0o755)
 }
 
 // clean removes everything that bears the suite's name. What is gone already is fine.

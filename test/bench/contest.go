@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/test/bench/cost"
 	"github.com/netctl/netctl/test/bench/ends"
 	"github.com/netctl/netctl/test/bench/results"
 	"github.com/netctl/netctl/test/bench/rivals"
@@ -20,11 +21,11 @@ import (
 type way struct {
 	from, to *ends.End
 	addr     netip.Addr
-	offset   uint16    // added to the ends' ports: where a node maps them to others
-	flows    int       // that a flood goes on
-	load     *load     // what goes on besides, unless nil
-	carriers processes // besides the ends
-	all      processes // every one that has to do with the traffic, the ends included
+	offset   uint16         // added to the ends' ports: where a node maps them to others
+	flows    int            // that a flood goes on
+	load     *load          // what goes on besides, unless nil
+	carriers cost.Processes // besides the ends
+	all      cost.Processes // every one that has to do with the traffic, the ends included
 }
 
 // open puts ends at a path's sides.
@@ -37,11 +38,11 @@ func (b *bench) open(p *rivals.Path) (*way, error) {
 	if w.to, err = b.end(p.To); err != nil {
 		return nil, err
 	}
-	kernelsOwn, err := softirqThreads()
+	kernelsOwn, err := cost.SoftirqThreads()
 	if err != nil {
 		return nil, err
 	}
-	w.all = slices.Concat(processes{w.from.PID(), w.to.PID()}, kernelsOwn, w.carriers)
+	w.all = slices.Concat(cost.Processes{w.from.PID(), w.to.PID()}, kernelsOwn, w.carriers)
 	return w, nil
 }
 

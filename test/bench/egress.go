@@ -9,14 +9,16 @@ import (
 )
 
 // egressNames are the contests from a pod to a host outside of the cluster.
-var egressNames = []string{
-	"egress-vs-masquerade", "egress-vs-masquerade-udp-1200", "egress-vs-masquerade-ask", "egress-vs-masquerade-connect",
-	"egress-vs-pasta", "egress-vs-pasta-ask", "egress-vs-pasta-connect",
-	"egress-vs-slirp4netns", "egress-vs-slirp4netns-ask", "egress-vs-slirp4netns-connect",
+func egressNames() []string {
+	return []string{
+		"egress-vs-masquerade", "egress-vs-masquerade-udp-1200", "egress-vs-masquerade-ask", "egress-vs-masquerade-connect",
+		"egress-vs-pasta", "egress-vs-pasta-ask", "egress-vs-pasta-connect",
+		"egress-vs-slirp4netns", "egress-vs-slirp4netns-ask", "egress-vs-slirp4netns-connect",
+	}
 }
 
 // outsideAddr is the lab's host beyond the nodes.
-var outsideAddr = netip.MustParseAddr("198.51.100.10")
+func outsideAddr() netip.Addr { return netip.MustParseAddr("198.51.100.10") }
 
 // egress compares with rivals on a second node, which has an idle agent.
 func (b *bench) egress(ctx context.Context) (err error) {
@@ -40,7 +42,7 @@ func (b *bench) egress(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		return b.contests(ctx, egressNames[:4], ours, theirs)
+		return b.contests(ctx, egressNames()[:4], ours, theirs)
 	}
 	sites, err := l.sites()
 	if err != nil {
@@ -50,14 +52,14 @@ func (b *bench) egress(ctx context.Context) (err error) {
 		names []string
 		make  func(node, outside string, addr netip.Addr) (*rivals.Path, error)
 	}{
-		{egressNames[:4], rivals.Masquerade},
-		{egressNames[4:7], rivals.Pasta},
-		{egressNames[7:], rivals.Slirp},
+		{egressNames()[:4], rivals.Masquerade},
+		{egressNames()[4:7], rivals.Pasta},
+		{egressNames()[7:], rivals.Slirp},
 	} {
 		if !b.any(r.names...) {
 			continue
 		}
-		theirs, err := b.rival(ctx, &c, where, func() (*rivals.Path, error) { return r.make(sites[1].Node, l.outside(), outsideAddr) })
+		theirs, err := b.rival(ctx, &c, where, func() (*rivals.Path, error) { return r.make(sites[1].Node, l.outside(), outsideAddr()) })
 		if err != nil {
 			return err
 		}
@@ -75,6 +77,6 @@ func (b *bench) egressWay(l *testLab) (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.To, p.Addr, p.Carriers = l.outside(), outsideAddr, p.Carriers[:1]
+	p.To, p.Addr, p.Carriers = l.outside(), outsideAddr(), p.Carriers[:1]
 	return b.open(p)
 }

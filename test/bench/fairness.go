@@ -11,7 +11,9 @@ import (
 // fairnessNames compare a pod's requests beside another pod at full blast (ours) with
 // the same requests alone (theirs): through an agent, and through the kernel for
 // reference, where the blast costs the machine's processors as well.
-var fairnessNames = []string{"agent-fairness-tcp", "agent-fairness-udp", "veth-fairness-tcp", "veth-fairness-udp"}
+func fairnessNames() []string {
+	return []string{"agent-fairness-tcp", "agent-fairness-udp", "veth-fairness-tcp", "veth-fairness-udp"}
+}
 
 // fourPods are the two pods and another two.
 const fourPods = `---
@@ -33,7 +35,7 @@ spec:
 func (b *bench) fairness(ctx context.Context) (err error) {
 	var c closer
 	defer func() { err = errors.Join(err, c.close()) }()
-	if b.any(fairnessNames[:2]...) {
+	if b.any(fairnessNames()[:2]...) {
 		l, err := b.pods(ctx, &c, b.netctl, podsOf{name: "fairness", nodes: 1, manifest: fourPods})
 		if err != nil {
 			return err
@@ -46,11 +48,11 @@ func (b *bench) fairness(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		if err := b.blast(ctx, fairnessNames[:2], alone, p); err != nil {
+		if err := b.blast(ctx, fairnessNames()[:2], alone, p); err != nil {
 			return err
 		}
 	}
-	if b.against != "" || !b.any(fairnessNames[2:]...) {
+	if b.against != "" || !b.any(fairnessNames()[2:]...) {
 		return nil
 	}
 	paths, err := rivals.Veths(2)
@@ -62,7 +64,7 @@ func (b *bench) fairness(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return b.blast(ctx, fairnessNames[2:], alone, paths[1])
+	return b.blast(ctx, fairnessNames()[2:], alone, paths[1])
 }
 
 // blast compares a way beside a blast over another path with itself alone.

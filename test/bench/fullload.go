@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/netctl/netctl/internal/agent/status"
+	"github.com/netctl/netctl/test/bench/cost"
 	"github.com/netctl/netctl/test/bench/ends"
 	"github.com/netctl/netctl/test/bench/results"
 )
@@ -39,7 +38,7 @@ func (b *bench) fullLoad(ctx context.Context) (err error) {
 	if err := b.idle(ctx, "agent-110-pods", &way{carriers: agents[:1]}); err != nil {
 		return err
 	}
-	idle, err := memory(agents[0])
+	idle, err := cost.Memory(agents[0])
 	if err != nil {
 		return err
 	}
@@ -133,10 +132,10 @@ func (b *bench) fullRequests(l *testLab) (map[*ends.End][]ends.Request, error) {
 	for i, r := range []ends.Request{
 		{Kind: ends.Stream, To: at(addrs[10], ends.SinkPort), Number: 8},
 		{Kind: ends.Stream, To: at(server, ends.SinkPort), Number: 8},
-		{Kind: ends.Stream, To: at(outsideAddr, ends.SinkPort), Number: 8},
+		{Kind: ends.Stream, To: at(outsideAddr(), ends.SinkPort), Number: 8},
 		{Kind: ends.Flood, To: at(addrs[11], ends.SinkPort), Flows: 100},
 		{Kind: ends.Connect, To: at(addrs[12], ends.GreetPort), Number: 4},
-		{Kind: ends.Connect, To: at(outsideAddr, ends.GreetPort), Number: 4},
+		{Kind: ends.Connect, To: at(outsideAddr(), ends.GreetPort), Number: 4},
 	} {
 		r.For = long
 		out[near[i]] = append(out[near[i]], r)
@@ -149,7 +148,7 @@ func watchMemory(ctx context.Context, pid int, most map[string]float64, done <-c
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
 	for {
-		now, err := memory(pid)
+		now, err := cost.Memory(pid)
 		if err != nil {
 			return err
 		}
@@ -164,20 +163,4 @@ func watchMemory(ctx context.Context, pid int, most map[string]float64, done <-c
 		case <-ticker.C:
 		}
 	}
-}
-
-// memory returns what a process has, in MB by the names of /proc/PID/status.
-func memory(pid int) (map[string]float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]float64{}
-	for line := range strings.Lines(string(data)) {
-		key, rest, _ := strings.Cut(line, ":")
-		if kb, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64); err == nil {
-			out[key] = kb * 1024 / 1e6
-		}
-	}
-	return out, nil
 }

@@ -10,97 +10,115 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/netctl/netctl/test/bench/ends"
 )
 
-// growthNames compare the cost of a packet with much of something (ours) with that
-// with little (theirs).
-var (
-	growthPods     = []int{10, 110, 250}
-	growthServices = []int{100, 10000}
-	growthPeers    = []int{100, 1000}
-	growthFlows    = []int{100, 10000}
-)
+// growing is a contest of a large lab (ours) with a small one (theirs), in each of
+// several sizes.
+type growing struct {
+	kind  string
+	sizes []int
+	where podsOf
+	// manifest is what the lab brings up of it, known what the agents only know; or nil.
+	manifest, known func(n int) string
+	measures        []string
+}
+
+func growths() []growing {
+	return []growing{
+		{"pods", []int{10, 110, maxPods}, podsOf{nodes: 1, room: maxPods}, idlePods, nil, []string{"-udp-64"}},
+		{"services", []int{100, 10000}, podsOf{nodes: 1, manifest: service()}, nil, moreServices, []string{"-udp-64", "-connect"}},
+		{"peers", []int{100, 1000}, podsOf{nodes: 2}, nil, morePeers, []string{"-udp-64"}},
+		{"flows", []int{100, 10000}, podsOf{nodes: 1}, nil, nil, []string{"-udp-64"}},
+	}
+}
+
+const maxPods = 250
+
+func (g *growing) name(n int) string { return fmt.Sprintf("growth-%s-%d", g.kind, n) }
 
 func growthNames() []string {
 	var out []string
-	for kind, sizes := range map[string][]int{"pods": growthPods, "services": growthServices, "peers": growthPeers, "flows": growthFlows} {
-		for _, n := range sizes {
-			out = append(out, growthName(kind, n))
+	for _, g := range growths() {
+		for _, n := range g.sizes {
+			for _, m := range g.measures {
+				out = append(out, g.name(n)+m)
+			}
 		}
 	}
 	return out
 }
 
-func growthName(kind string, n int) string { return fmt.Sprintf("growth-%s-%d", kind, n) }
-
-// growth runs all of them; each size has a lab of its own beside the small one.
+// growth runs all of them.
 func (b *bench) growth(ctx context.Context) error {
-	return errors.Join(
-		b.grow(ctx, "pods", growthPods, podsOf{nodes: 1, room: slices.Max(growthPods)}, idlePods, nil, "-udp-64"),
-		b.grow(ctx, "services", growthServices, podsOf{nodes: 1, manifest: service()}, nil, moreServices, "-udp-64", "-connect"),
-		b.grow(ctx, "peers", growthPeers, podsOf{nodes: 2}, nil, morePeers, "-udp-64"),
-		b.growFlows(ctx))
+	var errs []error
+	for _, g := range growths() {
+		errs = append(errs, b.grow(ctx, &g))
+	}
+	return errors.Join(errs...)
 }
 
-// grow compares labs with much of something with one without. More of it is either
-// brought up by the lab (manifest), or known to the agents only (known).
-func (b *bench) grow(
-	ctx context.Context, kind string, sizes []int, where podsOf, manifest, known func(n int) string, measures ...string,
-) (err error) {
-	var chosen []int
-	for _, n := range sizes {
-		if b.any(growthName(kind, n)) {
-			chosen = append(chosen, n)
-		}
-	}
-	if len(chosen) == 0 {
-		return nil
-	}
+func (b *bench) grow(ctx context.Context, g *growing) (err error) {
 	var c closer
 	defer func() { err = errors.Join(err, c.close()) }()
-	where.name = "small"
-	small, err := b.growthWay(ctx, &c, where, "")
-	if err != nil {
-		return err
-	}
-	for _, n := range chosen {
-		if err := b.growTo(ctx, n, kind, where, manifest, known, small, measures); err != nil {
+	var small *way
+	for _, n := range g.sizes {
+		if !b.anyEnd(g.name(n), g.measures) {
+			continue
+		}
+		if small == nil {
+			where := g.where
+			where.name = "small"
+			if small, err = b.growthWay(ctx, &c, where, ""); err != nil {
+				return err
+			}
+		}
+		if err := b.growTo(ctx, g, n, small); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// anyEnd reports whether a name with one of the endings is to be measured.
+func (b *bench) anyEnd(name string, ends []string) bool {
+	return slices.ContainsFunc(ends, func(end string) bool { return b.any(name + end) })
 }
 
 // growTo is one size.
-func (b *bench) growTo(
-	ctx context.Context, n int, kind string, where podsOf, manifest, known func(n int) string, small *way, measures []string,
-) (err error) {
+func (b *bench) growTo(ctx context.Context, g *growing, n int, small *way) (err error) {
 	var c closer
 	defer func() { err = errors.Join(err, c.close()) }()
-	where.name = fmt.Sprintf("%s-%d", kind, n)
-	if manifest != nil {
-		where.manifest += manifest(n)
+	var large *way
+	if g.kind == "flows" { // nothing is built for them
+		many := *small
+		many.flows = n
+		large = &many
+	} else {
+		if large, err = b.large(ctx, &c, g, n); err != nil {
+			return err
+		}
+		if err := b.idle(ctx, g.name(n), large); err != nil {
+			return err
+		}
 	}
-	more := ""
-	if known != nil {
-		more = known(n)
-	}
-	large, err := b.growthWay(ctx, &c, where, more)
-	if err != nil {
-		return err
-	}
-	name := growthName(kind, n)
-	if err := b.idle(ctx, name, large); err != nil {
-		return err
-	}
-	for _, m := range measures {
-		if err := b.contest(ctx, name+m, measureOf(m), large, small); err != nil {
+	for _, m := range g.measures {
+		if err := b.contest(ctx, g.name(n)+m, measureOf(m), large, small); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (b *bench) large(ctx context.Context, c *closer, g *growing, n int) (*way, error) {
+	where, more := g.where, ""
+	where.name = fmt.Sprintf("%s-%d", g.kind, n)
+	if g.manifest != nil {
+		where.manifest += g.manifest(n)
+	}
+	if g.known != nil {
+		more = g.known(n)
+	}
+	return b.growthWay(ctx, c, where, more)
 }
 
 // growthWay brings up a lab and returns its way: through the Service when it has one.
@@ -195,38 +213,15 @@ status: {addresses: [{type: InternalIP, address: 203.0.%[3]d.%[4]d}]}
 func (b *bench) idle(ctx context.Context, name string, w *way) error {
 	wait(ctx, 3*time.Second) // until what is new has been taken in
 	const long = 2 * time.Second
-	before, err := w.carriers.read()
+	before, err := w.carriers.Read()
 	if err != nil {
 		return err
 	}
 	wait(ctx, long)
-	after, err := w.carriers.read()
+	after, err := w.carriers.Read()
 	if err != nil {
 		return err
 	}
-	b.figure(name+"-idle", after.since(before)*1e3/long.Seconds(), "ms/s")
+	b.figure(name+"-idle", after.Since(before)*1e3/long.Seconds(), "ms/s")
 	return ctx.Err()
-}
-
-// growFlows compares one flow with many between the same pods, in one lab.
-func (b *bench) growFlows(ctx context.Context) (err error) {
-	var c closer
-	defer func() { err = errors.Join(err, c.close()) }()
-	var few *way
-	for _, n := range growthFlows {
-		if !b.any(growthName("flows", n)) {
-			continue
-		}
-		if few == nil {
-			if few, err = b.podsWay(ctx, &c, b.netctl, podsOf{name: "flows", nodes: 1}); err != nil {
-				return err
-			}
-		}
-		many := *few
-		many.flows = n
-		if err := b.contest(ctx, growthName("flows", n)+"-udp-64", flood(ends.DefaultSize), &many, few); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -18,7 +18,7 @@ func (b *bench) inProcess(ctx context.Context) error {
 	values := map[string][]float64{}
 	var order []string
 	for range pick(b, 1, 5) {
-		cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-cpu", "1", "-benchtime", pick(b, "100ms", "500ms"), //nolint:gosec // constants
+		cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-cpu", "1", "-benchtime", pick(b, "100ms", "500ms"),
 			"-bench", "^BenchmarkWalk$/^(known-flow|known-service|known-overlay)|^BenchmarkWalkMillionFlows$|^BenchmarkWalkNewFlow$", "./internal/datapath")
 		cmd.Dir = b.repo
 		out, err := cmd.CombinedOutput()

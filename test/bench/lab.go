@@ -13,6 +13,7 @@ import (
 
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/lab"
+	"github.com/netctl/netctl/test/bench/cost"
 	"github.com/netctl/netctl/test/bench/results"
 )
 
@@ -139,7 +140,7 @@ func (b *bench) agentMemory() (map[string]float64, error) {
 		if !ok {
 			return nil, fmt.Errorf("agent of %s does not run", node)
 		}
-		found, err := memory(pid)
+		found, err := cost.Memory(pid)
 		if err != nil {
 			return nil, err
 		}

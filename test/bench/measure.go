@@ -17,11 +17,11 @@ const (
 // costed sends over a way and measures the processor time that it takes: of the
 // processes that carry the traffic, and of all that have to do with it.
 func (w *way) costed(ctx context.Context, r ends.Request) (res ends.Result, carriers, all float64, err error) {
-	before, err := w.all.read()
+	before, err := w.all.Read()
 	if err != nil {
 		return res, 0, 0, err
 	}
-	beforeCarriers, err := w.carriers.read()
+	beforeCarriers, err := w.carriers.Read()
 	if err != nil {
 		return res, 0, 0, err
 	}
@@ -39,12 +39,12 @@ func (w *way) costed(ctx context.Context, r ends.Request) (res ends.Result, carr
 		}
 		res.Bytes = now.Bytes - sunk.Bytes
 	}
-	after, err := w.all.read()
+	after, err := w.all.Read()
 	if err != nil {
 		return res, 0, 0, err
 	}
-	afterCarriers, err := w.carriers.read()
-	return res, afterCarriers.since(beforeCarriers), after.since(before), err
+	afterCarriers, err := w.carriers.Read()
+	return res, afterCarriers.Since(beforeCarriers), after.Since(before), err
 }
 
 // stream measures so many TCP streams.
@@ -121,8 +121,14 @@ func measureOf(name string) measure {
 		end string
 		measure
 	}{
-		{"-tcp-8", stream(8)}, {"-udp-64", flood(64)}, {"-udp-512", flood(512)}, {"-udp-1200", flood(1200)}, {"-udp-1400", flood(1400)},
-		{"-ask", ask}, {"-connect", connect}, {"-under-load", underLoad},
+		{"-tcp-8", stream(8)},
+		{"-udp-64", flood(64)},
+		{"-udp-512", flood(512)},
+		{"-udp-1200", flood(1200)},
+		{"-udp-1400", flood(1400)},
+		{"-ask", ask},
+		{"-connect", connect},
+		{"-under-load", underLoad},
 	} {
 		if strings.HasSuffix(name, m.end) {
 			return m.measure

@@ -9,9 +9,11 @@ import (
 
 // sameNodeNames are the contests between two pods of one node and two namespaces
 // that a third one connects by veth pairs and kernel routing.
-var sameNodeNames = []string{
-	"same-node-tcp", "same-node-tcp-8", "same-node-udp-64", "same-node-udp-512", "same-node-udp-1400", "same-node-ask", "same-node-connect",
-	"same-node-vs-relay", "same-node-vs-relay-udp-64", "same-node-vs-relay-ask",
+func sameNodeNames() []string {
+	return []string{
+		"same-node-tcp", "same-node-tcp-8", "same-node-udp-64", "same-node-udp-512", "same-node-udp-1400", "same-node-ask", "same-node-connect",
+		"same-node-vs-relay", "same-node-vs-relay-udp-64", "same-node-vs-relay-ask",
+	}
 }
 
 func (b *bench) sameNode(ctx context.Context) (err error) {
@@ -26,11 +28,11 @@ func (b *bench) sameNode(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := b.contests(ctx, sameNodeNames[:7], ours, theirs); err != nil || b.against != "" || !b.any(sameNodeNames[7:]...) {
+	if err := b.contests(ctx, sameNodeNames()[:7], ours, theirs); err != nil || b.against != "" || !b.any(sameNodeNames()[7:]...) {
 		return err
 	}
-	if theirs, err = b.rival(ctx, &c, where, relay); err != nil {
+	if theirs, err = b.rival(ctx, &c, where, rivals.Relay); err != nil {
 		return err
 	}
-	return b.contests(ctx, sameNodeNames[7:], ours, theirs)
+	return b.contests(ctx, sameNodeNames()[7:], ours, theirs)
 }

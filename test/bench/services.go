@@ -12,23 +12,29 @@ import (
 )
 
 // serviceNames are the contests through a Service.
-var serviceNames = []string{
-	"vip-vs-direct", "vip-vs-direct-udp-64", "vip-vs-direct-ask", "vip-vs-direct-connect",
-	"vip-vs-kube-proxy", "vip-vs-kube-proxy-udp-64", "vip-vs-kube-proxy-ask", "vip-vs-kube-proxy-connect",
-	"node-port-vs-kube-proxy", "node-port-vs-kube-proxy-ask", "node-port-vs-kube-proxy-connect",
+func serviceNames() []string {
+	return []string{
+		"vip-vs-direct", "vip-vs-direct-udp-64", "vip-vs-direct-ask", "vip-vs-direct-connect",
+		"vip-vs-kube-proxy", "vip-vs-kube-proxy-udp-64", "vip-vs-kube-proxy-ask", "vip-vs-kube-proxy-connect",
+		"node-port-vs-kube-proxy", "node-port-vs-kube-proxy-ask", "node-port-vs-kube-proxy-connect",
+	}
 }
 
 // servicePorts are the ends' ports.
-var servicePorts = []rivals.ServicePort{
-	{Port: ends.SinkPort, Protocol: "tcp"}, {Port: ends.SinkPort, Protocol: "udp"},
-	{Port: ends.EchoPort, Protocol: "tcp"}, {Port: ends.GreetPort, Protocol: "tcp"},
+func servicePorts() []rivals.ServicePort {
+	return []rivals.ServicePort{
+		{Port: ends.SinkPort, Protocol: "tcp"},
+		{Port: ends.SinkPort, Protocol: "udp"},
+		{Port: ends.EchoPort, Protocol: "tcp"},
+		{Port: ends.GreetPort, Protocol: "tcp"},
+	}
 }
 
 // service is a Service in front of the server.
 func service() string {
 	var b strings.Builder
 	b.WriteString("---\napiVersion: v1\nkind: Service\nmetadata: {name: server}\nspec:\n  type: NodePort\n  selector: {end: server}\n  ports:\n")
-	for i, p := range servicePorts {
+	for i, p := range servicePorts() {
 		fmt.Fprintf(&b, "  - {name: p%d, protocol: %s, port: %d, targetPort: %[3]d, nodePort: %d}\n",
 			i, strings.ToUpper(p.Protocol), p.Port, p.Port+rivals.NodePortOffset)
 	}
@@ -50,10 +56,10 @@ func (b *bench) services(ctx context.Context) (err error) {
 	if b.against != "" {
 		return b.servicesAgainst(ctx, &c, where, vip, nodePort)
 	}
-	if err := b.contests(ctx, serviceNames[:4], vip, direct); err != nil || !b.any(serviceNames[4:]...) {
+	if err := b.contests(ctx, serviceNames()[:4], vip, direct); err != nil || !b.any(serviceNames()[4:]...) {
 		return err
 	}
-	inside, outside, err := rivals.KubeProxy(servicePorts)
+	inside, outside, err := rivals.KubeProxy(servicePorts())
 	if err != nil {
 		return err
 	}
@@ -86,8 +92,8 @@ func (b *bench) servicesAgainst(ctx context.Context, c *closer, where podsOf, vi
 
 func (b *bench) serviceContests(ctx context.Context, vip, theirs, nodePort, theirsOutside *way) error {
 	return errors.Join(
-		b.contests(ctx, serviceNames[4:8], vip, theirs),
-		b.contests(ctx, serviceNames[8:], nodePort, theirsOutside),
+		b.contests(ctx, serviceNames()[4:8], vip, theirs),
+		b.contests(ctx, serviceNames()[8:], nodePort, theirsOutside),
 	)
 }
 

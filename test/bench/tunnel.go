@@ -8,26 +8,30 @@ import (
 )
 
 // tunnelNames are the contests between pods of two nodes.
-var tunnelNames = []string{
-	"encrypted-vs-wireguard-go", "encrypted-vs-wireguard-go-tcp-8", "encrypted-vs-wireguard-go-udp-64", "encrypted-vs-wireguard-go-ask",
-	"encrypted-vs-wireguard-go-connect", "encrypted-vs-wireguard-go-under-load",
-	"encrypted-vs-vxlan", "encrypted-vs-vxlan-tcp-8", "encrypted-vs-vxlan-ask", "encrypted-vs-vxlan-under-load",
+func tunnelNames() []string {
+	return []string{
+		"encrypted-vs-wireguard-go", "encrypted-vs-wireguard-go-tcp-8", "encrypted-vs-wireguard-go-udp-64", "encrypted-vs-wireguard-go-ask",
+		"encrypted-vs-wireguard-go-connect", "encrypted-vs-wireguard-go-under-load",
+		"encrypted-vs-vxlan", "encrypted-vs-vxlan-tcp-8", "encrypted-vs-vxlan-ask", "encrypted-vs-vxlan-under-load",
+	}
 }
 
 // jumboNames are the same with packets of 9000 bytes between the nodes.
-var jumboNames = []string{"jumbo-encrypted-vs-wireguard-go", "jumbo-encrypted-vs-vxlan"}
+func jumboNames() []string {
+	return []string{"jumbo-encrypted-vs-wireguard-go", "jumbo-encrypted-vs-vxlan"}
+}
 
 const jumbo = 9000
 
 func (b *bench) tunnel(ctx context.Context) error {
 	return b.tunnels(ctx, podsOf{name: "tunnel", nodes: 2}, map[string][]string{
-		"wireguard-go": tunnelNames[:6], "vxlan": tunnelNames[6:],
+		"wireguard-go": tunnelNames()[:6], "vxlan": tunnelNames()[6:],
 	})
 }
 
 func (b *bench) jumboTunnel(ctx context.Context) error {
 	return b.tunnels(ctx, podsOf{name: "jumbo", nodes: 2, underlay: jumbo}, map[string][]string{
-		"wireguard-go": jumboNames[:1], "vxlan": jumboNames[1:],
+		"wireguard-go": jumboNames()[:1], "vxlan": jumboNames()[1:],
 	})
 }
 

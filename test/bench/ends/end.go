@@ -26,7 +26,6 @@ type End struct {
 	next    int
 	waiting map[int]chan answer // nil when it has ended
 	ended   chan struct{}
-	reason  error // why it ended; set before ended is closed
 }
 
 // question and answer are the lines between the two processes.

@@ -22,7 +22,8 @@ func Main() error {
 		defer mu.Unlock()
 		_ = out.Encode(a) // who does not listen any more has closed the input too
 	}
-	if err := serve(); err != nil {
+	var taken sink
+	if err := serve(&taken); err != nil {
 		say(answer{Error: err.Error()})
 		return err
 	}
@@ -37,6 +38,9 @@ func Main() error {
 		}
 		go func() {
 			r, err := q.Request.send()
+			if q.Request.Kind == Count {
+				r, err = Result{Bytes: float64(taken.taken.Load())}, nil
+			}
 			a := answer{ID: q.ID, Result: r}
 			if err != nil {
 				a.Error = err.Error()
@@ -61,16 +65,14 @@ func (r Request) send() (Result, error) {
 		return r.ask()
 	case Connect:
 		return r.connect()
-	case Count:
-		return Result{Bytes: float64(sunk.Load())}, nil
 	default:
 		return Result{}, fmt.Errorf("kind of traffic %q is not known", r.Kind)
 	}
 }
 
 // serve starts all servers.
-func serve() error {
-	for port, f := range map[int]func(fd int) error{SinkPort: sink, EchoPort: echo, GreetPort: greet} {
+func serve(taken *sink) error {
+	for port, f := range map[int]func(fd int) error{SinkPort: taken.serve, EchoPort: echo, GreetPort: greet} {
 		l, err := listen(port)
 		if err != nil {
 			return err

@@ -89,18 +89,18 @@ func accept(l int, f func(fd int) error) {
 	}
 }
 
-// sunk counts the bytes that all sinks have taken.
-var sunk atomic.Uint64
+// sink counts the bytes that it takes, on all connections.
+type sink struct{ taken atomic.Uint64 }
 
-// sink takes what comes.
-func sink(fd int) error {
+// serve takes what comes.
+func (s *sink) serve(fd int) error {
 	buf := make([]byte, chunk)
 	for {
 		n, err := read(fd, buf)
 		if err != nil {
 			return err
 		}
-		sunk.Add(uint64(n)) //nolint:gosec // not negative
+		s.taken.Add(uint64(n))
 	}
 }
 

@@ -103,7 +103,7 @@ func TestLines(t *testing.T) {
 func TestMarksAreNamedOnce(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
-	for _, m := range marks {
+	for _, m := range marks() {
 		if seen[m.Name] || m.What == "" || m.Limit <= 0 {
 			t.Errorf("%+v", m)
 		}

@@ -35,7 +35,7 @@ func WriteDocument(path, conditions string, all []Result) error {
 func Marks(all []Result) string {
 	var b strings.Builder
 	b.WriteString("| what | line | mark | value | |\n|---|---|---|---|---|\n")
-	for _, m := range marks {
+	for _, m := range marks() {
 		value, verdict := "not measured", ""
 		for _, r := range all {
 			if r.Name == m.Name && !r.Unmarked {

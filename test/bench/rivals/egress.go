@@ -74,7 +74,7 @@ func program(node, outside string, addr netip.Addr, name string, args func(ns st
 	}
 	defer host.Close()
 	var said strings.Builder
-	cmd := exec.Command(name, args(filepath.Join(kernel.RuntimeDir, pod))...) //nolint:noctx,gosec // Close ends it
+	cmd := exec.Command(name, args(filepath.Join(kernel.RuntimeDir, pod))...) //nolint:noctx // Close ends it
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := kernel.StartIn(host, cmd); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", name, err), remove())
@@ -94,7 +94,7 @@ func program(node, outside string, addr netip.Addr, name string, args func(ns st
 // routed waits until a namespace has a default route.
 func routed(name string) error {
 	for range 200 {
-		out, err := exec.Command("ip", "-n", name, "route", "show", "default").CombinedOutput() //nolint:noctx,gosec // ends at once
+		out, err := exec.Command("ip", "-n", name, "route", "show", "default").CombinedOutput() //nolint:noctx // ends at once
 		if err != nil {
 			return fmt.Errorf("list the routes of %s: %w: %s", name, err, out)
 		}

@@ -34,7 +34,7 @@ type Site struct {
 // ip runs ip(8), a command a line; everything in it is a constant or an address.
 func ip(lines ...string) error {
 	for _, line := range lines {
-		out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput() //nolint:noctx,gosec // ends at once
+		out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput() //nolint:noctx // ends at once
 		if err != nil {
 			return fmt.Errorf("ip %s: %w: %s", line, err, out)
 		}

@@ -1,4 +1,4 @@
-package main
+package cost
 
 import (
 	"errors"
@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// weighty puts this process, and with it all that it starts, into a control group of
+// Heavy puts this process, and with it all that it starts, into a control group of
 // the scheduler with the most weight that there is. So other work on the machine
 // takes what is left over, and all that is measured competes as equals: outside of
 // one, the kernel shares processors among sessions first, and an agent is one.
-func weighty() (undo func() error, err error) {
+func Heavy() (undo func() error, err error) {
 	for _, v := range []struct{ dir, weight, most string }{
 		{"/sys/fs/cgroup/cpu", "cpu.shares", "262144"}, // version 1
 		{"/sys/fs/cgroup", "cpu.weight", "10000"},      // version 2

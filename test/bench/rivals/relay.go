@@ -1,4 +1,4 @@
-package main
+package rivals
 
 import (
 	"errors"
@@ -11,17 +11,16 @@ import (
 	"syscall"
 
 	"github.com/netctl/netctl/internal/kernel"
-	"github.com/netctl/netctl/test/bench/rivals"
 )
 
-// relayCommand is the argument that makes this program a relay.
-const relayCommand = "serve-as-a-relay"
+// RelayCommand is the argument that makes this program a relay.
+const RelayCommand = "serve-as-a-relay"
 
-// relayMain is the least that a program between two pods can do: two TUNs, and a
+// RelayMain is the least that a program between two pods can do: two TUNs, and a
 // goroutine for each that reads from one and writes to the other, waiting where the
 // Go runtime has everything wait. It knows no addresses, so it is also the most that a
 // router in Go can reach that is written in this way.
-func relayMain() error {
+func RelayMain() error {
 	files := make([]*os.File, 2)
 	for i := range files {
 		ns, err := kernel.OpenNamespace(filepath.Join(kernel.RuntimeDir, relayNamespace(i)))
@@ -67,12 +66,12 @@ func pass(from, to *os.File) {
 	}
 }
 
-func relayNamespace(i int) string { return fmt.Sprintf("%srelay%d", rivals.Prefix, i+1) }
+func relayNamespace(i int) string { return fmt.Sprintf("%srelay%d", Prefix, i+1) }
 func relayAddr(i int) netip.Addr  { return netip.AddrFrom4([4]byte{10, 11, byte(i + 1), 2}) }
 
-// relay is a rival that only this program can play.
-func relay() (*rivals.Path, error) {
-	remove, err := rivals.Namespaces(relayNamespace(0), relayNamespace(1))
+// Relay is two namespaces with such a program between them.
+func Relay() (*Path, error) {
+	remove, err := Namespaces(relayNamespace(0), relayNamespace(1))
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +79,7 @@ func relay() (*rivals.Path, error) {
 	if err != nil {
 		return nil, errors.Join(err, remove())
 	}
-	cmd := exec.Command(exe, relayCommand) //nolint:noctx // Close ends it
+	cmd := exec.Command(exe, RelayCommand) //nolint:noctx // Close ends it
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -102,5 +101,5 @@ func relay() (*rivals.Path, error) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		return nil, errors.Join(fmt.Errorf("start the relay: %w", err), end())
 	}
-	return &rivals.Path{From: relayNamespace(0), To: relayNamespace(1), Addr: relayAddr(1), Carriers: []int{cmd.Process.Pid}, Close: end}, nil
+	return &Path{From: relayNamespace(0), To: relayNamespace(1), Addr: relayAddr(1), Carriers: []int{cmd.Process.Pid}, Close: end}, nil
 }

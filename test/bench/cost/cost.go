@@ -1,4 +1,6 @@
-package main
+// Package cost measures what a path costs this machine: processor time of the
+// processes that have to do with it, and their memory.
+package cost
 
 import (
 	"fmt"
@@ -8,19 +10,19 @@ import (
 	"strings"
 )
 
-// processes are what a path's traffic costs processor time in, besides its ends.
-type processes []int
+// Processes are what a path's traffic costs processor time in, besides its ends.
+type Processes []int
 
-// clock is the processor time that threads have taken, in nanoseconds by thread.
+// Clock is the processor time that threads have taken, in nanoseconds by thread.
 // Work that the kernel does for packets while a thread runs is in its time, as on
 // every kernel without CONFIG_IRQ_TIME_ACCOUNTING; what it leaves to its own threads
 // is in theirs.
-type clock map[string]float64
+type Clock map[string]float64
 
-// read reads the clocks of all threads of the processes. A process that is gone has
+// Read reads the clocks of all threads of the processes. A process that is gone has
 // taken nothing more.
-func (p processes) read() (clock, error) {
-	out := clock{}
+func (p Processes) Read() (Clock, error) {
+	out := Clock{}
 	for _, pid := range p {
 		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 		if err != nil {
@@ -42,8 +44,8 @@ func (p processes) read() (clock, error) {
 	return out, nil
 }
 
-// since returns the seconds between two readings.
-func (c clock) since(before clock) float64 {
+// Since returns the seconds between two readings.
+func (c Clock) Since(before Clock) float64 {
 	sum := 0.0
 	for path, ns := range c {
 		sum += ns - before[path]
@@ -51,14 +53,14 @@ func (c clock) since(before clock) float64 {
 	return sum / 1e9
 }
 
-// softirqThreads are the kernel's threads for packets that nobody's thread was there
+// SoftirqThreads are the kernel's threads for packets that nobody's thread was there
 // for.
-func softirqThreads() (processes, error) {
+func SoftirqThreads() (Processes, error) {
 	names, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
 		return nil, err
 	}
-	var out processes
+	var out Processes
 	for _, path := range names {
 		data, err := os.ReadFile(path)
 		if err != nil || !strings.HasPrefix(string(data), "ksoftirqd/") {
