@@ -48,6 +48,7 @@ type bench struct {
 	against string // another one, in place of the rivals; "": none
 	quick   bool
 	pairs   int
+	pin     bool
 	chosen  *regexp.Regexp
 	dir     string // for labs and scratch files, removed at the end
 	repo    string // the source tree
@@ -109,6 +110,7 @@ func run(ctx context.Context, args []string) (err error) {
 	against := flags.String("against", "", "another netctl that takes the rivals' turns")
 	flags.BoolVar(&b.quick, "quick", false, "few and short runs")
 	flags.IntVar(&b.pairs, "pairs", 0, "pairs of runs of each ratio; 0: 20, or 3 with -quick")
+	flags.BoolVar(&b.pin, "pin", false, "keep each path's ends on a processor of their own")
 	onlyNet := flags.Bool("net", false, "only what carries packets")
 	pattern := flags.String("run", ".", "measurements to run, by their names")
 	flags.StringVar(&b.repo, "repo", ".", "netctl's source tree, for the rivals' programs and the Go benchmarks")
@@ -138,6 +140,20 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	b.tools = rivals.Tools{Dir: filepath.Join(b.repo, "test", "bench", "tools"), Out: b.dir}
+	var chosen []group
+	for _, g := range groups() {
+		if (g.net || !*onlyNet) && b.any(g.names...) {
+			chosen = append(chosen, g)
+		}
+	}
+	if len(chosen) == 0 { // what there is already
+		return b.write(*record, *document)
+	}
+	return errors.Join(b.runAll(ctx, chosen), b.write(*record, *document))
+}
+
+// runAll runs groups on a machine that is ours, and leaves nothing on it.
+func (b *bench) runAll(ctx context.Context, chosen []group) (err error) {
 	unlock, err := b.claim(ctx)
 	if err != nil {
 		return err
@@ -148,10 +164,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	defer func() { err = errors.Join(err, b.clean(), light(), unlock()) }()
 	var failed []error
-	for _, g := range groups() {
-		if *onlyNet && !g.net || !b.any(g.names...) {
-			continue
-		}
+	for _, g := range chosen {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -159,7 +172,7 @@ func run(ctx context.Context, args []string) (err error) {
 			failed = append(failed, fmt.Errorf("%s: %w", g.names[0], err))
 		}
 	}
-	return errors.Join(append(failed, b.write(*record, *document))...)
+	return errors.Join(failed...)
 }
 
 // write keeps the results, and puts them and those of earlier runs into a document.

@@ -63,7 +63,7 @@ func (b *bench) clean() error {
 			errs = append(errs, removeNamespace(filepath.Join(kernel.RuntimeDir, e.Name())))
 		}
 	}
-	return errors.Join(append(errs, os.RemoveAll(b.dir))...)
+	return errors.Join(append(errs, rivals.CleanWireGuard(), os.RemoveAll(b.dir))...)
 }
 
 func (b *bench) removeLab(name string) error {

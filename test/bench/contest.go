@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"time"
@@ -32,10 +33,10 @@ type way struct {
 func (b *bench) open(p *rivals.Path) (*way, error) {
 	w := &way{addr: p.Addr, carriers: p.Carriers}
 	var err error
-	if w.from, err = b.end(p.From); err != nil {
+	if w.from, err = b.end(p.From, 0); err != nil {
 		return nil, err
 	}
-	if w.to, err = b.end(p.To); err != nil {
+	if w.to, err = b.end(p.To, goruntime.NumCPU()-1); err != nil {
 		return nil, err
 	}
 	kernelsOwn, err := cost.SoftirqThreads()
@@ -46,8 +47,9 @@ func (b *bench) open(p *rivals.Path) (*way, error) {
 	return w, nil
 }
 
-// end returns the end in a namespace, which all ways there share.
-func (b *bench) end(name string) (*ends.End, error) {
+// end returns the end in a namespace, which all ways there share. With -pin it stays
+// on one processor.
+func (b *bench) end(name string, processor int) (*ends.End, error) {
 	if e := b.ends[name]; e != nil {
 		return e, nil
 	}
@@ -55,7 +57,10 @@ func (b *bench) end(name string) (*ends.End, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := ends.Start(name, ns)
+	if !b.pin {
+		processor = ends.Anywhere
+	}
+	e, err := ends.Start(name, ns, processor)
 	if err = errors.Join(err, ns.Close()); err != nil {
 		return nil, err
 	}

@@ -97,10 +97,10 @@ func (b *bench) fullRequests(l *testLab) (map[*ends.End][]ends.Request, error) {
 		return nil, err
 	}
 	out := map[*ends.End][]ends.Request{}
-	if _, err := b.end(pods["server"].Namespace); err != nil {
+	if _, err := b.end(pods["server"].Namespace, ends.Anywhere); err != nil {
 		return nil, err
 	}
-	if _, err := b.end(l.outside()); err != nil {
+	if _, err := b.end(l.outside(), ends.Anywhere); err != nil {
 		return nil, err
 	}
 	var near []*ends.End
@@ -109,7 +109,7 @@ func (b *bench) fullRequests(l *testLab) (map[*ends.End][]ends.Request, error) {
 		if name == "server" {
 			continue
 		}
-		e, err := b.end(p.Namespace)
+		e, err := b.end(p.Namespace, ends.Anywhere)
 		if err != nil {
 			return nil, err
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 
 	"github.com/netctl/netctl/internal/kernel"
@@ -40,13 +41,21 @@ type answer struct {
 	Error  string `json:"error,omitempty"`
 }
 
-// Start starts an end in a namespace and returns when it serves.
-func Start(name string, ns *kernel.Namespace) (*End, error) {
+// Anywhere is for ends that may run on every processor.
+const Anywhere = -1
+
+// Start starts an end in a namespace, on one processor or anywhere, and returns when it
+// serves.
+func Start(name string, ns *kernel.Namespace, processor int) (*End, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	e := &End{Name: name, cmd: exec.Command(exe, Command), waiting: map[int]chan answer{}, ended: make(chan struct{})} //nolint:noctx // Close ends it
+	args := []string{exe, Command}
+	if processor != Anywhere {
+		args = append([]string{"taskset", "--cpu-list", strconv.Itoa(processor)}, args...)
+	}
+	e := &End{Name: name, cmd: exec.Command(args[0], args[1:]...), waiting: map[int]chan answer{}, ended: make(chan struct{})} //nolint:noctx // Close ends it
 	e.cmd.Stderr = os.Stderr
 	if e.in, err = e.cmd.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("start an end in %s: %w", name, err)

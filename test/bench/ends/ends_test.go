@@ -44,7 +44,7 @@ func start(t *testing.T) *ends.End {
 	if err := kernel.SetLoopbackUp(ns); err != nil {
 		t.Fatal(err)
 	}
-	e, err := ends.Start("here", ns)
+	e, err := ends.Start("here", ns, ends.Anywhere)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,7 @@ func (t Tools) build(ctx context.Context, name, pkg string) (string, error) {
 
 const (
 	uapiDir  = "/var/run/wireguard" // compiled into wireguard-go
+	wgName   = "netctl-bench-"      // the sockets of all namespaces lie there, by the interfaces' names
 	wgPort   = 51821                // beside the agents'
 	uapiWait = 5 * time.Second
 )
@@ -73,8 +74,7 @@ func WireGuard(ctx context.Context, tools Tools, sites [2]Site, underlay int) (p
 	mtu := strconv.Itoa(underlay - wireguardOverhead)
 	for i, site := range sites {
 		far, k, o := sites[1-i], strconv.Itoa(i+1), strconv.Itoa(2-i)
-		// The sockets of all namespaces lie in one directory, by the interfaces' names.
-		name := "nb" + strconv.Itoa(os.Getpid()) + "w" + k
+		name := wgName + k
 		cmd, err := startWireGuard(exe, site.Node, name)
 		if err != nil {
 			return nil, err
@@ -93,6 +93,19 @@ func WireGuard(ctx context.Context, tools Tools, sites [2]Site, underlay int) (p
 		}
 	}
 	return p, nil
+}
+
+// CleanWireGuard removes the sockets of processes that were killed.
+func CleanWireGuard() error {
+	found, err := filepath.Glob(filepath.Join(uapiDir, wgName+"*.sock"))
+	if err != nil {
+		return fmt.Errorf("find the sockets of wireguard-go: %w", err)
+	}
+	var errs []error
+	for _, path := range found {
+		errs = append(errs, os.Remove(path))
+	}
+	return errors.Join(errs...)
 }
 
 func startWireGuard(exe, node, name string) (*exec.Cmd, error) {
