@@ -110,7 +110,7 @@ func run(ctx context.Context, args []string) (err error) {
 	against := flags.String("against", "", "another netctl that takes the rivals' turns")
 	flags.BoolVar(&b.quick, "quick", false, "few and short runs")
 	flags.IntVar(&b.pairs, "pairs", 0, "pairs of runs of each ratio; 0: 20, or 3 with -quick")
-	flags.BoolVar(&b.pin, "pin", false, "keep each path's ends on a processor of their own")
+	flags.BoolVar(&b.pin, "pin", true, "keep each path's ends on processors of their own, the first and the last")
 	onlyNet := flags.Bool("net", false, "only what carries packets")
 	pattern := flags.String("run", ".", "measurements to run, by their names")
 	flags.StringVar(&b.repo, "repo", ".", "netctl's source tree, for the rivals' programs and the Go benchmarks")

@@ -47,7 +47,7 @@ func (b *bench) open(p *rivals.Path) (*way, error) {
 	return w, nil
 }
 
-// end returns the end in a namespace, which all ways there share. With -pin it stays
+// end returns the end in a namespace, which all ways there share. It stays
 // on one processor.
 func (b *bench) end(name string, processor int) (*ends.End, error) {
 	if e := b.ends[name]; e != nil {

@@ -125,7 +125,7 @@ func measureOf(name string) measure {
 		{"-udp-64", flood(64)},
 		{"-udp-512", flood(512)},
 		{"-udp-1200", flood(1200)},
-		{"-udp-1400", flood(1400)},
+		{"-udp-1380", flood(1380)},
 		{"-ask", ask},
 		{"-connect", connect},
 		{"-under-load", underLoad},

@@ -11,7 +11,7 @@ import (
 // that a third one connects by veth pairs and kernel routing.
 func sameNodeNames() []string {
 	return []string{
-		"same-node-tcp", "same-node-tcp-8", "same-node-udp-64", "same-node-udp-512", "same-node-udp-1400", "same-node-ask", "same-node-connect",
+		"same-node-tcp", "same-node-tcp-8", "same-node-udp-64", "same-node-udp-512", "same-node-udp-1380", "same-node-ask", "same-node-connect",
 		"same-node-vs-relay", "same-node-vs-relay-udp-64", "same-node-vs-relay-ask",
 	}
 }

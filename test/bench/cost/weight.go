@@ -15,16 +15,20 @@ import (
 // takes what is left over, and all that is measured competes as equals: outside of
 // one, the kernel shares processors among sessions first, and an agent is one.
 func Heavy() (undo func() error, err error) {
+	err = errors.New("there is no controller of processors")
 	for _, v := range []struct{ dir, weight, most string }{
 		{"/sys/fs/cgroup/cpu", "cpu.shares", "262144"}, // version 1
 		{"/sys/fs/cgroup", "cpu.weight", "10000"},      // version 2
 	} {
+		if _, missing := os.Stat(filepath.Join(v.dir, "cgroup.procs")); missing != nil {
+			continue
+		}
 		group := filepath.Join(v.dir, "netctl-bench")
 		undo := func() error {
 			return errors.Join(enter(v.dir), leave(group))
 		}
-		_ = os.Remove(group) // of a run that was killed
-		if err = os.Mkdir(group, 0o755); err != nil {
+		// It may be there: of a run that was killed.
+		if err = os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			continue
 		}
 		err = errors.Join(os.WriteFile(filepath.Join(group, v.weight), []byte(v.most), 0o600), enter(group))
@@ -33,7 +37,7 @@ func Heavy() (undo func() error, err error) {
 		}
 		err = errors.Join(err, undo())
 	}
-	return func() error { return nil }, fmt.Errorf("no control group of the scheduler, so other work on this machine counts as much as what is measured: %w", err)
+	return func() error { return nil }, fmt.Errorf("other work on this machine counts as much as what is measured: no control group for processors: %w", err)
 }
 
 // leave removes a control group, once what was killed in it is gone.

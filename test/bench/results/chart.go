@@ -25,7 +25,7 @@ const (
 // is better.
 func charted() []string {
 	return []string{
-		"same-node-tcp", "same-node-tcp-8", "same-node-udp-64", "same-node-udp-512", "same-node-udp-1400", "same-node-connect",
+		"same-node-tcp", "same-node-tcp-8", "same-node-udp-64", "same-node-udp-512", "same-node-udp-1380", "same-node-connect",
 		"same-node-vs-relay", "same-node-vs-relay-udp-64",
 		"encrypted-vs-wireguard-go", "encrypted-vs-wireguard-go-tcp-8", "encrypted-vs-wireguard-go-udp-64", "encrypted-vs-wireguard-go-connect",
 		"encrypted-vs-vxlan", "encrypted-vs-vxlan-tcp-8", "jumbo-encrypted-vs-wireguard-go", "jumbo-encrypted-vs-vxlan",
