@@ -43,7 +43,7 @@ func Heavy() (undo func() error, err error) {
 // leave removes a control group, once what was killed in it is gone.
 func leave(group string) error {
 	var err error
-	for range 100 {
+	for range 500 {
 		if err = os.Remove(group); !errors.Is(err, syscall.EBUSY) {
 			return err
 		}
