@@ -140,12 +140,11 @@ func (b *bench) contest(ctx context.Context, name string, m measure, ours, their
 // contests runs those of two ways that are named, one after the other. What each
 // measures is said by its name's end.
 func (b *bench) contests(ctx context.Context, names []string, ours, theirs *way) error {
-	for _, name := range names {
-		if err := b.contest(ctx, name, measureOf(name), ours, theirs); err != nil {
-			return err
-		}
+	var errs []error
+	for _, name := range names { // the others can go on
+		errs = append(errs, b.contest(ctx, name, measureOf(name), ours, theirs))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // at returns where one of the other end's ports is reached.

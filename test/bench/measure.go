@@ -111,6 +111,7 @@ func connect(ctx context.Context, w *way) ([]value, error) {
 	return []value{
 		{"", "connections/s", res.Count / res.Took.Seconds()},
 		{"-p99", "us", float64(res.P99) / 1e3},
+		{"-failed", "connections", res.Failed},
 		{"-cpu", "us/connection", all * 1e6 / res.Count},
 	}, nil
 }

@@ -58,6 +58,7 @@ type Result struct {
 	Packets float64       `json:"packets"` // datagrams that arrived
 	Lost    float64       `json:"lost"`    // datagrams that did not
 	Count   float64       `json:"count"`   // requests or connections that were answered
+	Failed  float64       `json:"failed"`  // connections that were not
 	Took    time.Duration `json:"took"`    // from the first byte to the last that arrived
 	P50     time.Duration `json:"p50"`     // of requests or connections
 	P99     time.Duration `json:"p99"`

@@ -94,6 +94,7 @@ func TestErrorsComeBack(t *testing.T) {
 	for want, r := range map[string]ends.Request{
 		"not known":          {Kind: "smoke"},
 		"connection refused": {Kind: ends.Stream, To: at(1)},
+		"with 127.0.0.1:2":   {Kind: ends.Connect, To: at(2), For: 10 * time.Millisecond},
 	} {
 		if _, err := e.Send(t.Context(), r); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %q", r, err, want)

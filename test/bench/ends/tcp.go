@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -87,32 +89,50 @@ func (r Request) ask() (Result, error) {
 	return timed(start, took), err
 }
 
-// connect opens connections, so many at once.
+// connect opens connections, so many at once. One that fails is counted, and its
+// successor waits a moment; only when all fail it is an error.
 func (r Request) connect() (Result, error) {
 	took := make([][]time.Duration, r.Number)
+	var failed atomic.Uint64
 	start := time.Now()
 	err := abreast(r.Number, func(i int) error {
-		var buf [1]byte
+		var last error
 		for time.Since(start) < r.For {
 			begin := time.Now()
-			fd, err := dial(r.To)
-			if err != nil {
-				return err
-			}
-			err = readAll(fd, buf[:])
-			if err == nil { // whoever closes last keeps no port waiting
-				if _, err = read(fd, buf[:]); errors.Is(err, io.EOF) {
-					err = nil
-				}
-			}
-			if err := errors.Join(err, syscall.Close(fd)); err != nil {
-				return fmt.Errorf("connection %d: %w", len(took[i])+1, err)
+			if last = greeted(r.To); last != nil {
+				failed.Add(1)
+				time.Sleep(time.Millisecond)
+				continue
 			}
 			took[i] = append(took[i], time.Since(begin))
 		}
+		if len(took[i]) == 0 {
+			return last
+		}
 		return nil
 	})
-	return timed(start, took), err
+	out := timed(start, took)
+	out.Failed = float64(failed.Load())
+	if out.Count > 0 {
+		err = nil
+	}
+	return out, err
+}
+
+// greeted opens a connection, hears the server's byte and its end. Whoever closes
+// last keeps no port waiting.
+func greeted(to netip.AddrPort) error {
+	fd, err := dial(to)
+	if err != nil {
+		return err
+	}
+	var buf [1]byte
+	if err = readAll(fd, buf[:]); err == nil {
+		if _, err = read(fd, buf[:]); errors.Is(err, io.EOF) {
+			err = nil
+		}
+	}
+	return errors.Join(err, syscall.Close(fd))
 }
 
 // timed makes a result of durations.
