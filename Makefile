@@ -9,7 +9,7 @@ IMAGE_ARCH ?= amd64,arm64
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image chart demo test ci ci-rest lint bench bench-dns bench-restart coredns dns-diff fuzz vuln clean
+.PHONY: help setup build image chart demo test ci ci-rest lint bench bench-dns bench-net bench-restart coredns dns-diff fuzz vuln clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ lint: ## formatting, vet and golangci-lint
 
 bench: setup build ## every benchmark: figure and ratio lines
 	@./test/bench.sh
+
+bench-net: setup build ## every path beside its rivals, in turns: figure and ratio lines; QUICK=1 is short [ARGS='-run REGEXP']
+	@$(GO) run ./test/bench -net -docs docs/performance.md $(if $(filter 1,$(QUICK)),-quick) $(ARGS)
 
 bench-restart: setup build ## traffic while agents crash, follow each other, are deleted; QUICK=1 is short [ARGS='-kube -markdown']
 	@$(if $(findstring -kube,$(ARGS)),$(MAKE) --no-print-directory image IMAGE_ARCH=$$($(GO) env GOARCH))

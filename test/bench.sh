@@ -44,7 +44,7 @@ figures() {
     END { if (NR) print line }'
 }
 
-go run ./test/bench $quick
+go run ./test/bench -docs docs/performance.md $quick
 
 for area in ./internal/datapath ./internal/flow ./internal/packet ./ipam ./proxy ./dns ./overlay ./internal/cluster; do
   # One process at a time: the machine is what is measured.

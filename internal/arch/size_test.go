@@ -43,6 +43,7 @@ var bigPackages = map[string]big{
 	},
 	"internal/nodeport": {1700, "listeners, their TCP sessions and UDP flows, and all of these on their way to a successor"},
 	"cmd/netctl":        {2250, "a file for each command: flags, help and construction, which nothing else shares"},
+	"test/bench":        {1900, "one part of the suite a file: what it builds, and the lines that it prints; traffic, rivals, costs and results are packages of their own"},
 	"test/kube":         {2000, "one step of a cluster's life a file: programs, machines and images have packages of their own"},
 	"internal/packet":   {1900, "every header that the walk reads or writes, each in a file"},
 	"ipam":              {1900, "carving, the pool with its journal, and the claims: one vocabulary of blocks"},

@@ -40,8 +40,3 @@ func DeleteAddress(ns *Namespace, name string, p netip.Prefix) error {
 func SetDown(ns *Namespace, name string) error {
 	return withLink(ns, name, netlink.LinkSetDown)
 }
-
-// SetMTU changes an interface's MTU.
-func SetMTU(ns *Namespace, name string, mtu int) error {
-	return withLink(ns, name, func(link netlink.Link) error { return netlink.LinkSetMTU(link, mtu) })
-}

@@ -72,6 +72,11 @@ func AddRoute(ns *Namespace, name string, r Route) error {
 	})
 }
 
+// SetMTU changes an interface's MTU.
+func SetMTU(ns *Namespace, name string, mtu int) error {
+	return withLink(ns, name, func(link netlink.Link) error { return netlink.LinkSetMTU(link, mtu) })
+}
+
 // SetUp brings an interface up.
 func SetUp(ns *Namespace, name string) error {
 	return withLink(ns, name, netlink.LinkSetUp)

@@ -61,9 +61,17 @@ type Config struct {
 	ClaimBlocks bool `json:"claimBlocks,omitempty"`
 	// Egress is the agents' own setting, "": their default. With packets nodes forward.
 	Egress settings.Egress `json:"egress,omitempty"`
+	// UnderlayMTU is of the wires between the nodes, 0: the kernel's 1500.
+	UnderlayMTU int `json:"underlayMTU,omitempty"`
+	// PodsPerNode is what the nodes' pod ranges have room for, 0: 110.
+	PodsPerNode int `json:"podsPerNode,omitempty"`
 }
 
 const (
+	// maxPodsPerNode is far more than a machine runs.
+	maxPodsPerNode = 1000
+	// maxUnderlayMTU is what a veth pair carries.
+	maxUnderlayMTU = 65535
 	// maxNodes is what the underlay's address plan has room for.
 	maxNodes = 64
 	// netnsDir is where ip(8) looks for named namespaces.
@@ -90,6 +98,12 @@ func (c Config) Validate() error {
 	case "", settings.EgressSockets, settings.EgressPackets, settings.EgressAuto:
 	default:
 		errs = append(errs, fmt.Errorf("egress %q: use %s, %s or %s", c.Egress, settings.EgressSockets, settings.EgressPackets, settings.EgressAuto))
+	}
+	if c.UnderlayMTU != 0 && (c.UnderlayMTU < 1500 || c.UnderlayMTU > maxUnderlayMTU) {
+		errs = append(errs, fmt.Errorf("underlay MTU %d: use 1500 to %d", c.UnderlayMTU, maxUnderlayMTU))
+	}
+	if c.PodsPerNode < 0 || c.PodsPerNode > maxPodsPerNode {
+		errs = append(errs, fmt.Errorf("pods per node %d: use 1 to %d", c.PodsPerNode, maxPodsPerNode))
 	}
 	return errors.Join(errs...)
 }

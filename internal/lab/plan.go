@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 
@@ -18,7 +19,7 @@ const (
 
 // newPlan carves the lab's addresses, as `netctl ipam plan` does for a cluster.
 func newPlan(cfg Config) (plan, error) {
-	want := ipam.Plan{Nodes: cfg.Nodes, PodsPerNode: podsPerNode, Services: services}
+	want := ipam.Plan{Nodes: cfg.Nodes, PodsPerNode: cmp.Or(cfg.PodsPerNode, podsPerNode), Services: services}
 	for _, s := range []string{supernet4, supernet6} {
 		if p := netip.MustParsePrefix(s); cfg.Families.has(p.Addr()) {
 			want.Supernets = append(want.Supernets, p)

@@ -97,6 +97,11 @@ func (l *Lab) nodeWire(fabric *kernel.Namespace, i int, node string) error {
 	if err := kernel.CreateVeth(wire, fabric, "eth0", ns); err != nil {
 		return err
 	}
+	if mtu := l.cfg.UnderlayMTU; mtu > 0 {
+		if err := errors.Join(kernel.SetMTU(fabric, wire, mtu), kernel.SetMTU(ns, "eth0", mtu)); err != nil {
+			return err
+		}
+	}
 	if err := errors.Join(kernel.SetMaster(fabric, wire, "br0"), kernel.SetUp(fabric, wire)); err != nil {
 		return err
 	}

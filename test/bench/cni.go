@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -14,6 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netctl/netctl/internal/kernel"
+	"github.com/netctl/netctl/test/bench/results"
+	"github.com/netctl/netctl/test/bench/rivals"
 )
 
 const (
@@ -41,7 +42,7 @@ func (b *bench) cni(ctx context.Context) error {
 
 // withRuntime runs f with a runtime on a new lab.
 func (b *bench) withRuntime(ctx context.Context, f func(*bench, context.Context, *runtime) error) (err error) {
-	l, err := b.up(ctx, "bench-cni", 1, "")
+	l, err := b.up(ctx, b.netctl, podsOf{name: "bench-cni", nodes: 1}, "")
 	if err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func (b *bench) withRuntime(ctx context.Context, f func(*bench, context.Context,
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
 	for i := range burst {
-		path := filepath.Join(kernel.RuntimeDir, fmt.Sprintf("%s-%d", filepath.Base(b.dir), i))
+		path := filepath.Join(kernel.RuntimeDir, fmt.Sprintf("%scni-%d", rivals.Prefix, i))
 		ns, err := kernel.CreateNamespace(path)
 		if err != nil {
 			return err
@@ -105,7 +106,7 @@ func (b *bench) addBurst(ctx context.Context, r *runtime) error {
 		}
 		name := fmt.Sprintf("cni-%s-%d-at-once", strings.ToLower(op), burst)
 		b.figure(name, ms(time.Since(start)), "ms")
-		b.figure(name+"-p99", ms(quantile(took, 0.99)), "ms")
+		b.figure(name+"-p99", ms(results.Quantile(took, 0.99)), "ms")
 	}
 	return nil
 }
@@ -148,10 +149,4 @@ func (r *runtime) close() error {
 		errs = append(errs, kernel.DeleteNamespace(path))
 	}
 	return errors.Join(errs...)
-}
-
-// readFile is for files of /proc.
-func readFile(format string, args ...any) (string, error) {
-	data, err := os.ReadFile(fmt.Sprintf(format, args...))
-	return string(data), err
 }

@@ -9,12 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/lab"
+	"github.com/netctl/netctl/test/bench/cost"
+	"github.com/netctl/netctl/test/bench/results"
 )
 
 // testLab is a lab that a benchmark works in.
@@ -23,21 +23,22 @@ type testLab struct {
 	root, name string
 }
 
-// up brings up a lab with the pods of a manifest. The caller calls down.
-func (b *bench) up(ctx context.Context, name string, nodes int, manifest string) (*testLab, error) {
+// up brings up a lab of a binary's agents with the pods of a manifest. The caller
+// calls down.
+func (b *bench) up(ctx context.Context, exe string, where podsOf, manifest string) (*testLab, error) {
 	var objects []cluster.Object
 	if manifest != "" {
-		found, err := cluster.ParseManifests([]byte(manifest), name+".yaml")
+		found, err := cluster.ParseManifests([]byte(manifest), where.name+".yaml")
 		if err != nil {
 			return nil, err
 		}
 		objects = found
 	}
-	l, err := lab.New(lab.Config{Name: name, Nodes: nodes, Families: lab.IPv4}, lab.Options{Root: b.dir, Exe: b.netctl, Out: io.Discard})
+	l, err := lab.New(lab.Config{Name: where.name, Nodes: where.nodes, Families: lab.IPv4, UnderlayMTU: where.underlay, PodsPerNode: where.room}, lab.Options{Root: b.dir, Exe: exe, Out: io.Discard})
 	if err != nil {
 		return nil, err
 	}
-	t := &testLab{Lab: l, root: b.dir, name: name}
+	t := &testLab{Lab: l, root: b.dir, name: where.name}
 	if err := l.Up(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -52,19 +53,6 @@ func (t *testLab) down() error { return errors.Join(t.Down(), t.Close()) }
 // path returns a file of the lab.
 func (t *testLab) path(parts ...string) string {
 	return filepath.Join(append([]string{t.root, t.name}, parts...)...)
-}
-
-// pods returns the pods of the default namespace by name.
-func (t *testLab) pods() (map[string]lab.PodStatus, error) {
-	s, err := t.Status()
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]lab.PodStatus)
-	for _, p := range s.Pods {
-		out[strings.TrimPrefix(p.Name, "default/")] = p
-	}
-	return out, nil
 }
 
 // pods12 is a Deployment, as `lab up` gets it.
@@ -108,8 +96,8 @@ func (b *bench) labUp(ctx context.Context) error {
 		}
 		down = append(down, took)
 	}
-	b.figure("lab-up-3-nodes-12-pods", quantile(up, 0.5).Seconds(), "s")
-	b.figure("lab-down-3-nodes-12-pods", quantile(down, 0.5).Seconds(), "s")
+	b.figure("lab-up-3-nodes-12-pods", results.Quantile(up, 0.5).Seconds(), "s")
+	b.figure("lab-down-3-nodes-12-pods", results.Quantile(down, 0.5).Seconds(), "s")
 	b.figure("agent-idle-rss", memory["VmRSS"], "MB")
 	b.figure("agent-idle-rss-anon", memory["RssAnon"], "MB")
 	b.figure("agent-idle-rss-file", memory["RssFile"], "MB")
@@ -152,16 +140,9 @@ func (b *bench) agentMemory() (map[string]float64, error) {
 		if !ok {
 			return nil, fmt.Errorf("agent of %s does not run", node)
 		}
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		found, err := cost.Memory(pid)
 		if err != nil {
 			return nil, err
-		}
-		found := map[string]float64{}
-		for line := range strings.Lines(string(data)) {
-			key, rest, _ := strings.Cut(line, ":")
-			if kb, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64); err == nil {
-				found[key] = kb * 1024 / 1e6
-			}
 		}
 		if found["VmRSS"] > largest["VmRSS"] {
 			largest = found
