@@ -108,6 +108,7 @@ func (p *process) reserve(ctx context.Context, seat *handover.Seat) (a *Agent, n
 		if !offered {
 			return a, next, nil, nil
 		}
+		a.copyTables(ctx)
 		if next, legacy, err = seat.Accept(ctx, a.wants()...); err == nil {
 			p.retire(false)
 			p.log.Info("the agent that had taken over is about to end, so this one serves again")

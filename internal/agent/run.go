@@ -146,6 +146,7 @@ func (p *process) terms(ctx context.Context) error {
 	if err := p.sure.Await(ctx); err != nil { // there may be one to follow by now
 		return errors.Join(err, a.close())
 	}
+	a.copyTables(ctx)
 	// The one that serves is asked to hand over only now, when nothing is left to
 	// find out or to make that could keep us from serving, as far as it can be known.
 	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir, a.wants()...)
@@ -331,7 +332,7 @@ func (p *process) serve(ctx context.Context, a *Agent, seat *handover.Seat) (hei
 		case <-ended.Done():
 		}
 	}()
-	err = a.serve(ended, yield)
+	err = a.serve(ended, yield, seat)
 	quit()
 	return <-asked, err
 }
