@@ -21,6 +21,17 @@ type tenure struct {
 	ended chan struct{} // closed when it does no more
 }
 
+func (p *process) enterTerm(seat *handover.Seat) *tenure {
+	t := &tenure{seat: seat, begun: make(chan struct{}), ended: make(chan struct{})}
+	p.term.Store(t)
+	return t
+}
+
+func (p *process) leaveTerm(t *tenure) {
+	p.term.Store(nil)
+	close(t.ended)
+}
+
 func (t *tenure) begin() { t.once.Do(func() { close(t.begun) }) }
 
 // outlive runs what lives on when the process is told to end, until another one has

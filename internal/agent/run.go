@@ -183,12 +183,7 @@ func (p *process) terms(ctx context.Context) error {
 // and the seat is left after it.
 func (p *process) serveTerm(ctx context.Context, a *Agent, seat *handover.Seat, legacy *handover.Legacy) (err error) {
 	began := time.Now()
-	t := &tenure{seat: seat, begun: make(chan struct{}), ended: make(chan struct{})}
-	p.term.Store(t)
-	defer func() {
-		p.term.Store(nil)
-		close(t.ended)
-	}()
+	defer p.leaveTerm(p.enterTerm(seat))
 	endLife := a.live(context.WithoutCancel(ctx))
 	end := func() error {
 		err := a.letGo()
@@ -219,7 +214,7 @@ func (p *process) serveTerm(ctx context.Context, a *Agent, seat *handover.Seat, 
 		}
 		p.log.Info("agent carries packets", "inherited", from, "from_agent", legacy != nil, "took", time.Since(began).Round(time.Microsecond))
 		p.serving.Store(a)
-		t.begin()
+		p.term.Load().begin()
 		heir, err := p.serve(ctx, a, seat)
 		p.serving.Store(nil)
 		switch {
