@@ -210,6 +210,8 @@ type Agent struct {
 	keeper *estate.Custodian
 	// relieve has other holders let go of what this agent took over from them.
 	relieve func()
+	// copied is when a first copy of the flows was made, by the router's clock; 0: none.
+	copied uint32
 	// free has holders let go of what this agent could not get from them, once; nil:
 	// what is busy is another agent's.
 	free func()

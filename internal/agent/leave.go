@@ -21,6 +21,17 @@ type tenure struct {
 	ended chan struct{} // closed when it does no more
 }
 
+func (p *process) enterTerm(seat *handover.Seat) *tenure {
+	t := &tenure{seat: seat, begun: make(chan struct{}), ended: make(chan struct{})}
+	p.term.Store(t)
+	return t
+}
+
+func (p *process) leaveTerm(t *tenure) {
+	p.term.Store(nil)
+	close(t.ended)
+}
+
 func (t *tenure) begin() { t.once.Do(func() { close(t.begun) }) }
 
 // outlive runs what lives on when the process is told to end, until another one has
@@ -108,6 +119,7 @@ func (p *process) reserve(ctx context.Context, seat *handover.Seat) (a *Agent, n
 		if !offered {
 			return a, next, nil, nil
 		}
+		a.copyTables(ctx)
 		if next, legacy, err = seat.Accept(ctx, a.wants()...); err == nil {
 			p.retire(false)
 			p.log.Info("the agent that had taken over is about to end, so this one serves again")

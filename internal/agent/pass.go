@@ -3,11 +3,12 @@ package agent
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net/netip"
-	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/netctl/netctl/internal/agent/estate"
 	"github.com/netctl/netctl/internal/agent/handover"
@@ -24,15 +25,24 @@ import (
 // What passes from process to process besides descriptors that are simply kept:
 // connections that end in sockets, and tables in words for another version.
 
-// maxExport bounds what is read of such words.
-const maxExport = 1 << 30
+// since begins a word with the time of a first copy: of the flows only those are
+// wanted that have changed from then on.
+const since = "since="
 
 // wants are what this process cannot map of what the one before has.
 func (a *Agent) wants() []string {
-	out := []string{estate.Sessions}
+	out := append([]string{estate.Sessions}, a.foreign()...)
 	if a.cfg.StandIn {
 		out = append(out, handover.StandIn)
 	}
+	if a.copied > 0 {
+		out = append(out, since+strconv.FormatUint(uint64(a.copied), 10))
+	}
+	return out
+}
+
+// foreign are the tables whose files are of another version.
+func (a *Agent) foreign() (out []string) {
 	if a.flows.Report().Refusal == flow.RefusedVersion {
 		out = append(out, estate.Flows)
 	}
@@ -42,48 +52,70 @@ func (a *Agent) wants() []string {
 	return out
 }
 
+// copySkew is how many seconds before a first copy its changes are said to begin: the
+// clock of packets is that of the workers, and in whole seconds.
+const copySkew = 3
+
+// copyTables has the tables that this process cannot map told in words while the one
+// before serves, so that nobody waits for more of it later than for what has changed.
+// One of a version that does not know of this tells everything later.
+func (a *Agent) copyTables(ctx context.Context) {
+	names := a.foreign()
+	if len(names) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, copyTime)
+	defer cancel()
+	began := a.router.Now()
+	items, err := handover.Show(ctx, a.cfg.StateDir, names...)
+	if err == nil {
+		for name, fds := range items {
+			if !slices.Contains(names, name) { // nobody has asked for it
+				kernel.CloseFDs(fds)
+				delete(items, name)
+			}
+		}
+		err = a.importAll(items)
+	}
+	if err != nil {
+		a.log.Info("what the agent before knows is copied when it hands over", "reason", err)
+		return
+	}
+	if began > copySkew {
+		a.copied = began - copySkew
+	}
+}
+
+// copyTime bounds the wait for a first copy.
+const copyTime = 10 * time.Second
+
+// exportFlows writes the flows that an heir wants.
+func (a *Agent) exportFlows(w io.Writer, heir *handover.Heir) error {
+	for _, word := range heir.Words() {
+		text, ok := strings.CutPrefix(word, since)
+		at, err := strconv.ParseUint(text, 10, 32)
+		if ok && err == nil {
+			return a.flows.ExportSince(w, uint32(at))
+		}
+	}
+	return a.flows.Export(w)
+}
+
 // exportAll gives an heir what it cannot map.
 func (a *Agent) exportAll(heir *handover.Heir) error {
-	var errs []error
-	for name, export := range map[string]func(io.Writer) error{
-		estate.Flows: a.flows.Export, estate.Affinities: a.affinity.Export,
+	return estate.Export(heir, map[string]func(io.Writer) error{
+		estate.Flows:      func(w io.Writer) error { return a.exportFlows(w, heir) },
+		estate.Affinities: a.affinity.Export,
 		estate.Sessions: func(w io.Writer) error {
 			_, err := w.Write(a.engine.ExportSessions())
 			return err
 		},
-	} {
-		if !heir.Wants(name) {
-			continue
-		}
-		var b bytes.Buffer
-		err := export(&b)
-		if err == nil {
-			err = give(heir, name, b.Bytes())
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func give(heir *handover.Heir, name string, data []byte) error {
-	f, err := kernel.MemoryFile(name, data)
-	if err != nil {
-		return err
-	}
-	fd, err := kernel.DupOf(f)
-	if err == nil {
-		err = heir.Give(name, fd)
-		kernel.CloseFDs([]int{fd})
-	}
-	return errors.Join(err, f.Close())
+	})
 }
 
 // importAll takes what the agent before exported.
 func (a *Agent) importAll(e estate.Estate) error {
-	var errs []error
-	for name, take := range map[string]func([]byte) error{
+	return e.Import(map[string]func([]byte) error{
 		estate.Flows: func(b []byte) error {
 			_, err := a.flows.Import(bytes.NewReader(b))
 			return err
@@ -98,21 +130,7 @@ func (a *Agent) importAll(e estate.Estate) error {
 			}
 			return a.engine.ImportSessions(b)
 		},
-	} {
-		fd, ok := e.TakeOne(name)
-		if !ok {
-			continue
-		}
-		f := os.NewFile(uintptr(fd), name)
-		data, err := io.ReadAll(io.NewSectionReader(f, 0, maxExport))
-		if err == nil {
-			err = take(data)
-		}
-		if err = errors.Join(err, f.Close()); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
+	})
 }
 
 // ends are where connections end in this process.

@@ -147,6 +147,7 @@ func (p *process) terms(ctx context.Context) error {
 	if err := p.sure.Await(ctx); err != nil { // there may be one to follow by now
 		return errors.Join(err, a.close())
 	}
+	a.copyTables(ctx)
 	// The one that serves is asked to hand over only now, when nothing is left to
 	// find out or to make that could keep us from serving, as far as it can be known.
 	seat, legacy, err := handover.Take(ctx, p.cfg.StateDir, a.wants()...)
@@ -183,12 +184,7 @@ func (p *process) terms(ctx context.Context) error {
 // and the seat is left after it.
 func (p *process) serveTerm(ctx context.Context, a *Agent, seat *handover.Seat, legacy *handover.Legacy) (err error) {
 	began := time.Now()
-	t := &tenure{seat: seat, begun: make(chan struct{}), ended: make(chan struct{})}
-	p.term.Store(t)
-	defer func() {
-		p.term.Store(nil)
-		close(t.ended)
-	}()
+	defer p.leaveTerm(p.enterTerm(seat))
 	endLife := a.live(context.WithoutCancel(ctx))
 	end := func() error {
 		err := a.letGo()
@@ -219,7 +215,7 @@ func (p *process) serveTerm(ctx context.Context, a *Agent, seat *handover.Seat, 
 		}
 		p.log.Info("agent carries packets", "inherited", from, "from_agent", legacy != nil, "took", time.Since(began).Round(time.Microsecond))
 		p.serving.Store(a)
-		t.begin()
+		p.term.Load().begin()
 		heir, err := p.serve(ctx, a, seat)
 		p.serving.Store(nil)
 		switch {
@@ -332,7 +328,7 @@ func (p *process) serve(ctx context.Context, a *Agent, seat *handover.Seat) (hei
 		case <-ended.Done():
 		}
 	}()
-	err = a.serve(ended, yield)
+	err = a.serve(ended, yield, seat)
 	quit()
 	return <-asked, err
 }

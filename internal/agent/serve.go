@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/netctl/netctl/internal/agent/handover"
 	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 )
@@ -18,7 +19,7 @@ const callsTime = 3 * time.Second
 // serve runs the parts until the context ends or one of them fails. When yield is
 // closed they end in order: calls under way are finished, then what steers ends,
 // and at last, when nothing else is left to wait for, what carries packets.
-func (a *Agent) serve(ctx context.Context, yield <-chan struct{}) error {
+func (a *Agent) serve(ctx context.Context, yield <-chan struct{}, seat *handover.Seat) error {
 	carrying, stop := context.WithCancel(ctx)
 	defer stop()
 	if err := a.engine.Start(); err != nil {
@@ -28,14 +29,14 @@ func (a *Agent) serve(ctx context.Context, yield <-chan struct{}) error {
 	// Packets first: what follows may take its time.
 	go func() { workers <- a.workers.Run(carrying) }()
 	wait := a.carryOutside(carrying)
-	err := a.steer(carrying, yield, workers)
+	err := a.steer(carrying, yield, seat, workers)
 	stop()
 	wait()
 	return errors.Join(ignoreDone(ctx, errors.Join(err, <-workers)), a.engine.Stop())
 }
 
 // steer runs everything beside the workers.
-func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan error) error {
+func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, seat *handover.Seat, workers chan error) error {
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
 	g, ctx := errgroup.WithContext(ctx)
@@ -100,6 +101,10 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan e
 	run("housekeeping", func(ctx context.Context) error { return a.keepHouse(ctx, changes) })
 	run("holder", func(ctx context.Context) error {
 		return a.keeper.Keep(ctx, a.borrowed, func() error { return a.alive(time.Now()) })
+	})
+	run("first copies", func(ctx context.Context) error {
+		seat.Guests(ctx, a.exportAll, func(err error) { a.log.Info("an agent to come has no first copy", "error", err) })
+		return nil
 	})
 	run("handover", func(ctx context.Context) error {
 		select {

@@ -64,12 +64,25 @@ type pair struct {
 // program. Connections that come, go or change meanwhile may be written as they
 // were or left out: a table at rest is written whole.
 func (t *Table) Export(w io.Writer) error {
+	return t.export(w, func(*pair) bool { return true })
+}
+
+// ExportSince is Export of the connections in which a packet was seen at a time or
+// later: what has come or changed since an Export that began then, or a little after.
+func (t *Table) ExportSince(w io.Writer, at uint32) error {
+	return t.export(w, func(p *pair) bool { return after(p.e[0].LastSeen, at) >= 0 || after(p.e[1].LastSeen, at) >= 0 })
+}
+
+func (t *Table) export(w io.Writer, wanted func(*pair) bool) error {
 	out := portable.NewWriter(w, streamTitle)
 	var m, dir portable.Message
 	m.Uint(fieldAbout, aboutTable)
 	m.Bytes(fieldEpoch, []byte(t.epoch))
 	err := out.Write(m)
 	t.eachPair(func(p *pair) bool {
+		if !wanted(p) {
+			return true
+		}
 		m = m[:0]
 		m.Uint(fieldAbout, aboutConnection)
 		for i, field := range [2]uint64{fieldForward, fieldReverse} {

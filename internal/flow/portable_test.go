@@ -464,3 +464,51 @@ func FuzzImport(f *testing.F) {
 		expireAll(tab, 100)
 	})
 }
+
+// What was exported while the table was in use, and then what has changed since, is
+// together what there is.
+func TestExportSince(t *testing.T) {
+	t.Parallel()
+	old, next := open(t, flow.Config{Slots: 1 << 12}), open(t, flow.Config{Slots: 1 << 12})
+	var first, second bytes.Buffer
+	for i := range 100 {
+		ref, res := insert(old, tupleOf(i), 0, 10)
+		if res != flow.Inserted {
+			t.Fatal(res)
+		}
+		if i%2 == 0 {
+			establish(t, old, ref)
+		}
+	}
+	if err := old.Export(&first); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		send(old, tupleOf(i), packet.TCPRst, 20)
+		if _, res := insert(old, tupleOf(1000+i), 0, 20); res != flow.Inserted {
+			t.Fatal(res)
+		}
+	}
+	if err := old.ExportSince(&second, 20); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := next.Import(&first); n != 100 || err != nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	if n, err := next.Import(&second); n != 20 || err != nil {
+		t.Fatalf("%d have changed, %v", n, err)
+	}
+	if next.Len() != old.Len() {
+		t.Errorf("%d connections, want %d", next.Len(), old.Len())
+	}
+	for i := range 110 {
+		k := tupleOf(i)
+		if i >= 100 {
+			k = tupleOf(900 + i)
+		}
+		if got, want := state(t, next, k), state(t, old, k); got != want {
+			t.Errorf("%v is %v, want %v", k, got, want)
+		}
+	}
+	check(t, next)
+}

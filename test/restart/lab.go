@@ -308,7 +308,7 @@ func (d *labDriver) upgrade(ctx context.Context, i int) error {
 	node := d.node(i)
 	log := filepath.Join(d.dir, d.options.name, "nodes", node.Name, "agent.log")
 	said := func() int {
-		text, _ := os.ReadFile(log) //nolint:errcheck // then nothing was said
+		text, _ := os.ReadFile(log) // else nothing was said
 		return strings.Count(string(text), mapfile.RefusedVersion.String())
 	}
 	for _, program := range []string{d.options.other, d.options.netctl} {

@@ -110,7 +110,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.times, "times", 0, "how often each disturbance is tried (default: as that kind says)")
 	flags.IntVar(&o.packets, "packets", 1000, "datagrams a second each way and back, and questions to the name server")
 	flags.IntVar(&o.connects, "connects", 200, "new connections a second")
-	flags.IntVar(&o.mbits, "mbits", 20, "rate of each TCP stream in Mbit/s, iperf3's and others'")
+	flags.IntVar(&o.mbits, "mbits", 10, "rate of each TCP stream in Mbit/s, iperf3's and others'")
 	flags.DurationVar(&o.every, "every", 2*time.Second, "the least time between two disturbances")
 	flags.DurationVar(&o.podStart, "pod-start", 1500*time.Millisecond, "what a pod takes to come back, in a lab")
 	if err := flags.Parse(args); err != nil {

@@ -128,8 +128,10 @@ func (s *scene) iperf() []load.IperfWay {
 	all := s.ways(s.client)
 	loyal := s.byAffinity(s.client)
 	return []load.IperfWay{
-		{Way: all[0], Port: load.IperfPort}, {Way: loyal[0], Port: load.IperfServicePort},
-		{Way: all[2], Port: load.IperfPort}, {Way: loyal[1], Port: load.IperfServicePort},
+		{Way: all[0], Port: load.IperfPort},
+		{Way: loyal[0], Port: load.IperfServicePort},
+		{Way: all[2], Port: load.IperfPort},
+		{Way: loyal[1], Port: load.IperfServicePort},
 	}
 }
 

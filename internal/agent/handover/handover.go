@@ -102,10 +102,11 @@ var ErrNotNeeded = errors.New("an agent serves that does not stand in for anothe
 // Seat is the right to be the node's agent. It is given back by Leave, handed over
 // by Heir.Leave, or lost with the process.
 type Seat struct {
-	dir   string
-	asked chan struct{} // closed at the first request to give way
-	heirs chan *Heir
-	left  chan struct{} // closed by Leave, and when it was handed over
+	dir    string
+	asked  chan struct{} // closed at the first request to give way
+	heirs  chan *Heir
+	guests chan *Heir
+	left   chan struct{} // closed by Leave, and when it was handed over
 	// standIn: whoever has it only stands in for another one.
 	standIn bool
 	once    sync.Once
@@ -176,7 +177,7 @@ func Take(ctx context.Context, dir string, wants ...string) (*Seat, *Legacy, err
 func occupy(dir string, lock *os.File, stay time.Duration, standIn bool, from *net.UnixConn) (*Seat, error) {
 	s := &Seat{
 		dir: dir, stay: stay, began: time.Now(), lock: lock, standIn: standIn, from: from,
-		asked: make(chan struct{}), heirs: make(chan *Heir), left: make(chan struct{}),
+		asked: make(chan struct{}), heirs: make(chan *Heir), guests: make(chan *Heir), left: make(chan struct{}),
 	}
 	if err := errors.Join(mark(lock, marksTaken), s.open()); err != nil {
 		return nil, errors.Join(err, lock.Close())

@@ -139,23 +139,27 @@ func (s *Seat) Retake(ctx context.Context) (*Seat, error) {
 			if err != nil {
 				return nil, err
 			}
-			what, err := read(lock)
-			if err != nil {
-				return nil, errors.Join(err, lock.Close())
-			}
-			switch young := diedYoung(what, since); {
-			case young && now.Sub(since) >= Patience:
-				return occupy(s.dir, lock, longer(s.stay), false, nil)
-			case young: // likely to be started anew
-			case what == marksTaken:
-				return occupy(s.dir, lock, longer(s.stay), false, nil)
-			case what == marksEnded || what == marksOffered || now.Sub(since) >= Patience:
-				return occupy(s.dir, lock, 0, false, nil)
-			}
-			// Whoever takes the seat in this very moment tries again.
-			if err := lock.Close(); err != nil {
-				return nil, err
+			if next, err := s.judge(lock, now.Sub(since)); next != nil || err != nil {
+				return next, err
 			}
 		}
 	}
+}
+
+// judge takes the seat, which is free for so long and locked for us, or gives it back.
+func (s *Seat) judge(lock *os.File, free time.Duration) (*Seat, error) {
+	what, err := read(lock)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	switch young := diedYoung(what, time.Now().Add(-free)); {
+	case young && free >= Patience:
+		return occupy(s.dir, lock, longer(s.stay), false, nil)
+	case young: // likely to be started anew
+	case what == marksTaken:
+		return occupy(s.dir, lock, longer(s.stay), false, nil)
+	case what == marksEnded || what == marksOffered || free >= Patience:
+		return occupy(s.dir, lock, 0, false, nil)
+	}
+	return nil, lock.Close() // whoever takes it in this very moment tries again
 }

@@ -2,6 +2,7 @@ package handover
 
 import (
 	"errors"
+	"strings"
 	"testing"
 )
 
@@ -76,4 +77,36 @@ func TestOfferedAndLeft(t *testing.T) {
 	again, err := first.Retake(t.Context())
 	check(t, err)
 	leave(t, again)
+}
+
+// A guest is shown what it wants by the one that serves, which serves on.
+func TestGuestIsShown(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := take(t, dir)
+	check(t, s.Serving())
+	_, w := pipe(t)
+	fd := fdOf(t, w)
+	today := true
+	go s.Guests(t.Context(), func(g *Heir) error {
+		if !today {
+			return errors.New("not today")
+		}
+		if today = false; !g.Wants("flows") || g.Wants("else") {
+			t.Errorf("wants %q", g.Words())
+		}
+		return g.Give("flows", fd)
+	}, func(error) {})
+	items, err := Show(t.Context(), dir, "flows")
+	check(t, err)
+	if len(items) != 1 || len(items["flows"]) != 1 {
+		t.Errorf("shown %v", items)
+	}
+	(&Legacy{Items: items}).Close()
+	if _, err := Show(t.Context(), dir, "flows"); err == nil || !strings.Contains(err.Error(), "not today") {
+		t.Errorf("refused: %v", err)
+	}
+	if !taken(t, dir) {
+		t.Error("the seat is free")
+	}
 }

@@ -20,10 +20,12 @@ import (
 // The messages on switch.sock, a SOCK_SEQPACKET socket: a byte and a text.
 const (
 	opHandOver = 'H' // and the protocol's version, and what is wanted; to the holder of the seat
+	opShow     = 'E' // likewise, of what a successor wants a first copy while that one serves on
 	opRefused  = 'N' // and why; from it, as the rest
 	opUnneeded = 'U' // to a stand-in, or one in reserve
 	opItem     = 'F' // and a name, with descriptors
 	opSeat     = 'L' // with the seat's lock; the last one
+	opShown    = 'D' // there is no more to be shown
 	opServing  = 'S' // to it: from now on all is the new one's
 	opHeard    = 'K' // from it: so it is
 )
@@ -80,7 +82,11 @@ func request(ctx context.Context, dir string, wants []string) (_ *Legacy, err er
 	if err := send(l.conn, opHandOver, strings.Join(append([]string{protocol}, wants...), " ")); err != nil {
 		return nil, errors.Join(err, l.conn.Close())
 	}
-	if err := l.receive(); err != nil {
+	err = l.receive()
+	if err == nil && l.lock == nil {
+		err = errors.New("the agent that runs on this node shows what it has when it was asked for its seat")
+	}
+	if err != nil {
 		l.Close()
 		return nil, errors.Join(err, l.conn.Close())
 	}
@@ -103,6 +109,8 @@ func (l *Legacy) receive() error {
 			l.Items[text] = fds
 			total += len(fds)
 			continue
+		case op == opShown && len(fds) == 0:
+			return nil
 		case op == opSeat && len(fds) == 1:
 			l.lock = os.NewFile(uintptr(fds[0]), lockName)
 			return nil
@@ -118,12 +126,64 @@ func (l *Legacy) receive() error {
 	}
 }
 
-// Heir is a successor that waits for the seat.
+// Show returns a first copy of what has such names with the one that serves, which
+// serves on. What is returned is the caller's.
+func Show(ctx context.Context, dir string, names ...string) (map[string][]int, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unixpacket", filepath.Join(dir, switchName))
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent that serves: %w", err)
+	}
+	l := &Legacy{Items: make(map[string][]int), conn: c.(*net.UnixConn)} //nolint:forcetypeassert // of that network
+	defer l.conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err = send(l.conn, opShow, strings.Join(append([]string{protocol}, names...), " "))
+	if err == nil {
+		err = l.receive()
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	if l.lock != nil {
+		l.Close()
+		return nil, errors.Join(errors.New("the agent that serves gives its seat when it was asked for something else"), l.lock.Close())
+	}
+	return l.Items, nil
+}
+
+// Guests has show give those what they want that ask for a first copy of something and
+// for no seat, one at a time until the context ends. failed hears of errors.
+func (s *Seat) Guests(ctx context.Context, show func(*Heir) error, failed func(error)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case g := <-s.guests:
+			err := show(g)
+			if err == nil {
+				err = errors.Join(send(g.conn, opShown, ""), g.conn.Close())
+			} else {
+				err = errors.Join(err, g.Refuse(err))
+			}
+			if err != nil {
+				failed(err)
+			}
+		}
+	}
+}
+
+// Heir is a successor that waits for the seat, or a guest that only wants to be shown
+// something.
 type Heir struct {
 	seat  *Seat
 	conn  *net.UnixConn
 	wants []string
 }
+
+// Words returns all that the heir has asked for.
+func (h *Heir) Words() []string { return h.wants }
 
 // Wants reports whether the heir has asked for something that not all need.
 func (h *Heir) Wants(what string) bool { return slices.Contains(h.wants, what) }
@@ -141,13 +201,16 @@ func (s *Seat) hear(conn *net.UnixConn) {
 	heard()
 	kernel.CloseFDs(fds)
 	version, wants, _ := strings.Cut(text, " ")
-	if err == nil && (op != opHandOver || version != protocol) {
+	if err == nil && (op != opHandOver && op != opShow || version != protocol) {
 		err = fmt.Errorf("protocol %q is not known, only %s", version, protocol)
 	} else if stays := s.stays(); err == nil && stays > 0 {
 		err = fmt.Errorf("its last successor failed, so it stays for another %s", stays.Round(time.Second))
 	}
 	wanted := strings.Fields(wants)
-	if err == nil && !s.offered.Load() {
+	queue := s.heirs
+	if op == opShow {
+		queue = s.guests
+	} else if err == nil && !s.offered.Load() {
 		err = s.objects(wanted)
 	}
 	if errors.Is(err, ErrNotNeeded) {
@@ -161,7 +224,7 @@ func (s *Seat) hear(conn *net.UnixConn) {
 		return
 	}
 	select {
-	case s.heirs <- &Heir{s, conn, wanted}:
+	case queue <- &Heir{s, conn, wanted}:
 	case <-s.left:
 		_ = conn.Close() // it asks whoever has the seat now
 	case <-time.After(leaveTime): // it has given up

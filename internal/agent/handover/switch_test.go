@@ -200,9 +200,7 @@ func TestHeirDies(t *testing.T) {
 			if !taken(t, dir) {
 				t.Error("the seat is free although its holder goes on")
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 3*pollTime)
-			defer cancel()
-			if _, _, err := Take(ctx, dir); err == nil || !strings.Contains(err.Error(), "its last successor failed") {
+			if _, err := request(t.Context(), dir, nil); err == nil || !strings.Contains(err.Error(), "its last successor failed") {
 				t.Errorf("another one, at once: %v", err)
 			}
 			old.mu.Lock()

@@ -22,7 +22,7 @@ func TestNobodyAsksAfterwards(t *testing.T) {
 			served <- Serve(ctx, dir, func() (Status, error) {
 				once.Do(func() { close(began) })
 				s := Status{Flows: *thing}
-				time.Sleep(time.Millisecond) //nolint:forbidigo // as one that takes its time
+				time.Sleep(time.Millisecond) // as one that takes its time
 				return Status{Flows: s.Flows + *thing}, nil
 			})
 		}()

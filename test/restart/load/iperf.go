@@ -72,7 +72,8 @@ func StartIperf(ctx context.Context, ways []IperfWay, places []*Place, mbits int
 		for _, port := range []uint16{IperfPort, IperfServicePort} {
 			name := fmt.Sprintf("%s:%d", p.Name, port)
 			l.work.Go(func() {
-				l.run(ctx, p, func(line string) { l.received(name, line) }, "--server", "--port", strconv.Itoa(int(port)), "--interval", interval, "--forceflush")
+				err := l.run(ctx, p, func(line string) { l.received(name, line) }, "--server", "--port", strconv.Itoa(int(port)), "--interval", interval, "--forceflush")
+				l.ended(ctx, name, err)
 			})
 		}
 	}
@@ -84,7 +85,9 @@ func StartIperf(ctx context.Context, ways []IperfWay, places []*Place, mbits int
 			for ctx.Err() == nil {
 				err := l.run(ctx, w.From, func(line string) { l.sent(w.String(), line) }, "--client", w.To.String(), "--port", strconv.Itoa(int(w.Port)), "--time", "86400",
 					"--bitrate", strconv.Itoa(mbits)+"M", "--length", "8K", "--interval", interval, "--connect-timeout", "5000", "--forceflush")
-				l.ended(ctx, w, err)
+				if l.began(w) { // or the server was not there yet
+					l.ended(ctx, w.String(), err)
+				}
 				wait(ctx, iperfAgain)
 			}
 		})
@@ -118,7 +121,7 @@ func (l *Iperf) run(ctx context.Context, at *Place, line func(string), args ...s
 // An interval's line: how much, in which unit, and of a client how often again.
 //
 //	[  5]   0.10-0.20   sec   256 KBytes  21.0 Mbits/sec    0   1.12 MBytes
-var iperfLine = regexp.MustCompile(`^\[ *\d+\] +[\d.]+-[\d.]+ +sec +([\d.]+) +([KMGT]?)Bytes +[\d.]+ +[KMGT]?bits/sec(?: +(\d+) +[\d.]+ +[KMGT]?Bytes)? *$`) //nolint:gochecknoglobals // compiled once
+var iperfLine = regexp.MustCompile(`^\[ *\d+\] +[\d.]+-[\d.]+ +sec +([\d.]+) +([KMGT]?)Bytes +[\d.]+ +[KMGT]?bits/sec(?: +(\d+) +[\d.]+ +[KMGT]?Bytes)? *$`)
 
 // iperfBytes returns what a line says; not ok: it is none of an interval.
 func iperfBytes(line string) (size float64, again int, ok bool) {
@@ -133,7 +136,7 @@ func iperfBytes(line string) (size float64, again int, ok bool) {
 	if f[2] != "" {
 		size *= float64(int(1) << (10 * (1 + strings.Index("KMGT", f[2]))))
 	}
-	again, _ = strconv.Atoi(f[3]) //nolint:errcheck // a server says nothing of it
+	again, _ = strconv.Atoi(f[3]) // a server says nothing of it
 	return size, again, true
 }
 
@@ -169,21 +172,25 @@ func (l *Iperf) sent(way, line string) {
 	}
 }
 
-// ended is the end of a client, which none has before the load's.
-func (l *Iperf) ended(ctx context.Context, w IperfWay, err error) {
+// began reports whether a way's client has ever sent something.
+func (l *Iperf) began(w IperfWay) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.clients[w.String()].IsZero()
+}
+
+// ended is the end of a process, which none has before the load's.
+func (l *Iperf) ended(ctx context.Context, who string, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.clients[w.String()].IsZero() {
-		return // the server was not there yet
-	}
-	l.counts.Lost++
 	if err == nil {
 		err = io.ErrUnexpectedEOF
 	}
-	l.counts.fail(fmt.Errorf("iperf3 %s: %w", w.Way, err))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counts.Lost++
+	l.counts.fail(fmt.Errorf("iperf3 %s: %w", who, err))
 }
 
 // Name implements Load.
