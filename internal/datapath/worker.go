@@ -44,6 +44,7 @@ type worker struct {
 	poller *kernel.Poller
 	buf    []byte
 	events []kernel.Event
+	ahead  ahead
 }
 
 // NewWorkers returns n workers for the router; Run starts them.
@@ -156,7 +157,7 @@ func (w *worker) run(ctx context.Context) error {
 	idle := 0
 	for ctx.Err() == nil {
 		timeout := 0
-		if idle >= spinReads {
+		if idle >= spinReads && w.ahead.busy == 0 {
 			timeout = -1
 		}
 		n, err := w.poller.Wait(w.events, timeout)
@@ -172,9 +173,19 @@ func (w *worker) run(ctx context.Context) error {
 				w.owner.forget(id, gone) // outside the batch, which Publish waits for
 			}
 		}
+		for id := range w.ahead.waits { // of which the kernel knows no more
+			count, _ := w.drain(id)
+			carried += count
+		}
 		idle++
 		if carried > 0 {
 			idle = 0
+		}
+	}
+	w.ahead.ending = true
+	for w.ahead.busy > 0 { // nobody else has it
+		for id := range w.ahead.waits {
+			w.drain(id)
 		}
 	}
 	return nil
@@ -190,17 +201,18 @@ func (w *worker) drain(id PortID) (carried int, gone Reader) {
 	in.id = id
 	r, ok := in.tables.port(id).Port.(Reader)
 	if !ok {
+		w.ahead.drop(id)
 		return 0, nil // taken out after the event was raised
 	}
 	for n := range readBurst {
-		size, err := r.Read(w.buf)
+		buf, err := w.next(id, r)
 		if err != nil {
 			if errors.Is(err, kernel.ErrGone) {
 				gone = r
 			}
 			return n, gone
 		}
-		in.packet(w.buf[:size])
+		in.packet(buf)
 	}
 	return readBurst, nil
 }
