@@ -27,6 +27,8 @@ const (
 	// mixedFor is for how many packets a port counts as one of several flows after
 	// it has shown that.
 	mixedFor = 256
+	// keepFor is for how many packets buffers are kept that nobody needs.
+	keepFor = 16 * mixedFor
 	// laneFlows are the flows that a lane tells apart. Two that share a number are
 	// carried in order.
 	laneFlows = 64
@@ -35,7 +37,9 @@ const (
 // lane is what was read ahead of one port.
 type lane struct {
 	port  Reader
-	queue []waiting
+	queue [maxAhead]waiting // a ring
+	head  int
+	count int
 	flows [laneFlows]uint16 // packets in queue
 	bulk  uint8             // the flow of the last large packet
 	mixed int
@@ -51,6 +55,7 @@ type ahead struct {
 	lanes map[PortID]*lane
 	busy  int      // packets in all queues
 	free  [][]byte // buffers
+	calm  int      // packets carried since one had to wait
 	last  []byte   // the buffer of the packet that is carried now, nil: the worker's own
 	// Nothing more is read: what is in TUNs is for who comes next.
 	ending bool
@@ -64,11 +69,14 @@ func (w *worker) next(id PortID, r Reader) ([]byte, error) {
 		a.free = append(a.free, a.last)
 		a.last = nil
 	}
+	if a.calm++; a.calm == keepFor {
+		a.free = nil
+	}
 	l := a.lane(id, r)
 	for a.busy < maxAhead && !a.ending {
 		size, err := r.Read(w.buf)
 		if err != nil {
-			if len(l.queue) > 0 {
+			if l.count > 0 {
 				break // what is wrong with the port is said again
 			}
 			return nil, err
@@ -76,15 +84,15 @@ func (w *worker) next(id PortID, r Reader) ([]byte, error) {
 		pkt := w.buf[:size]
 		flow, large := flowNumber(pkt), size >= largePacket
 		l.saw(flow, large)
-		if l.flows[flow] == 0 && !large || len(l.queue) == 0 && l.mixed == 0 {
+		if l.flows[flow] == 0 && !large || l.count == 0 && l.mixed == 0 {
 			return pkt, nil
 		}
-		l.queue = append(l.queue, waiting{pkt, flow})
-		l.flows[flow]++
+		l.push(waiting{pkt, flow})
 		a.busy++
+		a.calm = 0
 		w.buf = a.buffer()
 	}
-	if len(l.queue) == 0 {
+	if l.count == 0 {
 		return nil, kernel.ErrAgain
 	}
 	return a.pop(l), nil
@@ -109,7 +117,7 @@ func (a *ahead) lane(id PortID, r Reader) *lane {
 // drop forgets a port.
 func (a *ahead) drop(id PortID) {
 	if l := a.lanes[id]; l != nil {
-		a.busy -= len(l.queue)
+		a.busy -= l.count
 		delete(a.lanes, id)
 	}
 }
@@ -128,17 +136,21 @@ func (l *lane) saw(flow uint8, large bool) {
 
 // pop takes the first packet of a lane that has one.
 func (a *ahead) pop(l *lane) []byte {
-	first := l.queue[0]
-	l.queue[0] = waiting{}
-	if l.queue = l.queue[1:]; len(l.queue) == 0 {
-		l.queue = nil // the array has been walked through
-	}
+	first := l.queue[l.head]
+	l.queue[l.head] = waiting{}
+	l.head = (l.head + 1) % maxAhead
+	l.count--
 	l.flows[first.flow]--
-	if a.busy--; a.busy == 0 && l.mixed == 0 {
-		a.free = nil // it is over
-	}
+	a.busy--
 	a.last = first.buf[:cap(first.buf)]
 	return first.buf
+}
+
+// push adds to a lane: all lanes together have no more than fits in one.
+func (l *lane) push(v waiting) {
+	l.queue[(l.head+l.count)%maxAhead] = v
+	l.count++
+	l.flows[v.flow]++
 }
 
 func (a *ahead) buffer() []byte {
@@ -156,7 +168,7 @@ func (a *ahead) waits(yield func(PortID) bool) {
 		return
 	}
 	for id, l := range a.lanes {
-		if len(l.queue) > 0 && !yield(id) {
+		if l.count > 0 && !yield(id) {
 			return
 		}
 	}
