@@ -85,13 +85,13 @@ type Config struct {
 	Egress       settings.Egress // "": sockets
 	// Offloads of the tunnel's sockets. "": auto
 	UDPGSO, UDPGRO settings.Offload
-	Source       cluster.Source
-	Claims       claim.Publisher
-	Blocks       ipam.BlockStore   // nil: pod ranges come on Node objects only
-	Cluster      Cluster           // nil: there is nothing but the State
-	Install      *cni.Installation // nil: somebody else tells the container runtime
-	ProbeSocket  string            // "": nobody watches over us
-	HoldSocket   string            // of the holder; "": the one that started this process, if any
+	Source         cluster.Source
+	Claims         claim.Publisher
+	Blocks         ipam.BlockStore   // nil: pod ranges come on Node objects only
+	Cluster        Cluster           // nil: there is nothing but the State
+	Install        *cni.Installation // nil: somebody else tells the container runtime
+	ProbeSocket    string            // "": nobody watches over us
+	HoldSocket     string            // of the holder; "": the one that started this process, if any
 	// StandIn has the agent end after it has given way, instead of staying in reserve.
 	StandIn bool
 	// DrainLimit bounds how long an agent that has handed over stays for connections

@@ -159,7 +159,7 @@ func TestOrderWithinFlows(t *testing.T) {
 		t.Errorf("%d packets were read though the worker ends", left-n)
 	}
 	w.ahead.ending = false
-	for take(1) || take(2) { //nolint:revive // takes all
+	for take(1) || take(2) {
 	}
 	if sent != got {
 		t.Error("not everything was carried")
