@@ -57,6 +57,7 @@ type Counters struct {
 	// Datagrams and system calls of the socket, handshakes included.
 	TxDatagrams, TxBatches uint64
 	RxDatagrams, RxBatches uint64
+	RxShared               uint64 // received pieces that were opened beside their reader
 	GSODisabled            uint64 // how often the kernel refused UDP GSO, which ended its use
 
 	Drops [numDrops]uint64 // indexed by Drop
@@ -77,6 +78,7 @@ type counters struct {
 	rxSegments, rxBytes, rxPackets atomic.Uint64
 	txDatagrams, txBatches         atomic.Uint64
 	rxDatagrams, rxBatches         atomic.Uint64
+	rxShared                       atomic.Uint64
 	drops                          [numDrops]atomic.Uint64
 }
 
@@ -88,6 +90,7 @@ func (c *counters) read() Counters {
 		RxSegments: c.rxSegments.Load(), RxBytes: c.rxBytes.Load(), RxPackets: c.rxPackets.Load(),
 		TxDatagrams: c.txDatagrams.Load(), TxBatches: c.txBatches.Load(),
 		RxDatagrams: c.rxDatagrams.Load(), RxBatches: c.rxBatches.Load(),
+		RxShared: c.rxShared.Load(),
 	}
 	for i := range c.drops {
 		out.Drops[i] = c.drops[i].Load()

@@ -116,6 +116,9 @@ type WireGuardConfig struct {
 	Roaming bool
 
 	QueueBytes int // of packets that wait for a handshake; 0: 2 MiB
+	// Openers are goroutines that help those who read; 0: as the processors allow,
+	// negative: none.
+	Openers int
 }
 
 // Validate reports everything that is wrong with the configuration.
@@ -165,6 +168,9 @@ type WireGuard struct {
 	senders sync.Pool                         // of *sender
 	held    atomic.Int64                      // bytes that wait for handshakes
 	narrow  atomic.Int32                      // peers whose way carries less than cfg.MTU
+
+	openers int
+	jobs    chan *piece // for openers, nobody waits to be heard
 
 	shakes     chan shake   // handshake messages on their way to the one who computes
 	cookies    chan shake   // likewise
@@ -251,6 +257,7 @@ func prepare(cfg WireGuardConfig) (*WireGuard, error) {
 	}
 	w.routes.Store(new(bart.Table[*peer]))
 	w.known.Store(&map[Key]*peer{})
+	w.openers, w.jobs = openersFor(cfg.Openers), make(chan *piece)
 	w.senders.New = func() any { return newSender() }
 	return w, nil
 }
@@ -341,6 +348,9 @@ func (w *WireGuard) Start() error {
 		w.readers.Go(func() { w.read(q) })
 	}
 	w.computer.Go(w.compute)
+	for range w.openers {
+		w.computer.Go(w.help)
+	}
 	for _, p := range w.peers {
 		p.begin()
 	}

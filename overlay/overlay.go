@@ -12,7 +12,8 @@
 //	        no session: waits in a bounded queue, and a handshake begins
 //
 //	router <--Sink-- merge <-- whose source is it? <-- open in place <-- recvmmsg
-//	                                               in one goroutine per socket
+//	                                               in one goroutine per socket; with
+//	                                               processors to spare, others help opening
 //	        handshake messages: MACs checked there, the rest by one goroutine,
 //	        which begins our own handshakes, too: nobody else computes with keys
 //

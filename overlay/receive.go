@@ -5,10 +5,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/gaissmai/bart"
-	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/overlay/handshake"
@@ -23,16 +23,17 @@ const pieceSize = 1 << 16
 // errorPause is how long a reader rests after an error.
 const errorPause = time.Millisecond
 
-// reader is what one queue's goroutine needs: a batch of pieces, and what has
-// been opened of it so far.
+// reader is what one queue's goroutine needs: a batch of pieces, and what was in
+// it.
 type reader struct {
 	w        *WireGuard
 	bufs     [][]byte
 	sizes    []int
 	segments []int
 	from     []netip.AddrPort
+	pieces   []piece
+	wait     sync.WaitGroup // for openers
 	merge    packet.Coalescer
-	nonce    [chacha20poly1305.NonceSize]byte
 	routes   *bart.Table[*peer]
 
 	// The run of messages of one session that is being counted.
@@ -49,10 +50,11 @@ type reader struct {
 func (w *WireGuard) read(queue int) {
 	r := &reader{
 		w: w, bufs: make([][]byte, udp.Batch), sizes: make([]int, udp.Batch), segments: make([]int, udp.Batch),
-		from: make([]netip.AddrPort, udp.Batch),
+		from: make([]netip.AddrPort, udp.Batch), pieces: make([]piece, udp.Batch),
 	}
 	for i := range r.bufs {
 		r.bufs[i] = make([]byte, pieceSize)
+		r.pieces[i].w = w
 	}
 	for failed := 0; ; {
 		n, err := w.wire.Receive(queue, r.bufs, r.sizes, r.segments, r.from)
@@ -85,15 +87,16 @@ func (r *reader) batch(n int) bool {
 		return false
 	}
 	r.routes = w.routes.Load()
+	for i := range n {
+		r.pieces[i].buf, r.pieces[i].size = r.bufs[i][:r.sizes[i]], r.segments[i]
+	}
+	w.openAll(r.pieces[:n], &r.wait)
 	datagrams := 0
 	for i := range n {
-		piece, size := r.bufs[i][:r.sizes[i]], r.segments[i]
-		for len(piece) > 0 {
-			k := min(size, len(piece))
-			r.datagram(piece[:k:k], r.from[i])
-			piece = piece[k:]
-			datagrams++
+		for j := range r.pieces[i].out {
+			r.datagram(&r.pieces[i].out[j], r.from[i])
 		}
+		datagrams += len(r.pieces[i].out)
 	}
 	r.endRun()
 	w.leave()
@@ -119,55 +122,44 @@ func (r *reader) deliver() {
 }
 
 // datagram handles one datagram, which may be anything.
-func (r *reader) datagram(msg []byte, from netip.AddrPort) {
-	switch kind := handshake.KindOf(msg); kind {
+func (r *reader) datagram(o *opened, from netip.AddrPort) {
+	switch o.kind {
 	case handshake.KindTransport:
-		if !r.open(msg, from) {
+		if o.kp == nil || !r.transport(o, from) {
 			r.w.count.drop(DropForeign)
 		}
 	case 0:
 		r.w.count.drop(DropForeign)
 	default:
-		r.w.admit(msg, kind, from)
+		r.w.admit(o.msg, o.kind, from)
 	}
 }
 
-// open handles a transport message; false: it is not one of a session of ours,
-// or was seen before.
-func (r *reader) open(msg []byte, from netip.AddrPort) bool {
-	kp := r.kp
-	if index := handshake.Receiver(msg); kp == nil || kp.local != index {
-		if kp = r.w.find(index); kp == nil {
-			return false
-		}
+// transport handles an authentic transport message; false: it was seen before, or
+// its session has ended.
+func (r *reader) transport(o *opened, from netip.AddrPort) bool {
+	kp := o.kp
+	if kp != r.kp {
 		r.endRun()
 		r.kp, r.src = kp, netip.Addr{}
-		if !kp.good(r.w.clock.now()) {
-			r.kp = nil
-			return false
-		}
 	}
-	counter := handshake.Counter(msg)
-	binary.LittleEndian.PutUint64(r.nonce[4:], counter)
-	body := msg[handshake.TransportHeader:]
-	ip, err := kp.receive.Open(body[:0], r.nonce[:], body, nil)
-	if err != nil || !kp.accept(counter) {
+	if !kp.accept(o.counter) {
 		return false
 	}
 	r.at = from
-	r.bytes += len(msg)
+	r.bytes += len(o.msg)
 	if !kp.confirmed.Load() {
 		kp.peer.confirm(kp)
 	}
-	if len(ip) == 0 {
+	if len(o.ip) == 0 {
 		return true // a keepalive
 	}
-	if v, ok := pathmtu.Parse(ip); ok {
+	if v, ok := pathmtu.Parse(o.ip); ok {
 		r.probe(kp, v)
 		return true
 	}
 	r.data++
-	r.take(kp, ip)
+	r.take(kp, o.ip)
 	return true
 }
 

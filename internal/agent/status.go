@@ -55,7 +55,7 @@ func (a *Agent) describeTunnel() status.Tunnel {
 	c, offloads := a.engine.Counters(), a.engine.UDPOffloads()
 	out := status.Tunnel{
 		UDPGSO: offloads.GSO, UDPGRO: offloads.GRO,
-		TxDatagrams: c.TxDatagrams, TxBatches: c.TxBatches, RxDatagrams: c.RxDatagrams, RxBatches: c.RxBatches,
+		TxDatagrams: c.TxDatagrams, TxBatches: c.TxBatches, RxDatagrams: c.RxDatagrams, RxBatches: c.RxBatches, RxShared: c.RxShared,
 		Drops: make(map[string]uint64),
 	}
 	for reason, n := range c.Dropped {

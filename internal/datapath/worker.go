@@ -46,6 +46,7 @@ type worker struct {
 	buf    []byte
 	events []kernel.Event
 	paused pauses
+	ahead  ahead
 }
 
 // NewWorkers returns n workers for the router; Run starts them.
@@ -160,7 +161,7 @@ func (w *worker) run(ctx context.Context) (err error) {
 	spin := spin{spare: calm.spare, now: time.Now}
 	for ctx.Err() == nil {
 		timeout := 0
-		if !spin.again() {
+		if !spin.again() && w.ahead.busy == 0 {
 			timeout = -1
 		}
 		if len(w.paused) > 0 {
@@ -181,7 +182,17 @@ func (w *worker) run(ctx context.Context) (err error) {
 				w.owner.forget(id, gone) // outside the batch, which Publish waits for
 			}
 		}
+		for id := range w.ahead.waits { // of which the kernel knows no more
+			count, _ := w.drain(id)
+			carried += count
+		}
 		spin.looked(carried > 0, timeout != 0)
+	}
+	w.ahead.ending = true
+	for w.ahead.busy > 0 { // nobody else has it
+		for id := range w.ahead.waits {
+			w.drain(id)
+		}
 	}
 	return nil
 }
@@ -198,27 +209,31 @@ func (w *worker) drain(id PortID) (carried int, gone Reader) {
 	port := in.tables.port(id)
 	r, ok := port.Port.(Reader)
 	if !ok {
+		w.ahead.drop(id)
 		return 0, nil // taken out after the event was raised
 	}
 	for left := turnCost; left > 0; carried++ {
-		if port.Shaper != nil {
+		// What a limited port sends waits in its device, and not here: only what was
+		// read before it had a limit is carried without looking at that.
+		limited := port.Shaper != nil
+		if limited && !w.ahead.has(id) {
 			if wait := port.Shaper.Wait(); wait > 0 {
 				w.pause(id, r, port.Shaper, wait)
 				return carried, nil
 			}
 		}
-		size, err := r.Read(w.buf)
+		buf, err := w.next(id, r, limited)
 		if err != nil {
 			if errors.Is(err, kernel.ErrGone) {
 				gone = r
 			}
 			return carried, gone
 		}
-		left -= packetCost + size
-		if port.Shaper != nil {
-			port.Shaper.Sent(size)
+		left -= packetCost + len(buf)
+		if limited {
+			port.Shaper.Sent(len(buf))
 		}
-		in.packet(w.buf[:size])
+		in.packet(buf)
 	}
 	return carried, nil
 }

@@ -38,7 +38,7 @@ func Choose(gso, gro Switch) (Options, Offloads) {
 	}
 	release, err := os.ReadFile(releaseFile)
 	if name := strings.TrimSpace(string(release)); err == nil && breaksGSO(name) {
-		faultGSO = fmt.Errorf("Linux %s corrupts it", name)
+		faultGSO = fmt.Errorf("it is corrupted by Linux %s", name)
 	}
 	why := Offloads{GSO: gso.judge(faultGSO), GRO: gro.judge(faultGRO)}
 	return Options{GSO: why.GSO == offloadOn, GRO: why.GRO == offloadOn}, why

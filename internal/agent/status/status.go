@@ -167,6 +167,8 @@ type Tunnel struct {
 	TxBatches   uint64 `json:"txBatches"`
 	RxDatagrams uint64 `json:"rxDatagrams"`
 	RxBatches   uint64 `json:"rxBatches"`
+	// RxShared are received pieces that were opened beside their reader.
+	RxShared uint64 `json:"rxShared"`
 
 	Drops map[string]uint64 `json:"drops"` // by reason, those that happened
 }
@@ -268,10 +270,10 @@ func ask(ctx context.Context, stateDir, what string) (*http.Response, error) {
 	return res, nil
 }
 
-// Sent and Received return how many datagrams a system call moved.
+// Sent returns how many datagrams a system call moved.
 func (t *Tunnel) Sent() float64 { return ratio(t.TxDatagrams, t.TxBatches) }
 
-// Received: see Sent.
+// Received is Sent for the other direction.
 func (t *Tunnel) Received() float64 { return ratio(t.RxDatagrams, t.RxBatches) }
 
 func ratio(a, b uint64) float64 {
