@@ -7,12 +7,16 @@ import (
 	"slices"
 
 	"github.com/netctl/netctl/internal/agent/limits"
+	"github.com/netctl/netctl/internal/datapath"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/shape"
 )
 
-// limits compiles the limits of a pod's port.
+// limits compiles the limits of a port, which only pods' have.
 func (c *compiler) limits(p *LocalPort) {
+	if p.Kind != datapath.KindPod {
+		return
+	}
 	pod := c.in.State.Pod(p.Pod)
 	if pod != nil && pod.Bandwidth.Invalid != "" {
 		c.problem("pod " + pod.Name.String() + " has no bandwidth limit: " + pod.Bandwidth.Invalid)

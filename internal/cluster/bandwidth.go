@@ -55,5 +55,5 @@ func parseBandwidth(text string) (uint64, error) {
 	case q.CmpInt64(maxBandwidth) > 0:
 		return 0, errors.New("is unreasonably large: bits per second, at most 1P")
 	}
-	return uint64(q.Value()), nil //nolint:gosec // it is positive
+	return uint64(q.Value()), nil
 }

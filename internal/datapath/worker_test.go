@@ -246,7 +246,7 @@ func TestNoPortKeepsAWorker(t *testing.T) {
 			var carried, since, worst, quietRead atomic.Int64
 			waiting, done := false, make(chan struct{}) // of the worker
 			var quiet *ready
-			quiet = newReady(t, func(buf []byte) (int, error) {
+			quiet = newReady(t, func([]byte) (int, error) {
 				if !waiting {
 					return 0, kernel.ErrAgain
 				}
