@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -37,22 +36,20 @@ func (a *Agent) limit(out Output) {
 }
 
 // setQueues gives pods' devices the queues that suit their limits. It is the loop's.
-func (a *Agent) setQueues() error {
+// Limits hold without that, but what a pod sends beyond them may wait for long.
+func (a *Agent) setQueues() {
 	a.mu.Lock()
 	pods := slices.Collect(maps.Values(a.pods))
 	a.mu.Unlock()
-	var errs []error
 	for _, p := range pods {
 		want := limits.Queue(p.port.Shaper.Limits().Out, a.mtu, txQueueLen)
 		if want == p.queue {
 			continue
 		}
+		p.queue = want
 		err := p.tun.SetQueueLen(want)
 		if err != nil && !errors.Is(err, kernel.ErrGone) && !errors.Is(err, kernel.ErrClosed) {
-			errs = append(errs, fmt.Errorf("set the queue of pod %s: %w", p.rec.Name(), err))
-			continue
+			a.log.Warn("pod's queue stays as it is", "pod", p.rec.Name(), "packets", want, "error", err)
 		}
-		p.queue = want
 	}
-	return errors.Join(errs...)
 }
