@@ -171,9 +171,7 @@ func (a *Agent) apply(out Output) error {
 	if _, err := a.applySockets(); err != nil {
 		errs = append(errs, fmt.Errorf("listen on the node's ports: %w", err))
 	}
-	if err := a.setQueues(); err != nil {
-		errs = append(errs, err)
-	}
+	a.setQueues()
 	a.applyHealth(out)
 	a.claims.Kick()
 	return errors.Join(errs...)

@@ -461,9 +461,7 @@ func (c *compiler) ports() {
 		}
 		e.Gen = gen.Sum32()
 		c.tables.Ports[p.ID] = e
-		if p.Kind == datapath.KindPod {
-			c.limits(&p)
-		}
+		c.limits(&p)
 	}
 }
 

@@ -22,6 +22,11 @@ const (
 	maxBandwidth = 1_000_000_000_000_000 // 1P
 )
 
+// maxQuantity bounds what is parsed: annotations may be long.
+const maxQuantity = 64
+
+var errTooLong = errors.New("too long")
+
 // convertBandwidth reads a pod's limits. One that cannot be read does not take the
 // pod with it, which has an address that others must find: it is said, and is none.
 func convertBandwidth(annotations map[string]string) model.Bandwidth {
@@ -46,7 +51,11 @@ func convertBandwidth(annotations map[string]string) model.Bandwidth {
 
 // parseBandwidth reads a quantity of bits per second.
 func parseBandwidth(text string) (uint64, error) {
-	q, err := quantity.ParseQuantity(text)
+	var q quantity.Quantity
+	err := errTooLong
+	if len(text) <= maxQuantity {
+		q, err = quantity.ParseQuantity(text)
+	}
 	switch {
 	case err != nil:
 		return 0, errors.New("is no quantity: use bits per second such as 10M")
@@ -55,5 +64,5 @@ func parseBandwidth(text string) (uint64, error) {
 	case q.CmpInt64(maxBandwidth) > 0:
 		return 0, errors.New("is unreasonably large: bits per second, at most 1P")
 	}
-	return uint64(q.Value()), nil //nolint:gosec // it is positive
+	return uint64(q.Value()), nil
 }

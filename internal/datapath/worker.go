@@ -13,11 +13,11 @@ import (
 
 const (
 	// turnCost is how much is carried of one TUN before the next one has its turn:
-	// two super-packets, or some thirty small ones, a tenth of a millisecond either
-	// way. What a packet costs besides its bytes is packetCost: as much as carrying
-	// so many bytes does.
+	// two super-packets, or sixteen small ones, a tenth of a millisecond either way.
+	// What a packet costs besides its bytes is packetCost: as much as carrying so
+	// many bytes does.
 	turnCost   = 128 << 10
-	packetCost = 4 << 10
+	packetCost = 8 << 10
 	pollEvents = 128
 )
 

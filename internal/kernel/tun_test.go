@@ -415,3 +415,50 @@ func TestReadAndWriteDoNotAllocate(t *testing.T) {
 		}
 	}
 }
+
+// The queue of a device in another namespace is changed while it is in use.
+func TestSetQueueLen(t *testing.T) {
+	t.Parallel()
+	needTUN(t)
+	ns, err := kernel.PrivateNamespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	tun, err := kernel.CreateTUNIn(ns, kernel.Interface{Name: "eth0", TxQueueLen: 1000}, kernel.AllOffloads())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{16, 1000} {
+		if err := tun.SetQueueLen(n); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := kernel.Describe(ns, "eth0"); err != nil || got.TxQueueLen != n {
+			t.Errorf("queue of %d packets, want %d; %v", got.TxQueueLen, n, err)
+		}
+	}
+	if err := tun.Destroy(); err != nil {
+		t.Fatal(err)
+	}
+	if err := tun.SetQueueLen(16); err == nil {
+		t.Error("the queue of a device that is gone was set")
+	}
+}
+
+func BenchmarkSetQueueLen(b *testing.B) {
+	ns, err := kernel.PrivateNamespace()
+	if err != nil {
+		b.Skip(err)
+	}
+	defer ns.Close()
+	tun, err := kernel.CreateTUNIn(ns, kernel.Interface{Name: "eth0"}, kernel.AllOffloads())
+	if err != nil {
+		b.Skip(err)
+	}
+	defer func() { _ = tun.Destroy() }()
+	for b.Loop() {
+		if err := tun.SetQueueLen(1000); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -191,7 +191,7 @@ spec:
 		t.Helper()
 		rate := float64(bits) / 8
 		f.take(t, 256<<10) // what the kernels between had from before
-		n := int64(max(rate*2, 512<<10))
+		n := int64(min(max(rate*2, 512<<10), 64<<20))
 		const slack = 192 << 10 // what has come and was not taken, a super-packet, a burst
 		took := f.take(t, n).Seconds()
 		t.Logf("%s: %.1f %% of %d bit/s", what, float64(n)/took/rate*100, bits)

@@ -126,8 +126,9 @@ func TestWhatIsBroken(t *testing.T) {
 		{"all of them are", spoil(func(gso uint8) bool { return gso != packet.GSONone }), nil, kernel.Offloads{Checksum: true}, []string{"TCP super-packets", "UDP super-packets"}},
 		{
 			"checksums that are left to the device", nil,
-			func(gso uint8, buf []byte) bool { return buf[0]&packet.VNetNeedsCsum == 0 },
-			kernel.Offloads{}, []string{"checksums do not work"},
+			func(_ uint8, buf []byte) bool { return buf[0]&packet.VNetNeedsCsum == 0 },
+			kernel.Offloads{},
+			[]string{"checksums do not work"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

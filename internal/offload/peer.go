@@ -261,7 +261,7 @@ func (p *peer) datagrams(family int, supers bool) (err error) {
 	if err := raw.Control(func(fd uintptr) {
 		refused = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_UDP, udpSegment, segment)
 	}); err != nil || refused != nil {
-		return nil //nolint:nilerr // nobody can send such packets here
+		return nil // nobody can send such packets here
 	}
 	if _, err := c.Write(data); err != nil {
 		return err

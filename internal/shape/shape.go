@@ -168,6 +168,6 @@ func (s *Shaper) drain() {
 func (s *Shaper) Stats() Stats {
 	return Stats{
 		Limits: s.Limits(), Held: s.held.Load(), HeldBytes: s.heldBytes.Load(), Dropped: s.dropped.Load(), Waiting: s.waiting.Load(),
-		Pauses: s.pauses.Load(), Paused: time.Duration(s.pausedNs.Load()), //nolint:gosec // a pause ends within a second
+		Pauses: s.pauses.Load(), Paused: time.Duration(s.pausedNs.Load()),
 	}
 }

@@ -99,5 +99,5 @@ func resident() uint64 {
 	if err != nil {
 		return 0
 	}
-	return pages * uint64(os.Getpagesize()) //nolint:gosec // positive
+	return pages * uint64(os.Getpagesize())
 }
