@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func TestDelayFollowsItsGoroutine(t *testing.T) {
 // Two threads that want one processor wait for each other.
 func TestDelayGrowsWhereOthersRun(t *testing.T) {
 	t.Parallel()
-	stop := make(chan struct{})
+	var stop atomic.Bool
 	pin := func() {
 		runtime.LockOSThread() // and ends with the goroutine
 		var one unix.CPUSet
@@ -57,12 +58,7 @@ func TestDelayGrowsWhereOthersRun(t *testing.T) {
 	}
 	go func() {
 		pin()
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+		for !stop.Load() { //nolint:revive // it takes the processor, and that is all
 		}
 	}()
 	done := make(chan struct{})
@@ -81,7 +77,7 @@ func TestDelayGrowsWhereOthersRun(t *testing.T) {
 		t.Errorf("it never waited (%v)", err)
 	}()
 	<-done
-	close(stop)
+	stop.Store(true)
 }
 
 func TestParseWaited(t *testing.T) {
