@@ -62,7 +62,9 @@ bench-restart: setup build ## traffic while agents crash, follow each other, are
 
 bench-dns: ## the name server against CoreDNS with kubeadm's plugins, in one run: figure and ratio lines [NETCTL_COREDNS=PATH]
 	@$(MAKE) --no-print-directory build coredns
-	@NETCTL_COREDNS=$${NETCTL_COREDNS:-$(CURDIR)/bin/coredns} $(GO) run ./test/dns
+	@$(GO) test -run '^$$' -bench 'Answer|Compile|Memory' ./dns
+	@$(GO) test -run '^$$' -bench ResolverPort ./internal/agent
+	@NETCTL_COREDNS=$${NETCTL_COREDNS:-$(CURDIR)/bin/coredns} $(GO) run ./test/dns $(ARGS)
 
 dns-diff: coredns ## what the name server and CoreDNS answer to the same questions [NETCTL_COREDNS=PATH]
 	@NETCTL_COREDNS=$${NETCTL_COREDNS:-$(CURDIR)/bin/coredns} $(GO) test -count=1 -run CoreDNS -v ./test/dns

@@ -36,6 +36,7 @@ var (
 type exchanger struct {
 	upstreams func() []netip.AddrPort
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+	refuse    func(netip.Addr) error
 	attempt   time.Duration
 	hedge     time.Duration // 0: as long as the upstream usually takes; below 0: never
 	log       *slog.Logger
@@ -61,7 +62,7 @@ type health struct {
 func newExchanger(cfg Config) *exchanger {
 	e := &exchanger{
 		upstreams: cfg.Upstreams, dial: cfg.Dial, attempt: cmp.Or(cfg.AttemptTimeout, attemptTimeout), hedge: cfg.HedgeAfter,
-		log: cfg.Logger, health: map[options.Upstream]*health{},
+		refuse: cfg.Refuse, log: cfg.Logger, health: map[options.Upstream]*health{},
 	}
 	if e.dial == nil {
 		e.dial = new(net.Dialer).DialContext
@@ -187,6 +188,7 @@ func (e *exchanger) order(z *Zone, rt *route) []options.Upstream {
 		u := list[(first+i)%len(list)]
 		switch h := e.health[u]; {
 		case !u.Addr.IsValid() || slices.Contains(z.addresses, u.Addr.Addr().Unmap()):
+		case !rt.resolvers && e.refuse != nil && e.refuse(u.Addr.Addr()) != nil: // it may have become ours since
 		case h != nil && now.Before(h.until):
 			down = append(down, u)
 		default:

@@ -97,6 +97,25 @@ func TestOptionsAreRefused(t *testing.T) {
 	}
 }
 
+func TestUpstreamThatBecomesOurs(t *testing.T) {
+	t.Parallel()
+	var ours atomic.Bool
+	s := run(t, dns.Config{Refuse: func(netip.Addr) error {
+		if ours.Load() {
+			return io.ErrUnexpectedEOF
+		}
+		return nil
+	}})
+	u := newUpstream(t, always("192.0.2.1"))
+	configure(t, s, options.Options{Upstreams: plainUpstreams(u)})
+	wantAnswer(t, s, "a.example", mdns.TypeA, "NOERROR a.example. 60 IN A 192.0.2.1")
+	ours.Store(true)
+	wantAnswer(t, s, "b.example", mdns.TypeA, "SERVFAIL ")
+	if n := len(u.log()); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	s := run(t, dns.Config{}, newUpstream(t, always("192.0.2.99")))

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/netip"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/netctl/netctl/dns/metrics"
 	"github.com/netctl/netctl/dns/options"
 	"github.com/netctl/netctl/internal/datapath"
+	"github.com/netctl/netctl/internal/packet"
 )
 
 // openNames makes the name server. Options that it refuses are logged: pods without a
@@ -18,10 +20,19 @@ func (a *Agent) openNames() {
 	a.spaces.Store(new(map[netip.Addr]string))
 	o := a.cfg.DNSOptions.Options()
 	a.resolver = dns.New(dns.Config{
-		Upstreams: a.upstreams.Upstreams, Refuse: a.refuseUpstream, MaxInFlight: o.MaxConcurrent, Logger: a.log,
+		Upstreams: a.upstreams.Upstreams, Refuse: a.refuseSelf, MaxInFlight: o.MaxConcurrent, Logger: a.log,
 		Namespace: func(addr netip.Addr) string { return (*a.spaces.Load())[addr.Unmap()] },
 	})
 	a.configureNames(o)
+}
+
+// refuseSelf says why an upstream that somebody named cannot be one. Servers inside the
+// cluster can: the node reaches their virtual addresses as any other.
+func (a *Agent) refuseSelf(addr netip.Addr) error {
+	if a.router.Tables().DNS[family(addr)] == packet.AddrFrom(addr) {
+		return fmt.Errorf("%s is this name server itself", addr)
+	}
+	return nil
 }
 
 // configureNames makes the name server work by other options.
