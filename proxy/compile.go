@@ -20,7 +20,7 @@ type Input struct {
 	ServiceCIDRs []netip.Prefix // addresses in them that no service has are KindUnallocated
 
 	// Nodes are those on whose addresses node ports are translated, this one
-	// among them; empty: no node ports.
+	// among them.
 	Nodes []*model.Node
 	// Local are the addresses of clients on this node, its pods' and its own:
 	// with external policy Local they are served from everywhere (POL-4).
@@ -365,9 +365,6 @@ func (c *compiler) claimExternal(u *unit) {
 // listen lists the node ports, and keeps the previous list if it is the same.
 func (c *compiler) listen() {
 	t := c.table
-	if len(t.nodes) == 0 {
-		return
-	}
 	at := make(map[NodePort]int, t.nodePorts.Len()) // without families
 	for k, np := range t.nodePorts.All() {
 		if np.own.entryKind() == KindReject {

@@ -103,3 +103,33 @@ func (c *compiler) checksAgain(touched map[model.Name]*touch) {
 		t.checks = list
 	}
 }
+
+// NoLocalEndpoints counts the service ports with policy Local, internal and
+// external, that have endpoints, but none on this node.
+func (t *Table) NoLocalEndpoints() (internal, external int) {
+	for _, u := range t.units.All() {
+		type port struct {
+			name  string
+			proto uint8
+		}
+		seen := map[port]bool{}
+		count := func(f *Frontend, none bool, n *int) {
+			if k := (port{f.Port, f.key.proto}); none && !seen[k] {
+				seen[k] = true
+				*n++
+			}
+		}
+		for _, f := range u.internal {
+			count(f, u.service.InternalLocal && f.kind == KindDrop, &internal)
+		}
+		clear(seen)
+		for _, f := range u.external {
+			count(f, f.split && len(f.outside) == 0, &external)
+		}
+		for i := range u.ports {
+			f := u.ports[i].port.own
+			count(f, f.split && len(f.outside) == 0, &external)
+		}
+	}
+	return internal, external
+}

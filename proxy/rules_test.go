@@ -338,7 +338,6 @@ func TestNodePorts(t *testing.T) {
 		{"NP-5 two protocols", []opt{two, udpToo, service(nodePorts)}, []string{http + " 4", udp + " 4"}},
 		{"load balancer", []opt{two, service(nodePorts), service(loadBalancer)}, []string{http + " 4"}},
 		{"LB-3 load balancer without node ports", []opt{two, service(loadBalancer)}, nil},
-		{"node ports are somebody else's", []opt{two, service(nodePorts), func(w *world) { w.in.Nodes = nil }}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -19,6 +19,7 @@ import (
 	"github.com/netctl/netctl/ipam"
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/health"
 )
 
 // The ports that every node has. Pods' ports follow from FirstPodPort on.
@@ -72,6 +73,13 @@ type Input struct {
 	// kernel: only pods reach virtual addresses and node ports through us. What
 	// that proxy sends to pods of this node may have clients outside as its source.
 	PodsOnly bool
+	// NodePorts are the addresses of nodes that have node ports, ExternalIPs serves
+	// what Services name as such.
+	NodePorts   proxy.NodePortAddresses
+	ExternalIPs bool
+	// Host are this node's addresses, as its kernel has them: where a load balancer's
+	// address is one of them, the node listens on it instead of leading it to netctl0.
+	Host []netip.Addr
 	// ForeignDNS leaves the name server's virtual address to whoever stands
 	// behind its Service: it is a service like any other.
 	ForeignDNS bool
@@ -88,6 +96,7 @@ type Output struct {
 	HostRoutes []kernel.Route      // towards netctl0
 	HostAddrs  []netip.Prefix      // on netctl0
 	Listeners  []nodeport.Listener // of node ports, on this node's addresses
+	Checks     []health.Check      // healthCheckNodePorts, likewise
 	Blocks     []netip.Prefix      // that this node's pods get addresses from
 	Problems   []string
 }
@@ -103,7 +112,7 @@ func Compile(in Input) Output {
 	c.listeners()
 	return Output{
 		Tables: c.tables, Peers: c.mesh.Peers, Zone: c.zone, Blocks: c.blocks,
-		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Problems: c.problems,
+		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Checks: c.checks, Problems: c.problems,
 	}
 }
 
@@ -116,6 +125,7 @@ type compiler struct {
 	hostRoutes []kernel.Route
 	hostAddrs  []netip.Prefix
 	listens    []nodeport.Listener
+	checks     []health.Check
 	problems   []string
 }
 
@@ -160,7 +170,7 @@ func (c *compiler) features() {
 	}
 	in := proxy.Input{
 		Node: c.in.Node, Zone: c.self().Zone, Services: s.Services, Slices: s.EndpointSlices, ServiceCIDRs: s.ServiceCIDRs,
-		Exclude: slices.Concat(c.podRanges(), s.ServiceCIDRs),
+		Exclude: slices.Concat(c.podRanges(), s.ServiceCIDRs), ExternalIPs: c.in.ExternalIPs,
 	}
 	in.Nodes = c.nodes()
 	for _, claim := range c.mesh.Claims {
@@ -194,13 +204,14 @@ func (c *compiler) features() {
 	}
 }
 
-// nodes are the nodes with the addresses that are surely theirs: pods reach node
-// ports there, wherever somebody else serves the node's own processes.
+// nodes are the nodes with the addresses that are surely theirs and have node
+// ports: pods reach those there, wherever somebody else serves the node's own
+// processes.
 func (c *compiler) nodes() []*model.Node {
 	byName := map[string]*model.Node{}
 	var out []*model.Node
 	for _, claim := range c.mesh.Claims {
-		if !claim.Address {
+		if !claim.Address || !c.in.NodePorts.Serves(claim.Prefix.Addr()) {
 			continue
 		}
 		n := byName[claim.Node]
@@ -372,6 +383,7 @@ func (c *compiler) ports() {
 		e := datapath.PortEntry{
 			Port: p.Port, Kind: p.Kind, MTU: p.MTU, Name: p.Name,
 			Foreign: p.Kind == datapath.KindHost && c.in.PodsOnly,
+			Gateway: p.Kind == datapath.KindHost && c.gateway(),
 		}
 		gen := fnv.New32a()
 		write := func(parts ...[]byte) {
@@ -393,6 +405,9 @@ func (c *compiler) ports() {
 				addr := packet.AddrFrom(a)
 				e.Addrs = append(e.Addrs, addr)
 				write(addr[:])
+			}
+			if e.Gateway { // only then does it matter what is outside
+				c.writeRanges(write)
 			}
 		case datapath.KindOverlay:
 			// Flows of peers depend on who owns which range: a node that comes or goes
@@ -420,6 +435,10 @@ func (c *compiler) ports() {
 	}
 }
 
+// gateway reports whether clients outside reach services by addresses that the
+// node's kernel is told to lead to us.
+func (c *compiler) gateway() bool { return !c.in.PodsOnly && len(c.tables.Services.Externals()) > 0 }
+
 // writeRanges writes what decides which addresses are outside.
 func (c *compiler) writeRanges(write func(...[]byte)) {
 	for _, claim := range c.mesh.Claims {
@@ -440,28 +459,6 @@ func (c *compiler) hostSources() []netip.Addr {
 	return out
 }
 
-// listeners says where this node listens for clients of node ports. Somebody
-// else's proxy in the kernel needs no sockets, and would not like ours.
-func (c *compiler) listeners() {
-	if c.in.PodsOnly {
-		return
-	}
-	for _, p := range c.tables.Services.NodePorts() {
-		for _, claim := range c.mesh.Claims {
-			a := claim.Prefix.Addr()
-			if !claim.Address || claim.Node != c.in.Node || a.Is4() && !p.IPv4 || a.Is6() && !p.IPv6 {
-				continue
-			}
-			if p.Protocol != model.TCP && p.Protocol != model.UDP {
-				continue // no socket can carry it on
-			}
-			c.listens = append(c.listens, nodeport.Listener{
-				Addr: netip.AddrPortFrom(a, p.Port), Proto: p.Protocol, Owner: "service " + p.Service.String() + " port " + p.Name,
-			})
-		}
-	}
-}
-
 // host says what the node's kernel is told: pods and services lie behind
 // netctl0, and the node speaks to them with its own address (any other source
 // would have UDP servers answer from the wrong one).
@@ -469,6 +466,11 @@ func (c *compiler) host() {
 	ranges := c.podRanges()
 	if !c.in.PodsOnly {
 		ranges = append(ranges, c.in.State.ServiceCIDRs...)
+		for _, a := range c.tables.Services.Externals() {
+			if !slices.Contains(c.in.Host, a) {
+				ranges = append(ranges, host(a))
+			}
+		}
 	}
 	keep := slices.Concat(c.self().Addresses, c.in.Protected)
 	for _, claim := range c.mesh.Claims {

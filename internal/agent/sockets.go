@@ -34,10 +34,13 @@ func (a *Agent) nodeSockets(limits nodeport.Limits) *nodeport.Server {
 	})
 }
 
-// frontend returns the node port that a client asked for at an address of this
-// node.
+// frontend returns what a client asked for at an address that this node listens on:
+// a load balancer's, or a node port, maybe at an address that no Node object names.
 func frontend(t *datapath.Tables, dst netip.AddrPort, proto model.Protocol) (*proxy.Frontend, proxy.Kind) {
-	return t.Services.Frontend(packet.AddrFrom(dst.Addr()), dst.Port(), uint8(proto))
+	if f, kind := t.Services.Frontend(packet.AddrFrom(dst.Addr()), dst.Port(), uint8(proto)); f != nil {
+		return f, kind
+	}
+	return t.Services.OwnNodePort(dst.Port(), uint8(proto), dst.Addr().Unmap().Is4())
 }
 
 // pick is the choice of a backend, as the walk makes it.

@@ -44,7 +44,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy", "proxy/health",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -107,6 +107,10 @@ var rows = map[string]row{
 		},
 		tests:  []string{"internal/cluster"},
 		reason: "composes the service proxy alone; it knows neither the agent nor the datapath",
+	},
+	"proxy/health": {
+		imports: []string{"internal/model"},
+		reason:  "sockets and what they answer; it is told what there is to say",
 	},
 	"internal/lab": {
 		imports: []string{"cni", "internal/agent/settings", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},

@@ -43,6 +43,10 @@ const remoteOwners = 1 << 13
 // on, since a hostile one can name any number of clients.
 const peerClients = 4
 
+// gatewayClients is how many the clients outside are that the kernel forwards to
+// load balancers' addresses: who floods one with many addresses has so many bounds.
+const gatewayClients = 64
+
 // owner says whose bound a connection counts against: the pod that opened it,
 // also one of another node, so that no pod anywhere can take the table. The
 // node's own processes and listeners are trusted and unbounded: ingress proxies
@@ -57,6 +61,11 @@ func (t *Tables) owner(c *conn) uint32 {
 			h = c.frontGen*peerClients + h%peerClients
 		}
 		return remoteOwners + h%remoteOwners
+	case KindHost:
+		if t.Outside(c.orig.Src) {
+			return remoteOwners + addrHash(&c.orig.Src)%gatewayClients
+		}
+		return 0
 	default:
 		return 0
 	}

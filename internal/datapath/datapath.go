@@ -113,6 +113,9 @@ type PortEntry struct {
 	// Foreign lets a host port send from addresses outside the cluster to pods of
 	// this node: somebody else's proxy in the kernel keeps clients' addresses.
 	Foreign bool
+	// Gateway lets a host port send from addresses outside the cluster to the
+	// addresses of load balancers and external IPs, and to nothing else.
+	Gateway bool
 	// Name is for people: "default/nginx-0", "netctl0".
 	Name string
 }

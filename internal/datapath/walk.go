@@ -102,7 +102,7 @@ func (in *Input) follow(from *PortEntry) Drop {
 func (e *PortEntry) admits(src packet.Addr) bool {
 	switch e.Kind {
 	case KindPod, KindHost:
-		return e.Foreign || slices.Contains(e.Addrs, src)
+		return e.Foreign || e.Gateway || slices.Contains(e.Addrs, src)
 	case KindOverlay, KindNetstack, KindDNS, KindInbound, KindOutside:
 		return true
 	default:
@@ -129,7 +129,7 @@ func (in *Input) guarded(from *PortEntry, src packet.Addr) bool {
 	case KindDNS:
 		return t.isDNS(src)
 	case KindHost:
-		return !from.Foreign || slices.Contains(from.Addrs, src) || t.Outside(src)
+		return slices.Contains(from.Addrs, src) || t.Outside(src)
 	default:
 		return true
 	}
@@ -171,6 +171,9 @@ func (in *Input) unjudged(from *PortEntry, ref flow.Ref, known bool) Drop {
 	}
 	if from.Kind == KindDNS {
 		return in.forward(in.tables.route(p.Tuple.Dst).Port, 0)
+	}
+	if in.gateway(from) && !in.toExternal(known) {
+		return DropSpoofedSource
 	}
 	if known {
 		if d, settled := in.rejudge(ref); settled {
@@ -302,7 +305,7 @@ func (in *Input) judge(c *conn) (PortID, Drop) {
 	if out.Kind == KindPod && t.Policy.Ingress(&c.wire) != policy.Allow { // 7
 		return NoPort, DropIngressPolicy
 	}
-	if client.Kind == KindInbound && out.Kind == KindOverlay && t.Outside(c.wire.Src) {
+	if (client.Kind == KindInbound || client.Kind == KindHost) && out.Kind == KindOverlay && t.Outside(c.wire.Src) {
 		c.flags |= flow.FlagWrapped // no peer may send from that address
 	}
 	return rt.Port, DropNone
@@ -320,7 +323,7 @@ func (t *Tables) carries(c *conn, rt *Route) bool {
 	case KindOverlay:
 		return c.flags&flow.FlagWrapped == 0 || out == KindPod
 	case KindHost:
-		return out == KindPod || !t.Outside(c.orig.Src)
+		return out == KindPod || !t.Outside(c.orig.Src) || c.flags&flow.FlagService != 0
 	default:
 		return true
 	}
@@ -477,6 +480,9 @@ func (in *Input) icmpError(from *PortEntry) Drop {
 	reply.Zone = p.Tuple.Zone
 	e := &in.entry
 	if _, ok := in.router.flows.Lookup(&reply, e); !ok || !in.belongs(from) {
+		return DropICMPUnmatched
+	}
+	if in.gateway(from) && !in.toExternal(true) {
 		return DropICMPUnmatched
 	}
 	if e.InGen != from.Gen || e.OutGen != t.port(PortID(e.Out)).Gen {

@@ -33,25 +33,39 @@ type state struct {
 	now func() time.Time
 
 	mu       sync.Mutex
+	newest   uint64    // guarded by mu: the newest revision that was heard of
 	waiting  time.Time // guarded by mu: since when a change waits; zero: none does
 	applied  time.Time // guarded by mu: when the last one was in force
 	eligible bool      // guarded by mu: the node is to stay
 }
 
-// queued notes that there is a change.
-func (s *state) queued() {
+// queued notes that there is a revision to be put in force.
+func (s *state) queued(revision uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.newest = revision
 	if s.waiting.IsZero() {
 		s.waiting = s.now()
 	}
 }
 
-// done notes that all changes up to a moment are in force.
-func (s *state) done() {
+// done notes that a revision is in force. One that came meanwhile waits since now at
+// most, for there is progress.
+func (s *state) done(revision uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.applied, s.waiting = s.now(), time.Time{}
+	now := s.now()
+	s.applied, s.waiting = now, time.Time{}
+	if revision != s.newest {
+		s.waiting = now
+	}
+}
+
+// waits reports whether a change waits to be in force.
+func (s *state) waits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.waiting.IsZero()
 }
 
 func (s *state) setEligible(yes bool) {

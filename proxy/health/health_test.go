@@ -106,8 +106,8 @@ func TestVerdicts(t *testing.T) {
 			s.state.now = func() time.Time { return now }
 			s.SetEligible(!tt.gone)
 			if tt.waits > 0 {
-				s.Queued()
-				s.Queued() // the second one waits with the first
+				s.Heard(1)
+				s.Heard(2) // the second one waits with the first
 				now = now.Add(tt.waits)
 			}
 			w := httptest.NewRecorder()
@@ -127,7 +127,8 @@ func TestVerdicts(t *testing.T) {
 					t.Errorf("%s says %s", path, w.Body)
 				}
 			}
-			s.Done()
+			s.Begin(nil, nil)
+			s.End(2)
 			w = httptest.NewRecorder()
 			if s.serveService(w, web, 2); w.Code != http.StatusOK {
 				t.Errorf("in force again: %d", w.Code)
@@ -196,7 +197,7 @@ func TestOwnAddresses(t *testing.T) {
 	t.Parallel()
 	health, metrics := freePort(t, "127.0.0.1"), freePort(t, "127.0.0.1")
 	s := newServer(t, Config{
-		HealthzAddress: health.String(), MetricsAddress: metrics.String(), Mode: "netctl",
+		HealthzAddress: health.String(), MetricsAddress: metrics.String(), Mode: "netctl", NoLocal: func() (int, int) { return 5, 6 },
 		More: func(w io.Writer) {
 			WriteCounters(w, "netctl_dropped_packets_total", "Packets", "reason", map[string]uint64{`a "b"`: 7})
 		},
@@ -204,11 +205,16 @@ func TestOwnAddresses(t *testing.T) {
 	if errs := s.Apply(nil); len(errs) > 0 {
 		t.Fatal(errs)
 	}
-	s.Queued()
-	s.Metrics.Changes(2, 3)
-	s.Metrics.Synced(3*time.Millisecond, true)
-	s.Metrics.Programmed(time.Now().Add(-time.Hour), time.Now()) // not this process'
-	s.Metrics.Programmed(time.Now(), time.Now())
+	s.Heard(1)
+	now := time.Now()
+	s.state.now = func() time.Time { return now }
+	slices := []*model.EndpointSlice{{Triggered: now.Add(-time.Hour)}, {}, {Triggered: now}} // the first was not this process'
+	s.Begin([]*model.Service{{}, {}}, slices)
+	now = now.Add(3 * time.Millisecond)
+	s.End(1)
+	s.Heard(2)
+	s.Begin([]*model.Service{{}, {}}, slices[:1])
+	s.End(2)
 	for url, want := range map[string]string{
 		"http://" + health.String() + "/healthz":    `"lastUpdated"`,
 		"http://" + health.String() + "/livez":      `"lastUpdated"`,
@@ -221,15 +227,15 @@ func TestOwnAddresses(t *testing.T) {
 	}
 	_, _, body := get(t, "http://"+metrics.String()+"/metrics")
 	for _, want := range []string{
-		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.002"} 0`,
-		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv6",le="0.004"} 1`,
-		`kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.002"} 1`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv6",le="0.004"} 2`,
+		`kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv4"} 2`,
 		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="0.25"} 1`,
 		`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1`,
-		`kubeproxy_sync_proxy_rules_service_changes_total 2`,
+		`kubeproxy_sync_proxy_rules_service_changes_total 4`,
 		`kubeproxy_sync_proxy_rules_endpoint_changes_total 3`,
 		`kubeproxy_sync_proxy_rules_endpoint_changes_pending 0`,
-		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 0`,
+		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 5`,
 		`kubeproxy_proxy_healthz_total{code="200"} 1`,
 		`kubeproxy_proxy_livez_total{code="503"} 0`,
 		`netctl_dropped_packets_total{reason="a \"b\""} 7`,

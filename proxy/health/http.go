@@ -59,8 +59,8 @@ func (s *Server) healthz() http.Handler {
 			_ = json.NewEncoder(w).Encode(v) // the client may be gone
 		})
 	}
-	handle("/healthz", true, &s.Metrics.healthz)
-	handle("/livez", false, &s.Metrics.livez)
+	handle("/healthz", true, &s.counts.healthz)
+	handle("/livez", false, &s.counts.livez)
 	return mux
 }
 
@@ -71,7 +71,11 @@ func (s *Server) metrics() http.Handler {
 	mux.HandleFunc("GET /proxyMode", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, s.cfg.Mode) })
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		s.Metrics.write(w)
+		internal, external := 0, 0
+		if s.cfg.NoLocal != nil {
+			internal, external = s.cfg.NoLocal()
+		}
+		s.counts.write(w, internal, external)
 		if s.cfg.More != nil {
 			s.cfg.More(w)
 		}

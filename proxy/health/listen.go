@@ -38,9 +38,12 @@ type Config struct {
 	// counters are served; "" for nowhere. Of an address without a host, 0.0.0.0 or
 	// ::, both families are.
 	HealthzAddress, MetricsAddress string
-	Mode                           string          // what /proxyMode says
-	More                           func(io.Writer) // writes further metrics; may be nil
-	Logger                         *slog.Logger
+	Mode                           string // what /proxyMode says
+	// NoLocal counts service ports of policy Local, internal and external, whose
+	// endpoints are all elsewhere; nil: 0.
+	NoLocal func() (internal, external int)
+	More    func(io.Writer) // writes further metrics; may be nil
+	Logger  *slog.Logger
 }
 
 // Check is a service's healthCheckNodePort on one address of the node.
@@ -71,14 +74,14 @@ func (e *PortError) Unwrap() error { return e.Err }
 
 // Server has the sockets. Its methods may be called from any goroutine.
 type Server struct {
-	Metrics *Metrics
+	cfg    Config
+	state  state
+	counts *metrics
 
-	cfg   Config
-	state state
+	mu   sync.Mutex
+	open map[string]*endpoint // guarded by mu, by address
 
-	mu     sync.Mutex
-	open   map[string]*endpoint // guarded by mu, by address
-	closed bool                 // guarded by mu
+	turn turn // the loop's own
 }
 
 // endpoint is one listening socket with its HTTP server.
@@ -91,19 +94,10 @@ type endpoint struct {
 // New returns a Server that listens nowhere yet.
 func New(cfg Config) *Server {
 	return &Server{
-		cfg: cfg, Metrics: newMetrics(), open: make(map[string]*endpoint),
+		cfg: cfg, counts: newMetrics(), open: make(map[string]*endpoint),
 		state: state{now: time.Now, eligible: true},
 	}
 }
-
-// Queued notes that there is a change which is not in force yet.
-func (s *Server) Queued() {
-	s.state.queued()
-	s.Metrics.queued(s.state.now())
-}
-
-// Done notes that what was queued is in force.
-func (s *Server) Done() { s.state.done() }
 
 // SetEligible says whether the node is to stay: load balancers leave one that is
 // not (HC-6).
@@ -114,9 +108,6 @@ func (s *Server) SetEligible(yes bool) { s.state.setEligible(yes) }
 func (s *Server) Apply(checks []Check) []*PortError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return nil
-	}
 	want := map[string]bool{}
 	var errs []*PortError
 	for addr, handler := range map[string]func() http.Handler{s.cfg.HealthzAddress: s.healthz, s.cfg.MetricsAddress: s.metrics} {
@@ -194,11 +185,10 @@ func (s *Server) shut(addr string) {
 	delete(s.open, addr)
 }
 
-// Close closes everything; Apply does nothing after it.
+// Close closes all sockets, until Apply opens them again.
 func (s *Server) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = true
 	for addr := range s.open {
 		s.shut(addr)
 	}

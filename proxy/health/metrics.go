@@ -13,21 +13,20 @@ import (
 	"time"
 )
 
-// Metrics are counted under the names that kube-proxy has for them, so that
+// metrics are counted under the names that kube-proxy has for them, so that
 // dashboards and ClusterLoader2 find them (docs/proxy.md §Metrics). Where it counts
 // each family apart, both bear what is one work here.
-type Metrics struct {
+type metrics struct {
 	sync, programming                 histogram
 	full, partial                     histogram
 	serviceChanges, endpointChanges   atomic.Uint64
 	servicesPending, endpointsPending atomic.Uint64
 	lastQueued, lastSync              atomic.Int64 // Unix nanoseconds
-	noLocalInternal, noLocalExternal  atomic.Int64
 	healthz, livez                    codes
 	began                             time.Time
 }
 
-func newMetrics() *Metrics {
+func newMetrics() *metrics {
 	var syncs, programming []float64
 	for i := range 15 {
 		syncs = append(syncs, 0.001*float64(int(1)<<i))
@@ -38,54 +37,47 @@ func newMetrics() *Metrics {
 			programming = append(programming, float64(s))
 		}
 	}
-	return &Metrics{
+	return &metrics{
 		sync: newHistogram(syncs), full: newHistogram(syncs), partial: newHistogram(syncs), programming: newHistogram(programming),
 		began: time.Now(),
 	}
 }
 
-func (m *Metrics) queued(now time.Time) { m.lastQueued.Store(now.UnixNano()) }
+func (m *metrics) queued(now time.Time) { m.lastQueued.Store(now.UnixNano()) }
 
-// Changes notes objects that have changed and are not in force yet.
-func (m *Metrics) Changes(services, endpoints int) {
+// changed notes objects that have changed and are not in force yet.
+func (m *metrics) changed(services, endpoints int) {
 	m.serviceChanges.Add(uint64(max(services, 0)))
 	m.endpointChanges.Add(uint64(max(endpoints, 0)))
 	m.servicesPending.Store(uint64(max(services, 0)))
 	m.endpointsPending.Store(uint64(max(endpoints, 0)))
 }
 
-// Synced notes that a turn has brought everything up to date; whole: all services
+// synced notes that a turn has brought everything up to date; whole: all services
 // were compiled, not the changed ones alone.
-func (m *Metrics) Synced(took time.Duration, whole bool) {
+func (m *metrics) synced(took time.Duration, now time.Time, whole bool) {
 	m.sync.observe(took)
 	if whole {
 		m.full.observe(took)
 	} else {
 		m.partial.observe(took)
 	}
-	m.lastSync.Store(time.Now().UnixNano())
+	m.lastSync.Store(now.UnixNano())
 	m.servicesPending.Store(0)
 	m.endpointsPending.Store(0)
 }
 
-// Programmed notes that a slice is in force that was triggered at a moment
+// programmed notes that a slice is in force that was triggered at a moment
 // (SYNC-2). What was before this process is not its doing.
-func (m *Metrics) Programmed(triggered, now time.Time) {
+func (m *metrics) programmed(triggered, now time.Time) {
 	if triggered.IsZero() || triggered.Before(m.began) {
 		return
 	}
 	m.programming.observe(now.Sub(triggered))
 }
 
-// NoLocalEndpoints sets how many service ports with a Local policy have endpoints,
-// but none here.
-func (m *Metrics) NoLocalEndpoints(internal, external int) {
-	m.noLocalInternal.Store(int64(internal))
-	m.noLocalExternal.Store(int64(external))
-}
-
 // write writes all of them in Prometheus' text format.
-func (m *Metrics) write(w io.Writer) {
+func (m *metrics) write(w io.Writer, noInternal, noExternal int) {
 	p := printer{w: w}
 	for _, h := range []struct {
 		name, help string
@@ -112,8 +104,8 @@ func (m *Metrics) write(w io.Writer) {
 	const noLocal = "kubeproxy_sync_proxy_rules_no_local_endpoints_total"
 	p.head(noLocal, "gauge", "Service ports of policy Local whose endpoints are all elsewhere")
 	for _, f := range []string{IPv4, IPv6} {
-		p.value(noLocal, []string{`ip_family="` + f + `"`, `traffic_policy="internal"`}, float64(m.noLocalInternal.Load()))
-		p.value(noLocal, []string{`ip_family="` + f + `"`, `traffic_policy="external"`}, float64(m.noLocalExternal.Load()))
+		p.value(noLocal, []string{`ip_family="` + f + `"`, `traffic_policy="internal"`}, float64(noInternal))
+		p.value(noLocal, []string{`ip_family="` + f + `"`, `traffic_policy="external"`}, float64(noExternal))
 	}
 	for _, g := range []struct {
 		name, kind, help string
