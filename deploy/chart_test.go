@@ -295,6 +295,7 @@ func TestPermissions(t *testing.T) {
 	docs := render(t)
 	want := []string{
 		"create blocks.netctl.io",
+		"create events",
 		"delete blocks.netctl.io",
 		"get blocks.netctl.io",
 		"get nodes",

@@ -81,6 +81,12 @@ func (s schema) check(name string, v any) []error {
 			return wrong("%t must be of type string; YAML takes on, off, yes and no for truth values, so write quotes around them", v)
 		}
 	}
+	if _, ok := v.(bool); s.Type == "boolean" {
+		if !ok {
+			return wrong("%v must be true or false", v)
+		}
+		return nil
+	}
 	n, ok := integer(v)
 	switch {
 	case !ok || s.Type != "integer":

@@ -90,7 +90,7 @@ func TestWrongOptionsAreNamed(t *testing.T) {
 		name, values, want string
 	}{
 		{"unknown", "hostNetwork: false", "hostNetwork: there is no such option, but affinity,"},
-		{"unknown below", "config: {MTU: 1400}", "config.MTU: there is no such option, but apiServer,"},
+		{"unknown below", "config: {MTU: 1400}", "config.MTU: there is no such option, but allowExternalIPs, apiServer,"},
 		{"text for a number", "config: {mtu: large}", `config.mtu: "large" must be of type integer`},
 		{"fraction", "config: {workers: 1.5}", "config.workers: 1.5 must be of type integer"},
 		{"too small", "config: {wireguardPort: 0}", "config.wireguardPort: 0 is less than 1"},

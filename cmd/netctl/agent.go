@@ -15,6 +15,7 @@ import (
 	"github.com/netctl/netctl/internal/agent"
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
+	"github.com/netctl/netctl/proxy"
 )
 
 type agentFlags struct {
@@ -94,6 +95,10 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags.StringVar((*string)(&f.Proxy), "proxy", string(f.Proxy), "whose service traffic is ours: full, pods (the rest is kube-proxy's) or auto")
 	flags.StringVar((*string)(&f.DNS), "dns", string(f.DNS), "answer at the cluster's name server address: on, off or auto")
 	flags.StringVar((*string)(&f.Egress), "egress", string(f.Egress), "how pods reach the outside: sockets of the agent, packets that the kernel forwards, or auto (packets where the node can)")
+	flags.StringSliceVar(&f.NodePortAddresses, "node-port-addresses", nil, "addresses that have node ports: primary (default), all, ranges; with localhost, 127.0.0.1 and ::1 too")
+	flags.BoolVar(&f.AllowExternalIPs, "allow-external-ips", f.AllowExternalIPs, "serve what Services name in spec.externalIPs")
+	flags.StringVar(&f.HealthzBindAddress, "healthz-bind-address", f.HealthzBindAddress, "where the service proxy's /healthz and /livez are; empty for nowhere")
+	flags.StringVar(&f.MetricsBindAddress, "metrics-bind-address", f.MetricsBindAddress, "where the service proxy's /metrics are; empty for nowhere")
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", f.CNIBinDir, "where the plugin is installed, with the kubernetes source")
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", f.CNIConfDir, "where its configuration is installed, with the kubernetes source")
 	flags.StringVar(&f.StateDir, "state-dir", f.StateDir, "records and sockets, which end with the boot")
@@ -111,21 +116,25 @@ func (f *agentFlags) merge(given func(flag string) bool) (settings.Settings, err
 			return s, err
 		}
 		for flag, set := range map[string]func(){
-			"cluster-cidrs":  func() { s.ClusterCIDRs = f.ClusterCIDRs },
-			"cluster-domain": func() { s.ClusterDomain = f.ClusterDomain },
-			"api-server":     func() { s.APIServer = f.APIServer },
-			"kubelet-conf":   func() { s.KubeletConf = f.KubeletConf },
-			"wireguard-port": func() { s.WireguardPort = f.WireguardPort },
-			"mtu":            func() { s.MTU = f.MTU },
-			"workers":        func() { s.Workers = f.Workers },
-			"proxy":          func() { s.Proxy = f.Proxy },
-			"dns":            func() { s.DNS = f.DNS },
-			"egress":         func() { s.Egress = f.Egress },
-			"cni-bin-dir":    func() { s.CNIBinDir = f.CNIBinDir },
-			"cni-conf-dir":   func() { s.CNIConfDir = f.CNIConfDir },
-			"state-dir":      func() { s.StateDir = f.StateDir },
-			"data-dir":       func() { s.DataDir = f.DataDir },
-			"log-level":      func() { s.LogLevel = f.LogLevel },
+			"cluster-cidrs":        func() { s.ClusterCIDRs = f.ClusterCIDRs },
+			"cluster-domain":       func() { s.ClusterDomain = f.ClusterDomain },
+			"api-server":           func() { s.APIServer = f.APIServer },
+			"kubelet-conf":         func() { s.KubeletConf = f.KubeletConf },
+			"wireguard-port":       func() { s.WireguardPort = f.WireguardPort },
+			"mtu":                  func() { s.MTU = f.MTU },
+			"workers":              func() { s.Workers = f.Workers },
+			"proxy":                func() { s.Proxy = f.Proxy },
+			"dns":                  func() { s.DNS = f.DNS },
+			"egress":               func() { s.Egress = f.Egress },
+			"node-port-addresses":  func() { s.NodePortAddresses = f.NodePortAddresses },
+			"allow-external-ips":   func() { s.AllowExternalIPs = f.AllowExternalIPs },
+			"healthz-bind-address": func() { s.HealthzBindAddress = f.HealthzBindAddress },
+			"metrics-bind-address": func() { s.MetricsBindAddress = f.MetricsBindAddress },
+			"cni-bin-dir":          func() { s.CNIBinDir = f.CNIBinDir },
+			"cni-conf-dir":         func() { s.CNIConfDir = f.CNIConfDir },
+			"state-dir":            func() { s.StateDir = f.StateDir },
+			"data-dir":             func() { s.DataDir = f.DataDir },
+			"log-level":            func() { s.LogLevel = f.LogLevel },
 		} {
 			if given(flag) {
 				set()
@@ -141,7 +150,12 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	if err != nil {
 		return agent.Config{}, err
 	}
+	nodePorts, err := proxy.ParseNodePortAddresses(s.NodePortAddresses)
+	if err != nil {
+		return agent.Config{}, err
+	}
 	cfg := agent.Config{
+		NodePorts: nodePorts, ExternalIPs: s.AllowExternalIPs, Healthz: s.HealthzBindAddress, Metrics: s.MetricsBindAddress,
 		Node: f.node, StateDir: s.StateDir, DataDir: s.DataDir, Domain: s.ClusterDomain, ResolvConf: f.resolvConf,
 		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
 		Proxy: s.Proxy, DNS: s.DNS, Egress: s.Egress, ProbeSocket: f.probeSocket,
@@ -167,7 +181,7 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	if err != nil {
 		return agent.Config{}, err
 	}
-	cfg.Source, cfg.Claims, cfg.Blocks, cfg.Cluster = k, k, k.Blocks(), apiCluster{k}
+	cfg.Source, cfg.Claims, cfg.Blocks, cfg.Cluster, cfg.Events = k, k, k.Blocks(), apiCluster{k}, k
 	cfg.Install = &cni.Installation{
 		BinDir: s.CNIBinDir, ConfDir: s.CNIConfDir, Conflist: cni.Conflist{Socket: filepath.Join(s.StateDir, "cni.sock")},
 	}

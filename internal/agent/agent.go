@@ -48,11 +48,13 @@ import (
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/nodeport"
+	"github.com/netctl/netctl/internal/notice"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/rawport"
 	"github.com/netctl/netctl/ipam"
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/health"
 )
 
 // Cluster is what a cluster with an API server knows besides the State.
@@ -83,13 +85,20 @@ type Config struct {
 	Proxy        settings.Proxy  // "": full
 	DNS          settings.DNS    // "": on
 	Egress       settings.Egress // "": sockets
-	Source       cluster.Source
-	Claims       claim.Publisher
-	Blocks       ipam.BlockStore   // nil: pod ranges come on Node objects only
-	Cluster      Cluster           // nil: there is nothing but the State
-	Install      *cni.Installation // nil: somebody else tells the container runtime
-	ProbeSocket  string            // "": nobody watches over us
-	HoldSocket   string            // of the holder; "": the one that started this process, if any
+	// NodePorts are the addresses that have node ports, ExternalIPs serves what
+	// Services name as such, Healthz and Metrics are where the service proxy's health
+	// and counters are; "": nowhere.
+	NodePorts        proxy.NodePortAddresses
+	ExternalIPs      bool
+	Healthz, Metrics string
+	Events           notice.Recorder // nil: nobody is told
+	Source           cluster.Source
+	Claims           claim.Publisher
+	Blocks           ipam.BlockStore   // nil: pod ranges come on Node objects only
+	Cluster          Cluster           // nil: there is nothing but the State
+	Install          *cni.Installation // nil: somebody else tells the container runtime
+	ProbeSocket      string            // "": nobody watches over us
+	HoldSocket       string            // of the holder; "": the one that started this process, if any
 	// StandIn has the agent end after it has given way, instead of staying in reserve.
 	StandIn bool
 	// DrainLimit bounds how long an agent that has handed over stays for connections
@@ -167,7 +176,9 @@ type Agent struct {
 	holds     hold.Holds
 	guard     netstack.HostGuard
 	claims    *claim.Keeper
-	lost      chan error // what the agent cannot go on without
+	notices   *notice.Keeper
+	health    *health.Server // has sockets while this agent serves
+	lost      chan error     // what the agent cannot go on without
 	ports     portIDs
 	loop      *loop.Loop[Output]
 	installer *install.Keeper // nil: somebody else tells the container runtime
@@ -192,16 +203,22 @@ type Agent struct {
 	unread map[datapath.PortID]error // guarded by mu: ports of the newest tables that cannot be read
 	// services are the sockets that Services want, conflicts what stands in the way
 	// of sockets.
-	services  []nodeport.Listener // guarded by mu
-	conflicts []string            // guarded by mu
+	services    []nodeport.Listener // guarded by mu
+	conflicts   []string            // guarded by mu
+	portNotices []model.Notice      // guarded by mu: the conflicts of Services' ports
+	badChecks   []*health.PortError // guarded by mu
 
 	endings hold.Endings  // devices of deleted pods
 	delays  status.Delays // of changes
 	turned  atomic.Int64  // when housekeeping did something last, in Unix nanoseconds
 
+	addressesDue atomic.Bool // the host's addresses have changed
+
 	// The loop's own.
-	last Output      // what was compiled last
-	self *model.Node // this node's object as it was last seen
+	addresses     []netip.Addr // the host's
+	addressesRead time.Time
+	last          Output      // what was compiled last
+	self          *model.Node // this node's object as it was last seen
 }
 
 // newAgent returns an agent that has touched nothing yet.
@@ -210,6 +227,10 @@ func newAgent(p *process) *Agent {
 		cfg: p.cfg, log: p.log, pods: make(map[cni.ID]*pod), lost: make(chan error, 1), calls: -1,
 		state: p.state, facts: p.facts, ranges: p.ranges, keeper: p.keeper, relieve: func() {},
 	}
+	a.notices = notice.New(a.cfg.Events, a.log)
+	a.health = health.New(health.Config{
+		HealthzAddress: a.cfg.Healthz, MetricsAddress: a.cfg.Metrics, Mode: "netctl", NoLocal: a.noLocal, More: a.writeMetrics, Logger: a.log,
+	})
 	if a.cfg.Install != nil {
 		a.installer = install.NewKeeper(*a.cfg.Install, a.log)
 	}

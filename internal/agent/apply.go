@@ -18,7 +18,9 @@ import (
 // compile is the loop's: what is true now, as values.
 func (a *Agent) compile() Output {
 	state := a.known()
+	a.health.Begin(state.Services, state.EndpointSlices)
 	out := Compile(Input{
+		NodePorts: a.cfg.NodePorts, ExternalIPs: a.cfg.ExternalIPs, Host: a.hostAddresses(),
 		State: state, Protected: a.protected(state), TunnelPort: a.cfg.ListenPort, Node: a.cfg.Node,
 		Domain:       settings.Domain(a.cfg.Domain, a.facts.Domain),
 		ClusterCIDRs: a.ranges, Ports: a.localPorts(), Previous: &a.last,
@@ -28,9 +30,7 @@ func (a *Agent) compile() Output {
 		out.Problems = append(out.Problems, fmt.Sprintf("node %q is not in the cluster's state: is --node right, and is the kubelet registered?", a.cfg.Node))
 	}
 	out.Problems = append(out.Problems, strays(a.localPorts(), state.NodePrefixes(a.cfg.Node))...)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out.Problems = append(out.Problems, a.conflicts...)
+	a.complain(&out, state)
 	return out
 }
 
@@ -100,6 +100,8 @@ func (a *Agent) publish(out Output) error {
 	a.resolver.Publish(out.Zone)
 	unread := a.workers.Publish(out.Tables)
 	a.delays.InForce(out.Tables.Revision)
+	a.health.End(out.Tables.Revision)
+	a.notices.Say(out.Notices)
 	a.mu.Lock()
 	a.unread, a.services = unread, out.Listeners
 	a.mu.Unlock()
@@ -163,6 +165,7 @@ func (a *Agent) apply(out Output) error {
 	if _, err := a.applySockets(); err != nil {
 		errs = append(errs, fmt.Errorf("listen on the node's ports: %w", err))
 	}
+	a.applyHealth(out)
 	a.claims.Kick()
 	return errors.Join(errs...)
 }

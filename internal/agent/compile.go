@@ -99,6 +99,16 @@ type Output struct {
 	Checks     []health.Check      // healthCheckNodePorts, likewise
 	Blocks     []netip.Prefix      // that this node's pods get addresses from
 	Problems   []string
+	Notices    []model.Notice // those of the problems that are Services'
+}
+
+// noticeOf is what is to be told about a Service.
+func noticeOf(s *model.State, name model.Name, reason, text string) model.Notice {
+	n := model.Notice{Kind: "Service", Name: name, Reason: reason, Text: text, Warning: true}
+	if svc := s.Service(name); svc != nil {
+		n.UID = svc.UID
+	}
+	return n
 }
 
 // Compile turns what the cluster says into what this node does. It is pure: an
@@ -112,7 +122,7 @@ func Compile(in Input) Output {
 	c.listeners()
 	return Output{
 		Tables: c.tables, Peers: c.mesh.Peers, Zone: c.zone, Blocks: c.blocks,
-		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Checks: c.checks, Problems: c.problems,
+		HostRoutes: c.hostRoutes, HostAddrs: c.hostAddrs, Listeners: c.listens, Checks: c.checks, Problems: c.problems, Notices: c.notices,
 	}
 }
 
@@ -127,6 +137,7 @@ type compiler struct {
 	listens    []nodeport.Listener
 	checks     []health.Check
 	problems   []string
+	notices    []model.Notice
 }
 
 func (c *compiler) problem(text string) { c.problems = append(c.problems, text) }
@@ -188,6 +199,7 @@ func (c *compiler) features() {
 	services, serviceProblems := proxy.Compile(in)
 	for _, p := range serviceProblems {
 		c.problem(p.String())
+		c.notices = append(c.notices, noticeOf(s, p.Service, "NotServed", p.Reason))
 	}
 	c.tables.Services = services
 	policies, policyProblems := policy.Compile(s.NetworkPolicies)

@@ -32,7 +32,7 @@ func (c *compiler) listeners() {
 				continue
 			}
 			c.listens = append(c.listens, nodeport.Listener{
-				Addr: netip.AddrPortFrom(a, p.Port), Proto: p.Protocol, Owner: "service " + p.Service.String() + " port " + p.Name,
+				Addr: netip.AddrPortFrom(a, p.Port), Proto: p.Protocol, Owner: "service " + p.Service.String() + " port " + p.Name, Service: p.Service,
 			})
 		}
 	}
@@ -64,7 +64,7 @@ func (c *compiler) bound() {
 					continue
 				}
 				c.listens = append(c.listens, nodeport.Listener{
-					Addr: netip.AddrPortFrom(a, p.Port), Proto: p.Protocol, Owner: "service " + svc.Name.String() + " port " + p.Name,
+					Addr: netip.AddrPortFrom(a, p.Port), Proto: p.Protocol, Owner: "service " + svc.Name.String() + " port " + p.Name, Service: svc.Name,
 				})
 			}
 		}

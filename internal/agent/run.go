@@ -116,6 +116,7 @@ func (p *process) learn(s *model.State) {
 	}
 	if a := p.serving.Load(); a != nil {
 		a.delays.Heard(s.Revision, s.Heard)
+		a.health.Heard(s.Revision)
 		a.loop.Kick()
 	}
 }

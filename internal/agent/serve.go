@@ -73,6 +73,8 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan e
 	})
 	run("status", a.serveStatus)
 	run("claims", a.claims.Run)
+	run("events", a.notices.Run)
+	defer a.health.Close() // the next agent opens the ports
 	if a.installer != nil {
 		run("installation", func(ctx context.Context) error { return a.installer.Run(ctx, a.cni.Serving()) })
 	}
@@ -138,6 +140,7 @@ func (a *Agent) keepHouse(ctx context.Context, changes <-chan struct{}) error {
 			if !ok {
 				changes = nil
 			}
+			a.addressesDue.Store(true)
 			a.loop.Kick() // routes go when the address they prefer goes
 		case <-gc.C:
 			if err := a.collect(ctx); err != nil {

@@ -138,7 +138,7 @@ func (a *Agent) applySockets() ([]*nodeport.ConflictError, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !slices.Equal(texts, a.conflicts) {
-		a.conflicts = texts
+		a.conflicts, a.portNotices = texts, a.conflictNotices(conflicts)
 		a.loop.Kick() // to report them
 	}
 	if len(conflicts) > 0 {

@@ -44,7 +44,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy", "proxy/health",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/notice", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy", "proxy/health",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -111,6 +111,10 @@ var rows = map[string]row{
 	"proxy/health": {
 		imports: []string{"internal/model"},
 		reason:  "sockets and what they answer; it is told what there is to say",
+	},
+	"internal/notice": {
+		imports: []string{"internal/model"},
+		reason:  "what is said once, and how often; who writes it down is given to it",
 	},
 	"internal/lab": {
 		imports: []string{"cni", "internal/agent/settings", "internal/cluster", "internal/kernel", "internal/model", "ipam", "overlay"},

@@ -1,5 +1,7 @@
 package datapath
 
+import "errors"
+
 // Drop is why a packet was not forwarded. Every dropped packet is counted under
 // exactly one.
 type Drop uint8
@@ -76,5 +78,21 @@ func answerTo(d Drop) answer {
 		return answerAdmin
 	default:
 		return answerNone
+	}
+}
+
+// dropOf is the reason for what a Port's Write returned.
+func dropOf(err error) Drop {
+	switch {
+	case errors.Is(err, ErrFull):
+		return DropPortFull
+	case errors.Is(err, ErrNoPeer):
+		return DropNoPeer
+	case errors.Is(err, ErrFragment):
+		return DropFragment
+	case errors.Is(err, ErrRefused):
+		return DropPortRefused
+	default:
+		return DropPortGone
 	}
 }

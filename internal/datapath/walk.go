@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"errors"
 	"slices"
 
 	"github.com/netctl/netctl/internal/flow"
@@ -590,20 +589,4 @@ func (in *Input) emit(way *exit, buf []byte) Drop {
 	in.packets.Add(1)
 	in.bytes.Add(uint64(len(buf) - packet.VNetLen))
 	return DropNone
-}
-
-// dropOf is the reason for what a Port's Write returned.
-func dropOf(err error) Drop {
-	switch {
-	case errors.Is(err, ErrFull):
-		return DropPortFull
-	case errors.Is(err, ErrNoPeer):
-		return DropNoPeer
-	case errors.Is(err, ErrFragment):
-		return DropFragment
-	case errors.Is(err, ErrRefused):
-		return DropPortRefused
-	default:
-		return DropPortGone
-	}
 }

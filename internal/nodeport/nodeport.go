@@ -47,6 +47,8 @@ type Listener struct {
 	Proto model.Protocol // TCP or UDP
 	// Owner says in errors whose port it is: "service default/web port http".
 	Owner string
+	// Service is whose port it is, if it is a Service's.
+	Service model.Name
 	// Target is the backend of a host port. Zero: Config.Pick is asked for each
 	// connection and each new client of UDP.
 	Target netip.AddrPort

@@ -56,6 +56,18 @@ dns: {{ .dns | quote }}
 # net.ipv6.conf.all.forwarding) and its firewall's FORWARD rules apply to pods;
 # auto: packets where the node's settings allow it, else sockets.
 egress: {{ .egress | quote }}
+# Which of a node's addresses have node ports: primary (those of the Node object),
+# all (but loopback ones), or ranges; localhost adds 127.0.0.1 and ::1. Empty:
+# primary.
+nodePortAddresses: {{ .nodePortAddresses | toJson }}
+# Serve what Services name in spec.externalIPs. Whoever may write a Service can
+# take any address outside with it (CVE-2020-8554).
+allowExternalIPs: {{ .allowExternalIPs }}
+# Where /healthz and /livez of the service proxy are answered, as kube-proxy does;
+# 0.0.0.0 and [::] are both families. Empty: nowhere.
+healthzBindAddress: {{ .healthzBindAddress | quote }}
+# Where its /metrics and /proxyMode are. Empty: nowhere.
+metricsBindAddress: {{ .metricsBindAddress | quote }}
 # Where the container runtime looks for CNI plugins and configuration.
 cniBinDir: {{ .cniBinDir | quote }}
 cniConfDir: {{ .cniConfDir | quote }}

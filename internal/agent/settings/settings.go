@@ -78,26 +78,34 @@ type Settings struct {
 	Proxy         Proxy    `json:"proxy"`
 	DNS           DNS      `json:"dns"`
 	Egress        Egress   `json:"egress"`
-	CNIBinDir     string   `json:"cniBinDir"`
-	CNIConfDir    string   `json:"cniConfDir"`
-	StateDir      string   `json:"stateDir"`
-	DataDir       string   `json:"dataDir"`
-	LogLevel      string   `json:"logLevel"`
+	// What of services is served, and where the proxy's health and counters are.
+	NodePortAddresses  []string `json:"nodePortAddresses"`
+	AllowExternalIPs   bool     `json:"allowExternalIPs"`
+	HealthzBindAddress string   `json:"healthzBindAddress"`
+	MetricsBindAddress string   `json:"metricsBindAddress"`
+
+	CNIBinDir  string `json:"cniBinDir"`
+	CNIConfDir string `json:"cniConfDir"`
+	StateDir   string `json:"stateDir"`
+	DataDir    string `json:"dataDir"`
+	LogLevel   string `json:"logLevel"`
 }
 
 // Default returns the settings that hold where nothing is said.
 func Default() Settings {
 	return Settings{
-		KubeletConf:   "/etc/kubernetes/kubelet.conf",
-		WireguardPort: 51820,
-		Proxy:         ProxyAuto,
-		DNS:           DNSAuto,
-		Egress:        EgressSockets,
-		CNIBinDir:     "/opt/cni/bin",
-		CNIConfDir:    "/etc/cni/net.d",
-		StateDir:      "/run/netctl",
-		DataDir:       "/var/lib/netctl",
-		LogLevel:      "info",
+		KubeletConf:        "/etc/kubernetes/kubelet.conf",
+		WireguardPort:      51820,
+		Proxy:              ProxyAuto,
+		DNS:                DNSAuto,
+		Egress:             EgressSockets,
+		HealthzBindAddress: "0.0.0.0:10256",
+		MetricsBindAddress: "127.0.0.1:10249",
+		CNIBinDir:          "/opt/cni/bin",
+		CNIConfDir:         "/etc/cni/net.d",
+		StateDir:           "/run/netctl",
+		DataDir:            "/var/lib/netctl",
+		LogLevel:           "info",
 	}
 }
 
@@ -161,6 +169,11 @@ func (s *Settings) Validate() error {
 	case EgressSockets, EgressPackets, EgressAuto:
 	default:
 		add("egress %q: want sockets, packets or auto", s.Egress)
+	}
+	for key, addr := range map[string]string{"healthzBindAddress": s.HealthzBindAddress, "metricsBindAddress": s.MetricsBindAddress} {
+		if at, err := netip.ParseAddrPort(addr); addr != "" && (err != nil || at.Port() == 0) {
+			add("%s %q: want an address and port such as 127.0.0.1:10249, or nothing to have none", key, addr)
+		}
 	}
 	for key, dir := range map[string]string{
 		"cniBinDir": s.CNIBinDir, "cniConfDir": s.CNIConfDir, "stateDir": s.StateDir, "dataDir": s.DataDir,

@@ -108,6 +108,8 @@ func TestValidate(t *testing.T) {
 		{func(s *settings.Settings) { s.Workers = -1 }, "workers -1"},
 		{func(s *settings.Settings) { s.Proxy = "half" }, `proxy "half"`},
 		{func(s *settings.Settings) { s.DNS = "maybe" }, `dns "maybe"`},
+		{func(s *settings.Settings) { s.HealthzBindAddress = ":10256" }, `healthzBindAddress ":10256"`},
+		{func(s *settings.Settings) { s.MetricsBindAddress = "127.0.0.1" }, `metricsBindAddress "127.0.0.1"`},
 		{func(s *settings.Settings) { s.StateDir = "run" }, `stateDir "run"`},
 		{func(s *settings.Settings) { s.DataDir = "/" }, `dataDir "/"`},
 		{func(s *settings.Settings) { s.LogLevel = "loud" }, `logLevel "loud"`},
