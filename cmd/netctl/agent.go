@@ -99,6 +99,9 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags.BoolVar(&f.AllowExternalIPs, "allow-external-ips", f.AllowExternalIPs, "serve what Services name in spec.externalIPs")
 	flags.StringVar(&f.HealthzBindAddress, "healthz-bind-address", f.HealthzBindAddress, "where the service proxy's /healthz and /livez are; empty for nowhere")
 	flags.StringVar(&f.MetricsBindAddress, "metrics-bind-address", f.MetricsBindAddress, "where the service proxy's /metrics are; empty for nowhere")
+	for _, name := range []string{"node-port-addresses", "allow-external-ips", "healthz-bind-address", "metrics-bind-address"} {
+		_ = flags.MarkHidden(name) // of interest to few; the configuration file explains them
+	}
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", f.CNIBinDir, "where the plugin is installed, with the kubernetes source")
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", f.CNIConfDir, "where its configuration is installed, with the kubernetes source")
 	flags.StringVar(&f.StateDir, "state-dir", f.StateDir, "records and sockets, which end with the boot")

@@ -18,6 +18,7 @@ import (
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/internal/proxynode"
 	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/health"
 )
 
 // serviceRow is one frontend as a node sees it.
@@ -33,6 +34,9 @@ type proxyFlags struct {
 	partFlags
 	node, stateDir         string
 	podCIDRs, serviceCIDRs []string
+	nodePorts              []string
+	healthz, metrics       string
+	externalIPs            bool
 	mtu                    int
 	keep                   bool
 }
@@ -61,6 +65,10 @@ the node as the client. An agent does the same itself: do not run both.`,
 	flags.StringVar(&f.node, "node", os.Getenv("NODE_NAME"), "this node's name in the cluster (default $NODE_NAME)")
 	flags.StringSliceVar(&f.podCIDRs, "pod-cidrs", nil, "ranges of this node's pods, where the other CNI does not use those of its Node object")
 	flags.StringSliceVar(&f.serviceCIDRs, "service-cidrs", nil, "ranges of virtual addresses, besides the cluster's ServiceCIDR objects")
+	flags.StringSliceVar(&f.nodePorts, "node-port-addresses", nil, "addresses that have node ports: primary (those of the Node object, default), all (but loopback), ranges; localhost adds 127.0.0.1 and ::1")
+	flags.BoolVar(&f.externalIPs, "allow-external-ips", false, "serve what Services name in spec.externalIPs: whoever may write one can take any address outside (CVE-2020-8554)")
+	flags.StringVar(&f.healthz, "healthz-bind-address", health.DefaultHealthzAddress, "where /healthz and /livez are; empty for nowhere")
+	flags.StringVar(&f.metrics, "metrics-bind-address", health.DefaultMetricsAddress, "where /metrics and /proxyMode are; empty for nowhere")
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of netctl0 (default 1500); no larger than that of pods")
 	flags.BoolVar(&f.keep, "keep", false, "leave netctl0 and its routes at the end, for a proxy that is started anew")
 	flags.StringVar(&f.stateDir, "state-dir", "/run/netctl", "where the cluster's last state is kept, with an API server")
@@ -73,9 +81,12 @@ func serveProxy(ctx context.Context, io streams, f proxyFlags) error {
 	if err != nil {
 		return err
 	}
-	cfg := proxynode.Config{Node: f.node, MTU: f.mtu, Keep: f.keep, ProbeSocket: f.probeSocket, Log: log}
+	cfg := proxynode.Config{Node: f.node, MTU: f.mtu, Keep: f.keep, ProbeSocket: f.probeSocket, Log: log, ExternalIPs: f.externalIPs, Healthz: f.healthz, Metrics: f.metrics}
 	if cfg.PodCIDRs, err = ranges("--pod-cidrs", f.podCIDRs); err == nil {
 		cfg.ServiceCIDRs, err = ranges("--service-cidrs", f.serviceCIDRs)
+	}
+	if err == nil {
+		cfg.NodePorts, err = proxy.ParseNodePortAddresses(f.nodePorts)
 	}
 	if err == nil {
 		err = cfg.Validate()
@@ -88,6 +99,9 @@ func serveProxy(ctx context.Context, io streams, f proxyFlags) error {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	cfg.Source, cfg.Servers = p.source, p.servers()
+	if p.api != nil {
+		cfg.Events = p.api
+	}
 	return proxynode.Run(ctx, cfg)
 }
 
@@ -125,7 +139,7 @@ agent, from a directory of manifests.`,
 			if err != nil {
 				return err
 			}
-			in := proxy.Input{Node: node, Services: state.Services, Slices: state.EndpointSlices, ServiceCIDRs: state.ServiceCIDRs}
+			in := proxy.Input{Node: node, Services: state.Services, Slices: state.EndpointSlices, ServiceCIDRs: state.ServiceCIDRs, ExternalIPs: true}
 			if n := state.Node(node); n != nil {
 				in.Zone = n.Zone
 			}

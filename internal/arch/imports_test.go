@@ -23,7 +23,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/status", "internal/agent/settings",
 			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/holder", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
-			"ipam", "proxy",
+			"ipam", "proxy", "proxy/health",
 		},
 		reason: "the only place that constructs across features",
 	},
@@ -103,7 +103,7 @@ var rows = map[string]row{
 	},
 	"internal/proxynode": {
 		imports: []string{
-			"internal/agent/probe", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/packet", "proxy",
+			"internal/agent/probe", "internal/kernel", "internal/model", "internal/netstack", "internal/nodeport", "internal/notice", "internal/packet", "proxy", "proxy/health",
 		},
 		tests:  []string{"internal/cluster"},
 		reason: "composes the service proxy alone; it knows neither the agent nor the datapath",

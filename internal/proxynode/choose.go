@@ -21,8 +21,7 @@ var (
 )
 
 // choose picks the backend of a new connection of client to a frontend.
-func (n *node) choose(o *Output, proto model.Protocol, dst netip.AddrPort, client netip.Addr) (netip.AddrPort, error) {
-	f, kind := o.frontend(dst, proto)
+func (n *node) choose(o *Output, f *proxy.Frontend, kind proxy.Kind, proto model.Protocol, client netip.Addr) (netip.AddrPort, error) {
 	var b proxy.Backend
 	if kind == proxy.KindBackends {
 		b, kind = o.Services.Pick(f, packet.AddrFrom(client), rand.Uint32(), n.affinity, kernel.BootClock())
@@ -49,22 +48,38 @@ func (o *Output) frontend(dst netip.AddrPort, proto model.Protocol) (*proxy.Fron
 	return o.Services.Frontend(packet.AddrFrom(dst.Addr()), dst.Port(), uint8(proto))
 }
 
+// listened returns what an address that this node listens on stands for: a load
+// balancer's, or a node port, maybe at an address that no Node object names.
+func (o *Output) listened(dst netip.AddrPort, proto model.Protocol) (*proxy.Frontend, proxy.Kind) {
+	if f, kind := o.frontend(dst, proto); f != nil {
+		return f, kind
+	}
+	return o.Services.OwnNodePort(dst.Port(), uint8(proto), dst.Addr().Unmap().Is4())
+}
+
 // translate is netstack's: the backend of a virtual address.
 func (n *node) translate(proto uint8, client, dst netip.AddrPort) (netip.AddrPort, error) {
-	return n.choose(n.output.Load(), model.Protocol(proto), dst, client.Addr())
+	o := n.output.Load()
+	f, kind := o.frontend(dst, model.Protocol(proto))
+	return n.choose(o, f, kind, model.Protocol(proto), client.Addr())
 }
 
 // pick is the node ports': the backend of one.
 func (n *node) pick(dst netip.AddrPort, proto model.Protocol, client netip.Addr) (netip.AddrPort, bool) {
-	to, err := n.choose(n.output.Load(), proto, dst, client)
+	o := n.output.Load()
+	f, kind := o.listened(dst, proto)
+	to, err := n.choose(o, f, kind, proto, client)
 	return to, err == nil
 }
 
 // holds is netstack's: whether a flow of datagrams stays with its backend.
-func (n *node) holds(dst, backend netip.AddrPort) bool { return n.has(dst, model.UDP, backend) }
+func (n *node) holds(dst, backend netip.AddrPort) bool {
+	f, kind := n.output.Load().frontend(dst, model.UDP)
+	return kind == proxy.KindBackends && f.Has(packet.AddrFrom(backend.Addr()), backend.Port())
+}
 
 // has is the node ports': the same of one of theirs.
 func (n *node) has(dst netip.AddrPort, proto model.Protocol, backend netip.AddrPort) bool {
-	f, kind := n.output.Load().frontend(dst, proto)
+	f, kind := n.output.Load().listened(dst, proto)
 	return kind == proxy.KindBackends && f.Has(packet.AddrFrom(backend.Addr()), backend.Port())
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/nodeport"
 	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/health"
 )
 
 // Input is everything that Compile looks at.
@@ -17,7 +18,9 @@ type Input struct {
 	Node         string
 	PodCIDRs     []netip.Prefix // see Config
 	ServiceCIDRs []netip.Prefix // see Config
-	Host         []netip.Addr   // the host's own addresses, but for loopback and link-local ones
+	NodePorts    proxy.NodePortAddresses
+	ExternalIPs  bool
+	Host         []netip.Addr // the host's own addresses, but for loopback and link-local ones
 	// Protected are addresses that the node depends on: no range that holds one is
 	// routed to netctl0, and no Service may have one.
 	Protected []netip.Addr
@@ -30,7 +33,18 @@ type Output struct {
 	Sources   Sources
 	Routes    []kernel.Route // towards netctl0
 	Listeners []nodeport.Listener
+	Checks    []health.Check
 	Problems  []string
+	Notices   []model.Notice // those of the problems that are Services'
+}
+
+// noticeOf is what is to be told about a Service.
+func noticeOf(s *model.State, name model.Name, reason, text string) model.Notice {
+	n := model.Notice{Kind: "Service", Name: name, Reason: reason, Text: text, Warning: true}
+	if svc := s.Service(name); svc != nil {
+		n.UID = svc.UID
+	}
+	return n
 }
 
 // Sources are the addresses that may speak to virtual addresses through netctl0.
@@ -104,7 +118,7 @@ func (c *compiler) sources() {
 func (c *compiler) services() {
 	in := proxy.Input{
 		Node: c.in.Node, Zone: c.self.Zone, Services: c.in.State.Services, Slices: c.in.State.EndpointSlices,
-		Nodes: c.in.State.Nodes, ServiceCIDRs: c.ranges(), Exclude: slices.Concat(c.ranges(), c.out.Sources.Ranges),
+		Nodes: c.nodes(), ExternalIPs: c.in.ExternalIPs, ServiceCIDRs: c.ranges(), Exclude: slices.Concat(c.ranges(), c.out.Sources.Ranges),
 	}
 	in.Local = slices.Clone(c.out.Sources.Ranges)
 	for _, set := range []map[netip.Addr]struct{}{c.out.Sources.Host, c.out.Sources.Pods} {
@@ -123,12 +137,28 @@ func (c *compiler) services() {
 	c.out.Services = table
 	for _, p := range problems {
 		c.problem("%s", p)
+		c.out.Notices = append(c.out.Notices, noticeOf(c.in.State, p.Service, "NotServed", p.Reason))
 	}
 	for _, svc := range c.in.State.Services {
 		if !svc.ForeignProxy && slices.ContainsFunc(svc.Ports, func(p model.ServicePort) bool { return p.Protocol == model.SCTP }) {
 			c.problem("service %s: its SCTP ports are not served: connections end in sockets here, of TCP and UDP alone", svc.Name)
 		}
 	}
+}
+
+// nodes are the nodes with those of their addresses that have node ports.
+func (c *compiler) nodes() []*model.Node {
+	var out []*model.Node
+	for _, n := range c.in.State.Nodes {
+		one := &model.Node{Name: n.Name}
+		for _, a := range n.Addresses {
+			if c.in.NodePorts.Serves(a) {
+				one.Addresses = append(one.Addresses, a)
+			}
+		}
+		out = append(out, one)
+	}
+	return out
 }
 
 // ranges are the ranges of virtual addresses.
@@ -163,22 +193,9 @@ func (c *compiler) routes() {
 			c.out.Routes = append(c.out.Routes, kernel.Route{Dst: p, Src: src})
 		}
 	}
-}
-
-// listeners lists the sockets of node ports. What nobody stands behind is refused
-// by the kernel, as a port that nobody has.
-func (c *compiler) listeners() {
-	for _, p := range c.out.Services.NodePorts() {
-		if p.Protocol != model.TCP && p.Protocol != model.UDP {
-			continue // said with its service
-		}
-		for _, a := range c.self.Addresses {
-			if a.Is4() && !p.IPv4 || a.Is6() && !p.IPv6 {
-				continue
-			}
-			c.out.Listeners = append(c.out.Listeners, nodeport.Listener{
-				Addr: netip.AddrPortFrom(a, p.Port), Proto: p.Protocol, Owner: "service " + p.Service.String() + " port " + p.Name,
-			})
+	for _, a := range c.out.Services.Externals() {
+		if src := source[family(a)]; src.IsValid() && !slices.Contains(c.in.Host, a) {
+			c.out.Routes = append(c.out.Routes, kernel.Route{Dst: netip.PrefixFrom(a, a.BitLen()), Src: src})
 		}
 	}
 }

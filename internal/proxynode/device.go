@@ -97,11 +97,25 @@ func (n *node) read(ctx context.Context) error {
 // what any machine beside the node sends to a virtual address.
 func (n *node) receive(buf []byte) {
 	src, ok := sourceOf(buf)
-	if !ok || !n.output.Load().Sources.Has(src) {
+	if o := n.output.Load(); !ok || !o.Sources.Has(src) && !o.toExternal(buf) {
 		n.foreign.Add(1)
 		return
 	}
 	_ = n.stack.Write(buf) // what is wrong with it is counted there
+}
+
+// toExternal reports whether a packet is for a load balancer's or an external
+// address, which clients outside may reach through this node.
+func (o *Output) toExternal(buf []byte) bool {
+	if len(o.Services.Externals()) == 0 {
+		return false
+	}
+	p := packet.Packet{Buf: buf}
+	if packet.Parse(&p) != packet.FaultNone || p.Kind != packet.KindWhole {
+		return false
+	}
+	f, _ := o.Services.Frontend(p.Tuple.Dst, p.Tuple.DstPort, p.Tuple.Proto)
+	return f != nil && f.External()
 }
 
 // sourceOf reads a packet's source address behind its virtio-net header.

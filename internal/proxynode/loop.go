@@ -65,7 +65,9 @@ func (n *node) turn(state *model.State) error {
 	if err != nil {
 		return err
 	}
+	n.health.Begin(state.Services, state.EndpointSlices)
 	out := Compile(Input{
+		NodePorts: n.cfg.NodePorts, ExternalIPs: n.cfg.ExternalIPs,
 		State: state, Node: n.cfg.Node, PodCIDRs: n.cfg.PodCIDRs, ServiceCIDRs: n.cfg.ServiceCIDRs,
 		Host: host, Protected: protected, Previous: n.output.Load(),
 	})
@@ -73,6 +75,10 @@ func (n *node) turn(state *model.State) error {
 	n.affinity.Sweep(out.Services, kernel.BootClock())
 	taken, err := n.apply(&out)
 	n.report(append(slices.Clone(out.Problems), taken...))
+	n.notices.Say(append(out.Notices, n.taken...))
+	if err == nil {
+		n.health.End(state.Revision)
+	}
 	if n.isReady() != nil && err == nil {
 		n.log.Info("proxy serves", "node", n.cfg.Node, "services", len(state.Services), "ranges", len(out.Routes), "node_ports", len(out.Listeners))
 	}
@@ -88,11 +94,23 @@ func (n *node) apply(out *Output) (taken []string, err error) {
 		errs = append(errs, fmt.Errorf("route services to %s: %w", deviceName, err))
 	}
 	err = n.sockets.Apply(out.Listeners)
+	n.taken = nil
+	tell := func(svc model.Name, reason string, err error) {
+		taken = append(taken, err.Error())
+		if svc != (model.Name{}) {
+			n.taken = append(n.taken, noticeOf(n.known(), svc, reason, err.Error()))
+		}
+	}
 	for _, c := range nodeport.Conflicts(err) {
-		taken = append(taken, c.Error())
+		tell(c.Listener.Service, "NodePortConflict", c)
 	}
 	if len(taken) == 0 {
 		errs = append(errs, err)
+	}
+	self := n.known().Node(n.cfg.Node)
+	n.health.SetEligible(self != nil && !self.Leaving)
+	for _, e := range n.health.Apply(out.Checks) {
+		tell(e.Service, "FailedToStartServiceHealthcheck", e)
 	}
 	return taken, errors.Join(errs...)
 }

@@ -44,7 +44,9 @@ import (
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/netstack"
 	"github.com/netctl/netctl/internal/nodeport"
+	"github.com/netctl/netctl/internal/notice"
 	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/health"
 )
 
 // Source says what the cluster is.
@@ -64,11 +66,18 @@ type Config struct {
 	ServiceCIDRs []netip.Prefix
 	// Servers returns where API servers are reached; their addresses are never
 	// routed to netctl0. nil: nowhere.
-	Servers     func() []netip.AddrPort
-	MTU         int    // of netctl0; 0: that of ordinary networks
-	Keep        bool   // leave netctl0 and its routes when Run ends
-	ProbeSocket string // "": nobody watches over us
-	Log         *slog.Logger
+	Servers func() []netip.AddrPort
+	// NodePorts are the addresses that have node ports, ExternalIPs serves what
+	// Services name as such, Healthz and Metrics are where the proxy's health and
+	// counters are ("": nowhere), Events is told what cannot be done (nil: nobody).
+	NodePorts        proxy.NodePortAddresses
+	ExternalIPs      bool
+	Healthz, Metrics string
+	Events           notice.Recorder
+	MTU              int    // of netctl0; 0: that of ordinary networks
+	Keep             bool   // leave netctl0 and its routes when Run ends
+	ProbeSocket      string // "": nobody watches over us
+	Log              *slog.Logger
 }
 
 const (
@@ -105,6 +114,8 @@ type node struct {
 	device   *kernel.TUN
 	stack    *netstack.Stack
 	sockets  *nodeport.Server
+	health   *health.Server
+	notices  *notice.Keeper
 	output   atomic.Pointer[Output] // in force; never nil
 	foreign  atomic.Uint64          // packets from sources that are not ours to serve
 
@@ -114,6 +125,7 @@ type node struct {
 
 	kick     chan struct{} // capacity 1: look again
 	reported map[string]bool
+	taken    []model.Notice // the loop's own: ports that somebody else has
 }
 
 var errStarting = errors.New("the proxy waits for the cluster's state")
@@ -131,6 +143,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		kick: make(chan struct{}, 1), ready: errStarting,
 	}
 	n.output.Store(&Output{Services: emptyTable()})
+	n.notices = notice.New(cfg.Events, cfg.Log)
+	n.health = health.New(health.Config{
+		HealthzAddress: cfg.Healthz, MetricsAddress: cfg.Metrics, Mode: "netctl", Logger: cfg.Log,
+		NoLocal: func() (int, int) { return n.output.Load().Services.NoLocalEndpoints() },
+	})
+	defer n.health.Close()
 	if n.device, err = openDevice(cfg.MTU); err != nil {
 		return err
 	}
@@ -175,6 +193,7 @@ func (n *node) serve(ctx context.Context) error {
 	run("cluster source", func(ctx context.Context) error { return n.cfg.Source.Run(ctx, n.learn) })
 	run("network stack", n.stack.Run)
 	run("node ports", n.sockets.Run)
+	run("events", n.notices.Run)
 	run(deviceName, n.read)
 	run("loop", func(ctx context.Context) error { return n.loop(ctx, changes) })
 	if n.cfg.ProbeSocket != "" {
@@ -190,6 +209,7 @@ func (n *node) learn(s *model.State) {
 	n.mu.Lock()
 	n.state = s
 	n.mu.Unlock()
+	n.health.Heard(s.Revision)
 	n.again()
 }
 
