@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/netctl/netctl/internal/model"
 	"github.com/netctl/netctl/internal/packet"
 	"github.com/netctl/netctl/overlay"
+	"github.com/netctl/netctl/proxy"
 )
 
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
@@ -450,6 +452,24 @@ func TestListeners(t *testing.T) {
 			"[2001:db8::1]:30080 TCP service default/web port http", "[2001:db8::1]:30080 UDP service default/web port quic",
 		}},
 		{"no endpoint", func(in *agent.Input) { nodePorts(in) }, nil},
+		{"NP-2 every address of the host, and loopback", func(in *agent.Input) {
+			nodePorts(in, "10.1.1.5")
+			in.NodePorts, _ = proxy.ParseNodePortAddresses([]string{"all", "localhost"})
+			in.Host = []netip.Addr{addr("192.0.2.1"), addr("192.168.7.1")}
+		}, []string{
+			"127.0.0.1:30080 TCP service default/web port http", "192.0.2.1:30080 TCP service default/web port http", "192.168.7.1:30080 TCP service default/web port http",
+			"127.0.0.1:30080 UDP service default/web port quic", "192.0.2.1:30080 UDP service default/web port quic", "192.168.7.1:30080 UDP service default/web port quic",
+		}},
+		{"LB-1 an address that is on an interface of the host", func(in *agent.Input) {
+			nodePorts(in, "10.1.1.5")
+			svc := *in.State.Services[len(in.State.Services)-1]
+			svc.Type, svc.LoadBalancerIPs = model.LoadBalancer, []netip.Addr{addr("203.0.113.1"), addr("203.0.113.2")}
+			for i := range svc.Ports {
+				svc.Ports[i].NodePort = 0
+			}
+			in.State.Services[len(in.State.Services)-1] = &svc
+			in.Host = []netip.Addr{addr("203.0.113.1")}
+		}, []string{"203.0.113.1:80 TCP service default/web port http", "203.0.113.1:80 UDP service default/web port quic"}},
 		{"somebody else's proxy", func(in *agent.Input) { nodePorts(in, "10.1.1.5"); in.PodsOnly = true }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -504,5 +524,82 @@ func TestPeersOfWrappedPackets(t *testing.T) {
 		if tb.Peers[n] != want || tb.PeerNumbers[want.ID] != n {
 			t.Errorf("peer %d is %+v with number %d, want %+v", n, tb.Peers[n], tb.PeerNumbers[want.ID], want)
 		}
+	}
+}
+
+// The way to load balancers' addresses leads here, but for those that are on the
+// host's own interfaces, and for what kube-proxy serves.
+func TestGateway(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		edit    func(*agent.Input)
+		routes  []string
+		gateway bool
+	}{
+		{"none", func(*agent.Input) {}, nil, false},
+		{"both families", func(in *agent.Input) {
+			nodePorts(in)
+			in.State.Services[len(in.State.Services)-1].LoadBalancerIPs = []netip.Addr{addr("203.0.113.1"), addr("2001:db8:ff::1")}
+		}, []string{"203.0.113.1/32", "2001:db8:ff::1/128"}, true},
+		{"on the host", func(in *agent.Input) {
+			nodePorts(in)
+			in.State.Services[len(in.State.Services)-1].LoadBalancerIPs = []netip.Addr{addr("203.0.113.1")}
+			in.Host = []netip.Addr{addr("203.0.113.1")}
+		}, nil, true},
+		{"kube-proxy's", func(in *agent.Input) {
+			nodePorts(in)
+			in.State.Services[len(in.State.Services)-1].LoadBalancerIPs = []netip.Addr{addr("203.0.113.1")}
+			in.PodsOnly = true
+		}, nil, false},
+		{"external IPs without permission", func(in *agent.Input) {
+			nodePorts(in)
+			in.State.Services[len(in.State.Services)-1].ExternalIPs = []netip.Addr{addr("203.0.113.1")}
+		}, nil, false},
+		{"external IPs", func(in *agent.Input) {
+			nodePorts(in)
+			in.State.Services[len(in.State.Services)-1].ExternalIPs = []netip.Addr{addr("203.0.113.1")}
+			in.ExternalIPs = true
+		}, []string{"203.0.113.1/32"}, true},
+		{"what the node needs", func(in *agent.Input) {
+			nodePorts(in)
+			in.State.Services[len(in.State.Services)-1].LoadBalancerIPs = []netip.Addr{addr("203.0.113.1")}
+			in.Protected = []netip.Addr{addr("203.0.113.1")}
+		}, nil, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			in := input(t)
+			tt.edit(&in)
+			out := agent.Compile(in)
+			var got []string
+			for _, r := range out.HostRoutes {
+				if r.Dst.IsSingleIP() {
+					got = append(got, r.Dst.String())
+				}
+			}
+			if !slices.Equal(got, tt.routes) || out.Tables.Ports[agent.HostPort].Gateway != tt.gateway {
+				t.Errorf("routes %v, want %v; a gateway: %v", got, tt.routes, out.Tables.Ports[agent.HostPort].Gateway)
+			}
+		})
+	}
+}
+
+// Health checks are where node ports are; an owner is told of what is not served.
+func TestChecksAndNotices(t *testing.T) {
+	t.Parallel()
+	in := input(t)
+	nodePorts(&in)
+	svc := in.State.Services[len(in.State.Services)-1]
+	svc.UID, svc.Type, svc.ExternalLocal, svc.HealthCheckNodePort = "u", model.LoadBalancer, true, 32000
+	svc.ExternalIPs = []netip.Addr{addr("203.0.113.1")}
+	slices.SortFunc(in.State.Services, func(a, b *model.Service) int { return a.Name.Compare(b.Name) })
+	out := agent.Compile(in)
+	want := "[{default/web 192.0.2.1:32000 0} {default/web [2001:db8::1]:32000 0}]"
+	if got := fmt.Sprint(out.Checks); got != want {
+		t.Errorf("checks %s, want %s", got, want)
+	}
+	if len(out.Notices) != 1 || out.Notices[0].UID != "u" || out.Notices[0].Reason != "NotServed" || !out.Notices[0].Warning {
+		t.Errorf("notices %+v", out.Notices)
 	}
 }

@@ -1,9 +1,12 @@
 package proxynode_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -104,7 +107,14 @@ const (
 	sticky
 	circle
 	moving
+	balanced
+	balancedHere
 )
+
+// balancer is a load balancer at these addresses.
+func balancer(more string, at ...string) string {
+	return "  type: LoadBalancer\n" + more + "\nstatus: {loadBalancer: {ingress: [{ip: '" + strings.Join(at, "'}, {ip: '") + "'}]}}"
+}
 
 func startWorld(t *testing.T) *world {
 	t.Helper()
@@ -332,5 +342,112 @@ func TestForeignSourcesAreReported(t *testing.T) {
 			return errors.New("nothing said")
 		}
 		return nil
+	})
+}
+
+// balance adds load balancers.
+func (w *world) balance(t *testing.T) {
+	t.Helper()
+	w.apply(t, "balanced", service("balanced", balanced, balancer("  externalTrafficPolicy: Local\n  healthCheckNodePort: 32000", "203.0.113.1", "2001:db8:ff::1"), "pod2@node1", "lan@node2"))
+	w.apply(t, "balanced-here", service("balanced-here", balancedHere, balancer("", "203.0.113.2", "2001:db8:ff::2"), "pod1@node1"))
+}
+
+// Load balancers' addresses, led here by the network or on the node's own interface;
+// node ports at loopback addresses.
+func TestAddressesOfOthers(t *testing.T) {
+	t.Parallel()
+	w := startWorld(t)
+	w.balance(t)
+	balancers := map[string][2]netip.Addr{}
+	for _, f := range families() {
+		at := [2]netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")}
+		if f.node.Is6() {
+			at = [2]netip.Addr{netip.MustParseAddr("2001:db8:ff::1"), netip.MustParseAddr("2001:db8:ff::2")}
+		}
+		balancers[f.name] = at
+		must(t, kernel.AddAddress(w.node, "eth0", netip.PrefixFrom(at[1], at[1].BitLen())))
+	}
+	w.start(t, false)
+	for _, f := range families() {
+		at := balancers[f.name]
+		loop := netip.MustParseAddr("127.0.0.1")
+		if f.node.Is6() {
+			loop = netip.IPv6Loopback()
+		}
+		for _, network := range []string{"tcp", "udp"} {
+			for _, c := range []struct {
+				name string
+				from *kernel.Namespace
+				to   netip.AddrPort
+				want []string
+			}{
+				{"from beside", w.lan, netip.AddrPortFrom(at[0], port), []string{"pod2"}},
+				{"from the node", w.node, netip.AddrPortFrom(at[0], port), []string{"pod2", "lan"}},
+				{"from a pod", w.pods[0], netip.AddrPortFrom(at[0], port), []string{"pod2", "lan"}},
+				{"the node's own, from beside", w.lan, netip.AddrPortFrom(at[1], port), []string{"pod1"}},
+				{"the node's own, from the node", w.node, netip.AddrPortFrom(at[1], port), []string{"pod1"}},
+				{"node port at loopback", w.node, netip.AddrPortFrom(loop, nodePort(web)), []string{"pod2"}},
+			} {
+				got, _, err := ask(c.from, network, c.to, patience)
+				if !slices.Contains(c.want, got) || err != nil {
+					t.Errorf("%s/%s/%s: %q, %v, want one of %v", f.name, network, c.name, got, err, c.want)
+				}
+			}
+			if got, _, err := ask(w.lan, network, netip.AddrPortFrom(at[0], 81), 300*time.Millisecond); err == nil {
+				t.Errorf("%s/%s: another port of the address is answered by %s", f.name, network, got)
+			}
+		}
+	}
+}
+
+// get asks an HTTP server from a namespace.
+func get(ns *kernel.Namespace, url string) (code int, body string, err error) {
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(_ context.Context, network, addr string) (net.Conn, error) {
+			return dial(ns, network, netip.MustParseAddrPort(addr), patience)
+		},
+	}}
+	res, err := client.Get(url)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(text), err
+}
+
+// What watches the proxy, and what it watches for others.
+func TestWatched(t *testing.T) {
+	t.Parallel()
+	w := startWorld(t)
+	w.balance(t)
+	w.start(t, false)
+	for _, f := range families() {
+		at := netip.AddrPortFrom(f.node, 32000).String()
+		code, body, err := get(w.lan, "http://"+at+"/")
+		if code != http.StatusOK || !strings.Contains(body, "\"localEndpoints\": 1,") {
+			t.Errorf("%s: %d %s %v", at, code, body, err)
+		}
+		if code, body, err := get(w.lan, "http://"+netip.AddrPortFrom(f.node, 10256).String()+"/healthz"); code != http.StatusOK || !strings.Contains(body, "lastUpdated") {
+			t.Errorf("%s: healthz %d %s %v", f.name, code, body, err)
+		}
+		if _, _, err := get(w.lan, "http://"+netip.AddrPortFrom(f.node, 10249).String()+"/metrics"); err == nil {
+			t.Errorf("%s: the metrics are for others to read", f.name)
+		}
+	}
+	if code, body, err := get(w.node, "http://127.0.0.1:10249/proxyMode"); code != http.StatusOK || body != "netctl" {
+		t.Errorf("proxyMode: %d %s %v", code, body, err)
+	}
+	if _, body, err := get(w.node, "http://127.0.0.1:10249/metrics"); !strings.Contains(body, "kubeproxy_sync_proxy_rules_service_changes_total 10\n") {
+		t.Errorf("metrics: %s %v", body, err)
+	}
+	w.apply(t, "balanced", service("balanced", balanced, balancer("  externalTrafficPolicy: Local\n  healthCheckNodePort: 32000", "203.0.113.1"), "lan@node2"))
+	eventually(t, "the health check fails", func() error {
+		code, body, err := get(w.lan, "http://"+netip.AddrPortFrom(families()[0].node, 32000).String())
+		if err == nil && code != http.StatusServiceUnavailable {
+			err = fmt.Errorf("%d %s", code, body)
+		}
+		return err
 	})
 }

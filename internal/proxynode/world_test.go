@@ -24,6 +24,8 @@ import (
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/proxynode"
+	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/health"
 )
 
 // childEnv has this very test program be a proxy: it lives in a namespace, so it
@@ -58,7 +60,14 @@ func child(text string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	return proxynode.Run(ctx, proxynode.Config{Node: "node1", Source: source, ProbeSocket: c.Probe, Keep: c.Keep, Log: log})
+	nodePorts, err := proxy.ParseNodePortAddresses([]string{"primary", "localhost"})
+	if err != nil {
+		return err
+	}
+	return proxynode.Run(ctx, proxynode.Config{
+		Node: "node1", Source: source, ProbeSocket: c.Probe, Keep: c.Keep, Log: log,
+		NodePorts: nodePorts, Healthz: health.DefaultHealthzAddress, Metrics: health.DefaultMetricsAddress,
+	})
 }
 
 // The world: a node with two pods of another CNI, which is plain routing, and the
