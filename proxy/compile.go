@@ -183,13 +183,15 @@ func (u *unit) addPort(clusterIP netip.Addr, p *model.ServicePort, fam family) {
 		cluster: !svc.InternalLocal || accessible,
 		local:   svc.InternalLocal || externalLocal,
 	})
+	tables := maglevTables{on: svc.Maglev}
 	base := Frontend{
-		Service: svc.Name, Port: p.Name, serving: chosen.serving,
+		Service: svc.Name, Port: p.Name, serving: chosen.serving, maglev: svc.Maglev,
 		timeout: seconds(svc.AffinityTimeout), pin: pinOf(svc, p),
 	}
 	at := func(k frontKey, list []Backend) Frontend {
 		f := base
 		f.key, f.backends, f.kind = k, list, kindOf(list, chosen.any)
+		f.tables[0] = tables.of(list)
 		return f
 	}
 	key := func(a netip.Addr) frontKey {
@@ -205,6 +207,7 @@ func (u *unit) addPort(clusterIP netip.Addr, p *model.ServicePort, fam family) {
 		f := at(k, chosen.cluster)
 		if externalLocal && chosen.any {
 			f.split, f.outside = true, chosen.local // POL-4
+			f.tables[1] = tables.of(chosen.local)
 		}
 		return f
 	}

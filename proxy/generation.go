@@ -85,6 +85,9 @@ func (f *Frontend) seal() *Frontend {
 		d.text(p.String())
 	}
 	d.number(uint64(f.timeout))
+	if f.maglev { // which of the backends it is only matters to what comes
+		d.number(2)
+	}
 	f.sum, f.slot = d.sum(), f.key.slot()
 	return f
 }

@@ -113,9 +113,12 @@ type Frontend struct {
 	// this node; outside is then that of the others (POL-4). Sorted.
 	backends, outside []Backend
 	split             bool
+	// tables are Maglev's of both lists, nil where the choice is random.
+	tables [2][]uint16
 	// external: a load balancer's or external address, which clients outside of the
 	// cluster may reach through this node.
 	external bool
+	maglev   bool
 	// serving are all endpoints that a datagram flow may stay with whatever the
 	// policy says (UDP-1). Sorted.
 	serving []Backend
@@ -263,8 +266,22 @@ func (f *Frontend) entryKind() Kind {
 	return f.kind
 }
 
+// Hashed reports whether the choice is to be the same for the same connection, on
+// every node: Pick then wants Hash for a random number.
+func (f *Frontend) Hashed() bool { return f.maglev }
+
+// Hash is what a connection is known by wherever it comes in: its two ends.
+func Hash(proto uint8, client packet.Addr, clientPort uint16, dst packet.Addr, port uint16) uint32 {
+	d := digest{h: fnvOffset}
+	d.bytes(client[:])
+	d.bytes(dst[:])
+	h := (d.h ^ uint64(clientPort)<<32 ^ uint64(port)<<16 ^ uint64(proto)) * fnvPrime
+	d.h = h ^ h>>29
+	return uint32(d.sum() >> 32)
+}
+
 // Pick chooses a backend for a new connection of client, uniformly by random
-// (EP-1) or as aff remembers. The Kind is KindBackends, KindReject or KindDrop.
+// (EP-1), by Maglev's table or as aff remembers. The Kind is KindBackends, KindReject or KindDrop.
 // A nil aff remembers nothing; now is in seconds.
 func (t *Table) Pick(f *Frontend, client packet.Addr, random uint32, aff *Affinity, now uint32) (Backend, Kind) {
 	if f.sources != nil && !contains(f.sources, client) {
@@ -273,15 +290,18 @@ func (t *Table) Pick(f *Frontend, client packet.Addr, random uint32, aff *Affini
 	if f.kind == KindReject {
 		return Backend{}, KindReject
 	}
-	list := f.backends
+	list, table := f.backends, f.tables[0]
 	if f.split && !t.isLocal(client) {
-		list = f.outside
+		list, table = f.outside, f.tables[1]
 	}
 	if len(list) == 0 {
 		return Backend{}, KindDrop
 	}
 	if f.timeout != 0 && aff != nil {
 		return aff.pick(f, list, client, random, now), KindBackends
+	}
+	if table != nil {
+		return list[table[spread(random, len(table))]], KindBackends
 	}
 	return list[spread(random, len(list))], KindBackends
 }

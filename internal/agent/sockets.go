@@ -44,13 +44,17 @@ func frontend(t *datapath.Tables, dst netip.AddrPort, proto model.Protocol) (*pr
 }
 
 // pick is the choice of a backend, as the walk makes it.
-func (a *Agent) pick(dst netip.AddrPort, proto model.Protocol, client netip.Addr) (netip.AddrPort, bool) {
+func (a *Agent) pick(dst netip.AddrPort, proto model.Protocol, client netip.AddrPort) (netip.AddrPort, bool) {
 	t := a.router.Tables()
 	f, kind := frontend(t, dst, proto)
 	if kind != proxy.KindBackends {
 		return netip.AddrPort{}, false
 	}
-	b, kind := t.Services.Pick(f, packet.AddrFrom(client), rand.Uint32(), a.affinity, a.router.Now())
+	from, n := packet.AddrFrom(client.Addr()), rand.Uint32()
+	if f.Hashed() {
+		n = proxy.Hash(uint8(proto), from, client.Port(), packet.AddrFrom(dst.Addr()), dst.Port())
+	}
+	b, kind := t.Services.Pick(f, from, n, a.affinity, a.router.Now())
 	if kind != proxy.KindBackends {
 		return netip.AddrPort{}, false
 	}

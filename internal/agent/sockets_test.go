@@ -24,7 +24,7 @@ func TestHostPortsOfConcurrentAdds(t *testing.T) {
 	const pods = 50
 	a := &Agent{pods: make(map[cni.ID]*pod), log: slog.New(slog.DiscardHandler), loop: loop.New(loop.Config[Output]{})}
 	a.sockets = nodeport.New(nodeport.Config{
-		Pick: func(netip.AddrPort, model.Protocol, netip.Addr) (netip.AddrPort, bool) {
+		Pick: func(netip.AddrPort, model.Protocol, netip.AddrPort) (netip.AddrPort, bool) {
 			return netip.AddrPort{}, false
 		},
 		Place: func(netip.Addr) nodeport.Place { return nodeport.PlaceNode },

@@ -108,6 +108,9 @@ var rows = map[string]row{
 		tests:  []string{"internal/cluster"},
 		reason: "composes the service proxy alone; it knows neither the agent nor the datapath",
 	},
+	"proxy/maglev": {
+		reason: "arithmetic",
+	},
 	"proxy/health": {
 		imports: []string{"internal/model"},
 		reason:  "sockets and what they answer; it is told what there is to say",
@@ -177,7 +180,7 @@ var rows = map[string]row{
 		reason: "an underlay in memory for tests of anything that has an overlay",
 	},
 	"proxy": {
-		imports: []string{"internal/mapfile", "internal/model", "internal/packet", "internal/portable", "internal/sharemap"},
+		imports: []string{"internal/mapfile", "internal/model", "internal/packet", "internal/portable", "internal/sharemap", "proxy/maglev"},
 		reason:  "a pure table, and the clients' affinities, which outlive tables and the process",
 	},
 	"dns": {

@@ -240,7 +240,11 @@ func (in *Input) service(from *PortEntry, c *conn) Drop {
 	f, kind := t.Services.Frontend(c.orig.Dst, c.orig.DstPort, c.orig.Proto)
 	var b proxy.Backend
 	if kind == proxy.KindBackends {
-		b, kind = t.Services.Pick(f, c.orig.Src, in.rng.Uint32(), in.router.affinity, in.now)
+		n := in.rng.Uint32()
+		if f.Hashed() {
+			n = proxy.Hash(c.orig.Proto, c.orig.Src, c.orig.SrcPort, c.orig.Dst, c.orig.DstPort)
+		}
+		b, kind = t.Services.Pick(f, c.orig.Src, n, in.router.affinity, in.now)
 	}
 	switch kind {
 	case proxy.KindNone:

@@ -68,7 +68,7 @@ type Flow interface {
 type Config struct {
 	// Pick chooses the backend of a new connection to dst, an address of the node
 	// that the client asked; false: there is none for this client.
-	Pick func(dst netip.AddrPort, proto model.Protocol, client netip.Addr) (backend netip.AddrPort, ok bool)
+	Pick func(dst netip.AddrPort, proto model.Protocol, client netip.AddrPort) (backend netip.AddrPort, ok bool)
 	// Has reports whether a UDP flow to dst may stay with its backend; asked for
 	// every datagram. When it may not, Pick is asked again. nil: it always may.
 	Has func(dst netip.AddrPort, proto model.Protocol, backend netip.AddrPort) bool

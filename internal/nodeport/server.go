@@ -381,7 +381,7 @@ func (s *Server) route(l *Listener, asked, client netip.AddrPort) (route, error)
 	to := l.Target
 	if !to.IsValid() {
 		var ok bool
-		if to, ok = s.cfg.Pick(asked, l.Proto, client.Addr().WithZone("")); !ok {
+		if to, ok = s.cfg.Pick(asked, l.Proto, netip.AddrPortFrom(client.Addr().WithZone(""), client.Port())); !ok {
 			s.counts.noBackend.Add(1)
 			return route{}, errNoBackend
 		}

@@ -89,7 +89,7 @@ func loopback(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(netip.IPv6Loopback(), a.Port())
 }
 
-func (w *world) pick(dst netip.AddrPort, _ model.Protocol, _ netip.Addr) (netip.AddrPort, bool) {
+func (w *world) pick(dst netip.AddrPort, _ model.Protocol, _ netip.AddrPort) (netip.AddrPort, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.asked = append(w.asked, dst)

@@ -21,10 +21,14 @@ var (
 )
 
 // choose picks the backend of a new connection of client to a frontend.
-func (n *node) choose(o *Output, f *proxy.Frontend, kind proxy.Kind, proto model.Protocol, client netip.Addr) (netip.AddrPort, error) {
+func (n *node) choose(o *Output, f *proxy.Frontend, kind proxy.Kind, proto model.Protocol, client, dst netip.AddrPort) (netip.AddrPort, error) {
 	var b proxy.Backend
 	if kind == proxy.KindBackends {
-		b, kind = o.Services.Pick(f, packet.AddrFrom(client), rand.Uint32(), n.affinity, kernel.BootClock())
+		from, number := packet.AddrFrom(client.Addr()), rand.Uint32()
+		if f.Hashed() {
+			number = proxy.Hash(uint8(proto), from, client.Port(), packet.AddrFrom(dst.Addr()), dst.Port())
+		}
+		b, kind = o.Services.Pick(f, from, number, n.affinity, kernel.BootClock())
 	}
 	switch kind {
 	case proxy.KindBackends:
@@ -61,14 +65,14 @@ func (o *Output) listened(dst netip.AddrPort, proto model.Protocol) (*proxy.Fron
 func (n *node) translate(proto uint8, client, dst netip.AddrPort) (netip.AddrPort, error) {
 	o := n.output.Load()
 	f, kind := o.frontend(dst, model.Protocol(proto))
-	return n.choose(o, f, kind, model.Protocol(proto), client.Addr())
+	return n.choose(o, f, kind, model.Protocol(proto), client, dst)
 }
 
 // pick is the node ports': the backend of one.
-func (n *node) pick(dst netip.AddrPort, proto model.Protocol, client netip.Addr) (netip.AddrPort, bool) {
+func (n *node) pick(dst netip.AddrPort, proto model.Protocol, client netip.AddrPort) (netip.AddrPort, bool) {
 	o := n.output.Load()
 	f, kind := o.listened(dst, proto)
-	to, err := n.choose(o, f, kind, proto, client)
+	to, err := n.choose(o, f, kind, proto, client, dst)
 	return to, err == nil
 }
 
