@@ -61,12 +61,12 @@ var doors = map[string]door{
 		reason:   "the door to Linux",
 	},
 	"golang.org/x/sys/unix": {
-		packages: []string{"cni", "internal/drain", "internal/kernel", "internal/netstack", "internal/nodeport", "internal/rawport", "overlay/sessions", "overlay/udp"},
+		packages: []string{"cni", "internal/announce", "internal/drain", "internal/kernel", "internal/netstack", "internal/nodeport", "internal/rawport", "overlay/sessions", "overlay/udp"},
 		tests:    []string{"overlay"},
-		reason:   "the door to Linux; cni, drain, netstack, nodeport, rawport and the tunnels set options of their own sockets with it, and session files are asked where they lie",
+		reason:   "the door to Linux; cni, announce, drain, netstack, nodeport, rawport and the tunnels set options of their own sockets with it, and session files are asked where they lie",
 	},
 	"golang.org/x/net/bpf": {
-		packages: []string{"internal/netstack", "internal/rawport"},
+		packages: []string{"internal/announce", "internal/netstack", "internal/rawport"},
 		reason:   "the filters of raw sockets, and of those that only keep a port",
 	},
 	"golang.org/x/net/icmp": {

@@ -111,9 +111,17 @@ var rows = map[string]row{
 	"proxy/maglev": {
 		reason: "arithmetic",
 	},
+	"proxy/balance": {
+		imports: []string{"internal/model"},
+		reason:  "pure functions of the cluster's state",
+	},
 	"proxy/health": {
 		imports: []string{"internal/model"},
 		reason:  "sockets and what they answer; it is told what there is to say",
+	},
+	"internal/announce": {
+		tests:  []string{"internal/kernel"},
+		reason: "sockets that answer for addresses; it is told which",
 	},
 	"internal/notice": {
 		imports: []string{"internal/model"},

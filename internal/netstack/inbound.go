@@ -26,6 +26,14 @@ import (
 // use towards one backend.
 const sourcePorts = 16
 
+// freePort returns a source port to try. What is carried on under the node's own
+// address must not meet the connections of its processes, which Linux gives ports from
+// 32768 on.
+func freePort() uint16 {
+	const first, last = 10000, 32767
+	return uint16(first + rand.Uint32N(last-first+1))
+}
+
 var (
 	// ErrLimit is what Dial and Datagrams answer when a bound is reached.
 	ErrLimit = errors.New("too many connections")
@@ -131,7 +139,7 @@ func (c *inboundConn) open(src netip.AddrPort) error {
 				return err
 			}
 		}
-		port = uint16(1024 + rand.Uint32N(65536-1024))
+		port = freePort()
 	}
 	return syscall.EADDRINUSE
 }

@@ -2,7 +2,6 @@ package netstack
 
 import (
 	"encoding/binary"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -97,7 +96,7 @@ func (d *inFlows) add(f *InFlow, src, dst netip.AddrPort) error {
 			}
 			return nil
 		}
-		key.DstPort = uint16(1024 + rand.Uint32N(65536-1024))
+		key.DstPort = freePort()
 	}
 	return syscall.EADDRINUSE
 }

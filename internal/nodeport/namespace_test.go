@@ -96,8 +96,8 @@ func TestClientAddressIsKept(t *testing.T) {
 		for _, tt := range []struct{ from, to, source string }{
 			{outside, node, outside},
 			{outside, "172.16.0.2", outside},
-			{node, node, router.String()},
-			{node, "127.0.0.1", router.String()}, // curl --interface NODE 127.0.0.1
+			{node, node, node},
+			{node, "127.0.0.1", node}, // curl --interface NODE 127.0.0.1
 			{"127.0.0.1", "127.0.0.1", router.String()},
 		} {
 			c, err := net.DialTCP("tcp", net.TCPAddrFromAddrPort(at(tt.from, 0)), net.TCPAddrFromAddrPort(at(tt.to, p)))

@@ -40,14 +40,15 @@ var errBackend = errors.New("backend is a loopback, link-local or multicast addr
 //	client                         backend      way      backend sees
 //	outside                        in a pod     cluster  the client itself
 //	another node                   in a pod here cluster the client itself
-//	loopback, a node, a pod        in a pod     cluster  router (.2)
+//	this node                      in a pod     cluster  this node, by another port
+//	loopback, another node, a pod  in a pod     cluster  router (.2)
 //	any                            elsewhere    host     the node, as its kernel chooses
 //
 // A loopback address means something else to the pod. This node's address may be
-// in use by its own connection to the same pod, from the same port; a pod's by
-// the pod, and its answers would be led to it and not to us. Another node may
-// speak for itself only, so a third one does not take its address from us. With
-// port 0 any free source port will do.
+// in use by its own connection to the same pod, from the same port, so the port
+// changes; a pod's by the pod, and its answers would be led to it and not to us.
+// Another node may speak for itself only, so a third one does not take its address
+// from us. With port 0 any free source port will do.
 func Source(client netip.AddrPort, at func(netip.Addr) Place, backend netip.AddrPort, router netip.Addr) (netip.AddrPort, Path, error) {
 	b, c := backend.Addr(), client.Addr()
 	switch {
@@ -57,6 +58,8 @@ func Source(client netip.AddrPort, at func(netip.Addr) Place, backend netip.Addr
 		return netip.AddrPort{}, PathHost, nil
 	case keeps(at(c), at(b)) && plain(c) && c.Is4() == b.Is4():
 		return client, PathCluster, nil
+	case at(c) == PlaceNode && plain(c) && c.Is4() == b.Is4():
+		return netip.AddrPortFrom(c, 0), PathCluster, nil
 	case !router.IsValid():
 		return netip.AddrPort{}, PathNone, errNoRouter
 	}
