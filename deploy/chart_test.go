@@ -309,6 +309,7 @@ func TestPermissions(t *testing.T) {
 		"list servicecidrs.networking.k8s.io",
 		"list services",
 		"patch nodes",
+		"patch services/status",
 		"watch blockpools.netctl.io",
 		"watch blocks.netctl.io",
 		"watch endpointslices.discovery.k8s.io",

@@ -16,6 +16,7 @@ import (
 	"github.com/netctl/netctl/internal/agent/settings"
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/balance"
 )
 
 type agentFlags struct {
@@ -97,9 +98,10 @@ func (f *agentFlags) bind(cmd *cobra.Command) {
 	flags.StringVar((*string)(&f.Egress), "egress", string(f.Egress), "how pods reach the outside: sockets of the agent, packets that the kernel forwards, or auto (packets where the node can)")
 	flags.StringSliceVar(&f.NodePortAddresses, "node-port-addresses", nil, "addresses that have node ports: primary (default), all, ranges; with localhost, 127.0.0.1 and ::1 too")
 	flags.BoolVar(&f.AllowExternalIPs, "allow-external-ips", f.AllowExternalIPs, "serve what Services name in spec.externalIPs")
+	flags.StringSliceVar(&f.LoadBalancerPools, "load-balancer-pools", nil, "addresses for Services of type LoadBalancer, such as 203.0.113.0/28 or 203.0.113.16-203.0.113.20")
 	flags.StringVar(&f.HealthzBindAddress, "healthz-bind-address", f.HealthzBindAddress, "where the service proxy's /healthz and /livez are; empty for nowhere")
 	flags.StringVar(&f.MetricsBindAddress, "metrics-bind-address", f.MetricsBindAddress, "where the service proxy's /metrics are; empty for nowhere")
-	for _, name := range []string{"node-port-addresses", "allow-external-ips", "healthz-bind-address", "metrics-bind-address"} {
+	for _, name := range []string{"node-port-addresses", "allow-external-ips", "load-balancer-pools", "healthz-bind-address", "metrics-bind-address"} {
 		_ = flags.MarkHidden(name) // of interest to few; the configuration file explains them
 	}
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", f.CNIBinDir, "where the plugin is installed, with the kubernetes source")
@@ -131,6 +133,7 @@ func (f *agentFlags) merge(given func(flag string) bool) (settings.Settings, err
 			"egress":               func() { s.Egress = f.Egress },
 			"node-port-addresses":  func() { s.NodePortAddresses = f.NodePortAddresses },
 			"allow-external-ips":   func() { s.AllowExternalIPs = f.AllowExternalIPs },
+			"load-balancer-pools":  func() { s.LoadBalancerPools = f.LoadBalancerPools },
 			"healthz-bind-address": func() { s.HealthzBindAddress = f.HealthzBindAddress },
 			"metrics-bind-address": func() { s.MetricsBindAddress = f.MetricsBindAddress },
 			"cni-bin-dir":          func() { s.CNIBinDir = f.CNIBinDir },
@@ -157,7 +160,12 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	if err != nil {
 		return agent.Config{}, err
 	}
+	pools, err := balance.ParsePools(s.LoadBalancerPools)
+	if err != nil {
+		return agent.Config{}, err
+	}
 	cfg := agent.Config{
+		Pools:     pools,
 		NodePorts: nodePorts, ExternalIPs: s.AllowExternalIPs, Healthz: s.HealthzBindAddress, Metrics: s.MetricsBindAddress,
 		Node: f.node, StateDir: s.StateDir, DataDir: s.DataDir, Domain: s.ClusterDomain, ResolvConf: f.resolvConf,
 		ListenPort: s.WireguardPort, MTU: s.MTU, Workers: s.Workers, ClusterCIDRs: ranges,
@@ -184,7 +192,7 @@ func (f *agentFlags) agentConfig(s settings.Settings, log *slog.Logger) (agent.C
 	if err != nil {
 		return agent.Config{}, err
 	}
-	cfg.Source, cfg.Claims, cfg.Blocks, cfg.Cluster, cfg.Events = k, k, k.Blocks(), apiCluster{k}, k
+	cfg.Source, cfg.Claims, cfg.Blocks, cfg.Cluster, cfg.Events, cfg.Balancers = k, k, k.Blocks(), apiCluster{k}, k, k
 	cfg.Install = &cni.Installation{
 		BinDir: s.CNIBinDir, ConfDir: s.CNIConfDir, Conflist: cni.Conflist{Socket: filepath.Join(s.StateDir, "cni.sock")},
 	}

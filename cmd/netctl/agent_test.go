@@ -34,7 +34,7 @@ func TestAgentFlagsAndFile(t *testing.T) {
 		"clusterCIDRs": {"[10.1.0.0/16]", "10.2.0.0/16"}, "clusterDomain": {"a.example", "b.example"}, "apiServer": {"a:6443", "b:6443"},
 		"kubeletConf": {"/a", "/b"}, "wireguardPort": {"1000", "2000"}, "mtu": {"1400", "1500"}, "workers": {"2", "3"},
 		"proxy": {"full", "pods"}, "dns": {"on", "off"}, "egress": {"auto", "packets"}, "cniBinDir": {"/a", "/b"}, "cniConfDir": {"/a", "/b"},
-		"nodePortAddresses": {"[all]", "primary"}, "allowExternalIPs": {"true", "false"},
+		"nodePortAddresses": {"[all]", "primary"}, "allowExternalIPs": {"true", "false"}, "loadBalancerPools": {"[203.0.113.1]", "203.0.113.2"},
 		"healthzBindAddress": {"0.0.0.0:1", "0.0.0.0:2"}, "metricsBindAddress": {"127.0.0.1:1", "127.0.0.1:2"},
 		"stateDir": {"/a", "/b"}, "dataDir": {"/a", "/b"}, "logLevel": {"warn", "error"},
 	}

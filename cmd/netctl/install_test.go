@@ -102,7 +102,7 @@ func TestAgentsReadTheirConfigMap(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := settings.Default()
-		want.ClusterCIDRs, want.NodePortAddresses = []string{}, []string{}
+		want.ClusterCIDRs, want.NodePortAddresses, want.LoadBalancerPools = []string{}, []string{}, []string{}
 		if diff := cmp.Diff(got, want); diff != "" {
 			t.Errorf("the installed configuration differs from the agents' defaults (-installed +default):\n%s", diff)
 		}

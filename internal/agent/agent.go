@@ -31,6 +31,7 @@ import (
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
+	"github.com/netctl/netctl/internal/agent/balancer"
 	"github.com/netctl/netctl/internal/agent/claim"
 	"github.com/netctl/netctl/internal/agent/confirm"
 	"github.com/netctl/netctl/internal/agent/estate"
@@ -54,6 +55,7 @@ import (
 	"github.com/netctl/netctl/ipam"
 	"github.com/netctl/netctl/overlay"
 	"github.com/netctl/netctl/proxy"
+	"github.com/netctl/netctl/proxy/balance"
 	"github.com/netctl/netctl/proxy/health"
 )
 
@@ -92,13 +94,17 @@ type Config struct {
 	ExternalIPs      bool
 	Healthz, Metrics string
 	Events           notice.Recorder // nil: nobody is told
-	Source           cluster.Source
-	Claims           claim.Publisher
-	Blocks           ipam.BlockStore   // nil: pod ranges come on Node objects only
-	Cluster          Cluster           // nil: there is nothing but the State
-	Install          *cni.Installation // nil: somebody else tells the container runtime
-	ProbeSocket      string            // "": nobody watches over us
-	HoldSocket       string            // of the holder; "": the one that started this process, if any
+	// Pools are addresses for Services of type LoadBalancer, Balancers is where they
+	// are written. None or nil: that is somebody else's affair.
+	Pools       balance.Pools
+	Balancers   balancer.Status
+	Source      cluster.Source
+	Claims      claim.Publisher
+	Blocks      ipam.BlockStore   // nil: pod ranges come on Node objects only
+	Cluster     Cluster           // nil: there is nothing but the State
+	Install     *cni.Installation // nil: somebody else tells the container runtime
+	ProbeSocket string            // "": nobody watches over us
+	HoldSocket  string            // of the holder; "": the one that started this process, if any
 	// StandIn has the agent end after it has given way, instead of staying in reserve.
 	StandIn bool
 	// DrainLimit bounds how long an agent that has handed over stays for connections
@@ -177,8 +183,9 @@ type Agent struct {
 	guard     netstack.HostGuard
 	claims    *claim.Keeper
 	notices   *notice.Keeper
-	health    *health.Server // has sockets while this agent serves
-	lost      chan error     // what the agent cannot go on without
+	balancer  *balancer.Balancer // nil: load balancers are somebody else's
+	health    *health.Server     // has sockets while this agent serves
+	lost      chan error         // what the agent cannot go on without
 	ports     portIDs
 	loop      *loop.Loop[Output]
 	installer *install.Keeper // nil: somebody else tells the container runtime
@@ -226,6 +233,9 @@ func newAgent(p *process) *Agent {
 	a := &Agent{
 		cfg: p.cfg, log: p.log, pods: make(map[cni.ID]*pod), lost: make(chan error, 1), calls: -1,
 		state: p.state, facts: p.facts, ranges: p.ranges, keeper: p.keeper, relieve: func() {},
+	}
+	if !a.cfg.Pools.Empty() && a.cfg.Balancers != nil {
+		a.balancer = balancer.New(a.cfg.Node, a.cfg.Pools, a.cfg.Balancers, func() { a.loop.Kick() }, a.log)
 	}
 	a.notices = notice.New(a.cfg.Events, a.log)
 	a.health = health.New(health.Config{

@@ -102,6 +102,9 @@ func (a *Agent) publish(out Output) error {
 	a.delays.InForce(out.Tables.Revision)
 	a.health.End(out.Tables.Revision)
 	a.notices.Say(out.Notices)
+	if a.balancer != nil {
+		a.balancer.Put(a.state.Load(), out.HostAddrs, out.Peers, out.Tables.Services.Externals())
+	}
 	a.mu.Lock()
 	a.unread, a.services = unread, out.Listeners
 	a.mu.Unlock()

@@ -74,6 +74,9 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, workers chan e
 	run("status", a.serveStatus)
 	run("claims", a.claims.Run)
 	run("events", a.notices.Run)
+	if a.balancer != nil {
+		run("load balancer addresses", a.balancer.Run)
+	}
 	defer a.health.Close() // the next agent opens the ports
 	if a.installer != nil {
 		run("installation", func(ctx context.Context) error { return a.installer.Run(ctx, a.cni.Serving()) })

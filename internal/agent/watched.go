@@ -37,6 +37,10 @@ func (a *Agent) applyHealth(out Output) {
 // complain adds to an Output what stands in the way of its sockets, and tells the
 // Services' owners.
 func (a *Agent) complain(out *Output, state *model.State) {
+	if a.balancer != nil {
+		problems, notices := a.balancer.Complaints()
+		out.Problems, out.Notices = append(out.Problems, problems...), append(out.Notices, notices...)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	out.Problems = append(out.Problems, a.conflicts...)

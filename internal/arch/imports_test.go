@@ -23,7 +23,7 @@ var rows = map[string]row{
 		imports: []string{
 			"cni", "cni/shim", "deploy", "deploy/removal", "internal/agent", "internal/agent/cleanup", "internal/agent/probe", "internal/agent/status", "internal/agent/settings",
 			"internal/cluster", "internal/cluster/objects", "internal/dnsnode", "internal/holder", "internal/lab", "internal/model", "internal/packet", "internal/proxynode",
-			"ipam", "proxy", "proxy/health",
+			"ipam", "proxy", "proxy/balance", "proxy/health",
 		},
 		reason: "the only place that constructs across features",
 	},
@@ -42,9 +42,9 @@ var rows = map[string]row{
 
 	"internal/agent": {
 		imports: []string{
-			"cni", "dns", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
+			"cni", "dns", "internal/agent/balancer", "internal/agent/claim", "internal/agent/confirm", "internal/agent/estate", "internal/agent/handover", "internal/agent/hold", "internal/agent/install", "internal/agent/loop",
 			"internal/agent/probe", "internal/agent/record", "internal/agent/settings", "internal/agent/status", "internal/cluster",
-			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/notice", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy", "proxy/health",
+			"internal/datapath", "internal/drain", "internal/flow", "internal/kernel", "internal/mapfile", "internal/model", "internal/netstack", "internal/nodeport", "internal/notice", "internal/packet", "internal/policy", "internal/rawport", "ipam", "overlay", "proxy", "proxy/balance", "proxy/health",
 		},
 		reason: "composes the features of one node; it never knows the lab",
 	},
@@ -122,6 +122,13 @@ var rows = map[string]row{
 	"internal/announce": {
 		tests:  []string{"internal/kernel"},
 		reason: "sockets that answer for addresses; it is told which",
+	},
+	"internal/agent/balancer": {
+		imports: []string{"internal/agent/alive", "internal/announce", "internal/kernel", "internal/model", "ipam", "overlay", "proxy/balance"},
+		reason:  "composes what load balancer addresses need; the loop tells it what is in force",
+	},
+	"internal/agent/alive": {
+		reason: "questions and answers between addresses; whose they are is given to it",
 	},
 	"internal/notice": {
 		imports: []string{"internal/model"},

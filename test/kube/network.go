@@ -62,6 +62,7 @@ func (c *Cluster) installNetctl(ctx context.Context) error {
 	}
 	// The specs try all that Services can say.
 	text = bytes.ReplaceAll(text, []byte("allowExternalIPs: false"), []byte("allowExternalIPs: true"))
+	text = bytes.ReplaceAll(text, []byte("loadBalancerPools: []"), []byte(`loadBalancerPools: ["192.0.2.200-192.0.2.230", "2001:db8::c8-2001:db8::e6"]`))
 	path := filepath.Join(c.dir, "netctl.yaml")
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		return err

@@ -63,6 +63,11 @@ nodePortAddresses: {{ .nodePortAddresses | toJson }}
 # Serve what Services name in spec.externalIPs. Whoever may write a Service can
 # take any address outside with it (CVE-2020-8554).
 allowExternalIPs: {{ .allowExternalIPs }}
+# Addresses for Services of type LoadBalancer, where no cloud gives them any:
+# ranges such as 203.0.113.0/28 or 203.0.113.16-203.0.113.20, of the nodes' own
+# network or routed to it. One node answers ARP and neighbour discovery for each.
+# The nodes must forward (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding).
+loadBalancerPools: {{ .loadBalancerPools | toJson }}
 # Where /healthz and /livez of the service proxy are answered, as kube-proxy does;
 # 0.0.0.0 and [::] are both families. Empty: nowhere.
 healthzBindAddress: {{ .healthzBindAddress | quote }}

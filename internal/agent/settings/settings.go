@@ -81,6 +81,7 @@ type Settings struct {
 	// What of services is served, and where the proxy's health and counters are.
 	NodePortAddresses  []string `json:"nodePortAddresses"`
 	AllowExternalIPs   bool     `json:"allowExternalIPs"`
+	LoadBalancerPools  []string `json:"loadBalancerPools"`
 	HealthzBindAddress string   `json:"healthzBindAddress"`
 	MetricsBindAddress string   `json:"metricsBindAddress"`
 

@@ -1,0 +1,124 @@
+package balancer
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/netctl/netctl/internal/agent/alive"
+	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/proxy/balance"
+)
+
+// cluster has nodes n1 to n5 and services with and without an address; the one of
+// policy Local has endpoints on n2 and n4.
+func balanced() (*model.State, []balance.Assignment, []netip.Addr) {
+	a := netip.MustParseAddr
+	s := &model.State{}
+	for i := range 5 {
+		s.Nodes = append(s.Nodes, &model.Node{Name: fmt.Sprintf("n%d", i+1)})
+	}
+	svc := func(name string, f func(*model.Service)) *model.Service {
+		one := &model.Service{
+			Name: model.Name{Namespace: "d", Name: name}, Type: model.LoadBalancer, ClusterIPs: []netip.Addr{a("10.96.0.1")},
+			LoadBalancerIPs: []netip.Addr{a("203.0.113.1")}, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80}},
+		}
+		f(one)
+		s.Services = append(s.Services, one)
+		return one
+	}
+	svc("everywhere", func(*model.Service) {})
+	svc("local", func(o *model.Service) { o.LoadBalancerIPs, o.ExternalLocal = []netip.Addr{a("203.0.113.2")}, true })
+	svc("new", func(o *model.Service) { o.LoadBalancerIPs = nil })
+	for _, e := range []struct {
+		node  string
+		ready bool
+	}{{"n2", true}, {"n3", false}, {"n4", true}} {
+		s.EndpointSlices = append(s.EndpointSlices, &model.EndpointSlice{
+			Name: model.Name{Namespace: "d", Name: "local-" + e.node}, Service: "local",
+			Endpoints: []model.Endpoint{{Address: a("10.1.1.1"), Node: e.node, Ready: e.ready}},
+		})
+	}
+	pools, err := balance.ParsePools([]string{"203.0.113.0/28"})
+	if err != nil {
+		panic(err)
+	}
+	list, _ := balance.Assign(pools, s.Services)
+	return s, list, []netip.Addr{a("203.0.113.1"), a("203.0.113.2")}
+}
+
+func peersOf(self string) []alive.Peer {
+	var out []alive.Peer
+	for i := range 5 {
+		if n := fmt.Sprintf("n%d", i+1); n != self {
+			out = append(out, alive.Peer{Node: n})
+		}
+	}
+	return out
+}
+
+// Of all nodes that live, one answers for each address and one writes each status; for
+// policy Local it is one with endpoints.
+func TestBalancerTasks(t *testing.T) {
+	t.Parallel()
+	state, list, served := balanced()
+	for dead := range 1 << 5 {
+		lives := func(n string) bool { return dead>>(n[1]-'1')&1 == 0 }
+		owners, writers := map[string][]string{}, 0
+		for i := range 5 {
+			self := fmt.Sprintf("n%d", i+1)
+			if !lives(self) {
+				continue
+			}
+			answer, write, watch := tasks(self, state, list, peersOf(self), served, lives)
+			for _, a := range answer {
+				owners[a.String()] = append(owners[a.String()], self)
+			}
+			for _, w := range write {
+				if w.Service.Name.Name != "new" || len(w.Addrs) != 1 {
+					t.Errorf("%s writes %v", self, w)
+				}
+				writers++
+			}
+			if watch[self] {
+				t.Errorf("%s watches itself", self)
+			}
+		}
+		for addr, nodes := range owners {
+			if len(nodes) != 1 {
+				t.Errorf("dead %05b: %s is answered for by %v", dead, addr, nodes)
+			}
+		}
+		for _, n := range owners["203.0.113.2"] {
+			if n != "n2" && n != "n4" {
+				t.Errorf("dead %05b: %s answers for an address of policy Local and has no endpoint", dead, n)
+			}
+		}
+		if (lives("n2") || lives("n4")) != (len(owners["203.0.113.2"]) == 1) {
+			t.Errorf("dead %05b: policy Local is answered for by %v", dead, owners["203.0.113.2"])
+		}
+		if dead == 0 && (writers != 1 || len(owners["203.0.113.1"]) != 1) {
+			t.Errorf("%d writers, owners %v", writers, owners)
+		}
+	}
+}
+
+// What is in no status, or not in force, is not answered for; a node that is to go
+// answers for nothing.
+func TestBalancerRestraint(t *testing.T) {
+	t.Parallel()
+	state, list, served := balanced()
+	alone := func(string) bool { return false }
+	if answer, _, _ := tasks("n2", state, list, nil, served, alone); len(answer) != 2 {
+		t.Errorf("alone, it answers for %v", answer)
+	}
+	if answer, _, _ := tasks("n2", state, list, nil, served[:1], alone); len(answer) != 1 {
+		t.Errorf("it answers for what is not in force: %v", answer)
+	}
+	state.Nodes = slices.Clone(state.Nodes)
+	state.Nodes[1] = &model.Node{Name: "n2", Leaving: true}
+	if answer, write, _ := tasks("n2", state, list, nil, served, alone); len(answer)+len(write) > 0 {
+		t.Errorf("about to go, it answers for %v and writes %v", answer, write)
+	}
+}
