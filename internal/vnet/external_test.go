@@ -61,7 +61,7 @@ func TestLoadBalancerAddresses(t *testing.T) {
 			n2 <- tcp lb:80 > n2:1004 flags=SA`)
 		// A backend on the host answers the router, as it does to node processes.
 		c.AddService("host", "n1")
-		balance(c, "host", func(s *model.Service) {})
+		balance(c, "host")
 		balance(c, "here", func(s *model.Service) { s.LoadBalancerIPs = nil })
 		c.Play(f, `
 			n1 -> udp outside:1005 > lb:80
