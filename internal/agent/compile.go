@@ -435,9 +435,7 @@ func (c *compiler) ports() {
 				e.Addrs = append(e.Addrs, addr)
 				write(addr[:])
 			}
-			if e.Gateway { // only then does it matter what is outside
-				c.writeRanges(write)
-			}
+			c.writeGateway(write)
 		case datapath.KindOverlay:
 			// Flows of peers depend on who owns which range: a node that comes or goes
 			// has them judged again.
@@ -462,6 +460,13 @@ func (c *compiler) ports() {
 		e.Gen = gen.Sum32()
 		c.tables.Ports[p.ID] = e
 		c.limits(&p)
+	}
+}
+
+// writeGateway is writeRanges for the host port, where it matters only then.
+func (c *compiler) writeGateway(write func(...[]byte)) {
+	if c.gateway() {
+		c.writeRanges(write)
 	}
 }
 

@@ -82,7 +82,7 @@ func solicitation(eth, p []byte) (target netip.Addr, from asker, ok bool) {
 // answer says to who asked that we have the address.
 func answer(mac [6]byte, target netip.Addr, to asker) []byte {
 	if target.Is4() {
-		return arp(2, mac, target, to.mac, to.mac, to.addr)
+		return arp(2, mac, target, to.mac, to)
 	}
 	if to.addr.IsUnspecified() {
 		return advertisement(mac, target, multicastMAC(allNodes), allNodes, false)
@@ -94,20 +94,20 @@ func answer(mac [6]byte, target netip.Addr, to asker) []byte {
 // as a reply, since some listen to the one and some to the other (RFC 5227 §3).
 func announcement(mac [6]byte, a netip.Addr) [][]byte {
 	if a.Is4() {
-		return [][]byte{arp(1, mac, a, broadcast, [6]byte{}, a), arp(2, mac, a, broadcast, broadcast, a)}
+		return [][]byte{arp(1, mac, a, broadcast, asker{addr: a}), arp(2, mac, a, broadcast, asker{broadcast, a})}
 	}
 	return [][]byte{advertisement(mac, a, multicastMAC(allNodes), allNodes, false)}
 }
 
-func arp(op uint16, mac [6]byte, from netip.Addr, eth, toMAC [6]byte, to netip.Addr) []byte {
+func arp(op uint16, mac [6]byte, from netip.Addr, eth [6]byte, to asker) []byte {
 	b := ethernet(eth, mac, protoARP, arpLen)
 	a := b[ethLen:]
 	copy(a, []byte{0, 1, 8, 0, 6, 4})
 	binary.BigEndian.PutUint16(a[6:], op)
 	copy(a[8:], mac[:])
-	f, t := from.As4(), to.As4()
+	f, t := from.As4(), to.addr.As4()
 	copy(a[14:], f[:])
-	copy(a[18:], toMAC[:])
+	copy(a[18:], to.mac[:])
 	copy(a[24:], t[:])
 	return b
 }

@@ -3,6 +3,7 @@ package announce
 import (
 	"encoding/binary"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -36,7 +37,7 @@ func solicit(target, from netip.Addr) []byte {
 func TestQuestions(t *testing.T) {
 	t.Parallel()
 	four, six := addr("192.0.2.80"), addr("2001:db8::80")
-	ask4 := arp(1, yours, addr("192.0.2.9"), broadcast, [6]byte{}, four)
+	ask4 := arp(1, yours, addr("192.0.2.9"), broadcast, asker{addr: four})
 	ask6 := solicit(six, addr("fe80::2"))
 	change := func(b []byte, f func([]byte)) []byte {
 		out := append([]byte(nil), b...)
@@ -50,9 +51,9 @@ func TestQuestions(t *testing.T) {
 	}{
 		{"ARP", ask4, four},
 		{"ARP, padded", append(append([]byte(nil), ask4...), make([]byte, 18)...), four},
-		{"ARP probe of somebody who wants the address", arp(1, yours, addr("0.0.0.0"), broadcast, [6]byte{}, four), four},
-		{"ARP reply", arp(2, yours, addr("192.0.2.9"), mine, mine, four), netip.Addr{}},
-		{"ARP announcement", arp(1, yours, four, broadcast, [6]byte{}, four), netip.Addr{}},
+		{"ARP probe of somebody who wants the address", arp(1, yours, addr("0.0.0.0"), broadcast, asker{addr: four}), four},
+		{"ARP reply", arp(2, yours, addr("192.0.2.9"), mine, asker{mine, four}), netip.Addr{}},
+		{"ARP announcement", arp(1, yours, four, broadcast, asker{addr: four}), netip.Addr{}},
 		{"ARP of other hardware", change(ask4, func(b []byte) { b[15] = 6 }), netip.Addr{}},
 		{"ARP from a group", change(ask4, func(b []byte) { b[22] |= 1 }), netip.Addr{}},
 		{"ARP cut", ask4[:len(ask4)-1], netip.Addr{}},
@@ -87,7 +88,7 @@ func TestAnswers(t *testing.T) {
 	if b := answer(mine, six, from); [6]byte(b[:6]) != multicastMAC(allNodes) || b[ethLen+ip6Len+4] != 0x20 {
 		t.Errorf("to who wants the address: % x", b)
 	}
-	_, from, _ = question(arp(1, yours, addr("192.0.2.9"), broadcast, [6]byte{}, addr("192.0.2.80")))
+	_, from, _ = question(arp(1, yours, addr("192.0.2.9"), broadcast, asker{addr: addr("192.0.2.80")}))
 	b = answer(mine, addr("192.0.2.80"), from)
 	if [6]byte(b[:6]) != yours || b[21] != 2 || [4]byte(b[28:32]) != [4]byte{192, 0, 2, 80} || [4]byte(b[38:42]) != [4]byte{192, 0, 2, 9} {
 		t.Errorf("% x", b)
@@ -109,11 +110,11 @@ func TestPlaces(t *testing.T) {
 		{Name: "c", Index: 3},
 	}
 	for a, want := range map[string]string{"192.0.2.1": "ab", "192.0.2.200": "a", "2001:db8::1": "b", "203.0.113.1": "c"} {
-		got := ""
+		var names []string
 		for _, l := range places(addr(a), links, "c") {
-			got += l.Name
+			names = append(names, l.Name)
 		}
-		if got != want {
+		if got := strings.Join(names, ""); got != want {
 			t.Errorf("%s is answered for on %q, want %q", a, got, want)
 		}
 	}
@@ -125,7 +126,7 @@ func TestPlaces(t *testing.T) {
 // Whatever a neighbour sends is read without harm, and only what it may ask is
 // answered.
 func FuzzQuestion(f *testing.F) {
-	f.Add(arp(1, yours, addr("192.0.2.9"), broadcast, [6]byte{}, addr("192.0.2.80")))
+	f.Add(arp(1, yours, addr("192.0.2.9"), broadcast, asker{addr: addr("192.0.2.80")}))
 	f.Add(solicit(addr("2001:db8::80"), addr("fe80::2")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		target, from, ok := question(b)

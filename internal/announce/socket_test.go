@@ -156,7 +156,7 @@ func TestAddressesMove(t *testing.T) {
 	}
 	ask := func() {
 		t.Helper()
-		must(t, e.arp.write(arp(1, lan.MAC, addr("192.0.2.9"), broadcast, [6]byte{}, addrs[0])))
+		must(t, e.arp.write(arp(1, lan.MAC, addr("192.0.2.9"), broadcast, asker{addr: addrs[0]})))
 		q := solicit(addrs[1], addr("2001:db8::9"))
 		copy(q[6:], lan.MAC[:])
 		must(t, e.ndp.write(q))

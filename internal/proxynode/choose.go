@@ -20,20 +20,26 @@ var (
 	errNotOurs = fmt.Errorf("no service's address: %w", syscall.EHOSTUNREACH)
 )
 
+// question is who wants to reach what.
+type question struct {
+	proto       model.Protocol
+	client, dst netip.AddrPort
+}
+
 // choose picks the backend of a new connection of client to a frontend.
-func (n *node) choose(o *Output, f *proxy.Frontend, kind proxy.Kind, proto model.Protocol, client, dst netip.AddrPort) (netip.AddrPort, error) {
+func (n *node) choose(o *Output, f *proxy.Frontend, kind proxy.Kind, q question) (netip.AddrPort, error) {
 	var b proxy.Backend
 	if kind == proxy.KindBackends {
-		from, number := packet.AddrFrom(client.Addr()), rand.Uint32()
+		from, number := packet.AddrFrom(q.client.Addr()), rand.Uint32()
 		if f.Hashed() {
-			number = proxy.Hash(uint8(proto), from, client.Port(), packet.AddrFrom(dst.Addr()), dst.Port())
+			number = proxy.Hash(uint8(q.proto), from, q.client.Port(), packet.AddrFrom(q.dst.Addr()), q.dst.Port())
 		}
 		b, kind = o.Services.Pick(f, from, number, n.affinity, kernel.BootClock())
 	}
 	switch kind {
 	case proxy.KindBackends:
 		to := netip.AddrPortFrom(b.Addr.Netip(), b.Port)
-		err := o.Services.Dialable(to, uint8(proto))
+		err := o.Services.Dialable(to, uint8(q.proto))
 		if err != nil {
 			n.log.Debug("service has a backend that is never dialled", "service", f.Service.String(), "backend", to, "error", err)
 		}
@@ -65,14 +71,14 @@ func (o *Output) listened(dst netip.AddrPort, proto model.Protocol) (*proxy.Fron
 func (n *node) translate(proto uint8, client, dst netip.AddrPort) (netip.AddrPort, error) {
 	o := n.output.Load()
 	f, kind := o.frontend(dst, model.Protocol(proto))
-	return n.choose(o, f, kind, model.Protocol(proto), client, dst)
+	return n.choose(o, f, kind, question{model.Protocol(proto), client, dst})
 }
 
 // pick is the node ports': the backend of one.
 func (n *node) pick(dst netip.AddrPort, proto model.Protocol, client netip.AddrPort) (netip.AddrPort, bool) {
 	o := n.output.Load()
 	f, kind := o.listened(dst, proto)
-	to, err := n.choose(o, f, kind, proto, client, dst)
+	to, err := n.choose(o, f, kind, question{proto, client, dst})
 	return to, err == nil
 }
 

@@ -61,7 +61,7 @@ func TestLoadBalancerAddresses(t *testing.T) {
 			n2 <- tcp lb:80 > n2:1004 flags=SA`)
 		// A backend on the host answers the router, as it does to node processes.
 		c.AddService("host", "n1")
-		balance(c, "host", func(s *model.Service) {})
+		balance(c, "host")
 		balance(c, "here", func(s *model.Service) { s.LoadBalancerIPs = nil })
 		c.Play(f, `
 			n1 -> udp outside:1005 > lb:80
@@ -189,5 +189,47 @@ func TestDatagramFlowsFollowTheirService(t *testing.T) {
 			a2 <- udp a:1000 > a2:9090
 			n1 -> udp outside:1000 > lb:80
 			a2 <- udp outside:1000 > a2:9090`)
+	})
+}
+
+// SCTP is translated as the others are, without any socket, and its flows follow
+// endpoints; what is no port of a service is refused, pings too (DST-1).
+func TestSCTPServices(t *testing.T) {
+	t.Parallel()
+	each(t, vnet.Config{}, func(_ *testing.T, c *vnet.Cluster, f vnet.Family) {
+		c.AddService("assoc", "b")
+		withSCTP := func() {
+			c.Change(func(s *model.State) {
+				for i, svc := range s.Services {
+					if svc.Name.Name == "assoc" {
+						one := *svc
+						one.Ports = append(slices.Clone(one.Ports), model.ServicePort{Name: "SCTP", Protocol: model.SCTP, Port: vnet.ServicePort})
+						s.Services[i] = &one
+					}
+				}
+				for i, slice := range s.EndpointSlices {
+					if slice.Service == "assoc" {
+						one := *slice
+						one.Ports = append(slices.Clone(one.Ports), model.EndpointPort{Name: "SCTP", Protocol: model.SCTP, Port: vnet.TargetPort})
+						s.EndpointSlices[i] = &one
+					}
+				}
+			})
+			c.Publish()
+		}
+		withSCTP()
+		c.Play(f, `
+			a -> sctp a:1000 > assoc:80 data=init
+			b <- sctp a:1000 > b:8080 data=init
+			b -> sctp b:8080 > a:1000 data=ack
+			a <- sctp assoc:80 > a:1000 data=ack
+			a -> echo a > assoc id=7
+			a <- unreach-port assoc > a [echo:a>assoc]
+			n1 drops no_endpoints`)
+		c.AddService("assoc", "a2")
+		withSCTP()
+		c.Play(f, `
+			a -> sctp a:1000 > assoc:80 data=more
+			a2 <- sctp a:1000 > a2:8080 data=more`)
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -184,14 +185,8 @@ func (p printer) head(name, kind, help string) {
 
 func (p printer) value(name string, labels []string, v float64) {
 	text := ""
-	for i, l := range labels {
-		if i > 0 {
-			text += ","
-		}
-		text += l
-	}
-	if text != "" {
-		text = "{" + text + "}"
+	if len(labels) > 0 {
+		text = "{" + strings.Join(labels, ",") + "}"
 	}
 	_, _ = fmt.Fprintf(p.w, "%s%s %s\n", name, text, number(v))
 }

@@ -68,7 +68,7 @@ func TestDisruption(t *testing.T) {
 	hundred := all[:100]
 	before := Table(hundred)
 	worst := 0.0
-	for gone := range hundred {
+	for gone := 0; gone < len(hundred); gone += 7 {
 		rest := slices.Delete(slices.Clone(hundred), gone, gone+1)
 		worst = max(worst, moved(before, Table(rest), hundred, rest))
 	}

@@ -113,7 +113,7 @@ securityContext:
     add:
       - NET_ADMIN # TUN devices, addresses and routes
       - SYS_ADMIN # setns into the pods' network namespaces
-      - NET_RAW # pings and packets from pods to the outside
+      - NET_RAW # pings and packets from pods to the outside, answers for load balancer addresses
       - NET_BIND_SERVICE # DNS at port 53, host ports below 1024
   seccompProfile:
     type: RuntimeDefault

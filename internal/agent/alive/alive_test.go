@@ -3,6 +3,7 @@ package alive
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -39,6 +40,17 @@ func start(t *testing.T, bind, ask uint16) (*Watcher, chan struct{}, func()) {
 	return w, changed, stop
 }
 
+// freePort is one that nobody else has, most likely.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+}
+
 func until(t *testing.T, changed <-chan struct{}, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.After(patience)
@@ -56,14 +68,15 @@ func until(t *testing.T, changed <-chan struct{}, what string, ok func() bool) {
 func TestLifeAndDeath(t *testing.T) {
 	t.Parallel()
 	local := netip.MustParseAddr("127.0.0.1")
-	w, changed, _ := start(t, 42811, 42812)
+	one, two := freePort(t), freePort(t)
+	w, changed, _ := start(t, one, two)
 	peers := []Peer{{"b", local}}
 	w.Watch(local, peers, map[string]bool{"b": true})
 	if !w.Lives("b") {
 		t.Error("a node is dead before it could answer")
 	}
 	until(t, changed, "nobody is there", func() bool { return !w.Lives("b") })
-	other, _, stop := start(t, 42812, 42811)
+	other, _, stop := start(t, two, one)
 	other.Watch(local, []Peer{{"a", local}}, nil)
 	until(t, changed, "b lives", func() bool { return w.Lives("b") })
 	stop()

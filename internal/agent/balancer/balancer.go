@@ -121,7 +121,9 @@ func (b *Balancer) Run(ctx context.Context) error {
 	go func() { watching <- b.alive.Run(watched) }()
 	defer func() {
 		stop()
-		<-watching
+		if err := <-watching; err != nil {
+			b.log.Warn("nobody watches over other nodes", "error", err)
+		}
 	}()
 	wait := time.NewTimer(balanceAgain)
 	defer wait.Stop()
@@ -168,9 +170,10 @@ func (b *Balancer) turn(ctx context.Context) error {
 		b.report()
 	}
 
-	_, _, watch := tasks(b.node, state, list, peers, served, func(string) bool { return true })
+	v := view{self: b.node, state: state, peers: peers, served: served}
+	_, _, watch := v.tasks(list, func(string) bool { return true })
 	b.alive.Watch(self, peers, watch) // whoever is new there lives, for now
-	answer, write, _ := tasks(b.node, state, list, peers, served, b.alive.Lives)
+	answer, write, _ := v.tasks(list, b.alive.Lives)
 	errs := []error{b.announce.Apply(answer)}
 	for _, a := range write {
 		one, cancel := context.WithTimeout(ctx, statusTimeout)
@@ -180,16 +183,22 @@ func (b *Balancer) turn(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// view is what a node knows of the cluster.
+type view struct {
+	self   string
+	state  *model.State
+	peers  []alive.Peer
+	served []netip.Addr
+}
+
 // tasks are what a node has to do, as far as it knows who lives: for which addresses
 // it answers, of those that are in force (what no status says yet is nobody's), which
 // statuses it writes, and whom it watches.
-func tasks(self string, state *model.State, list []balance.Assignment, peers []alive.Peer, served []netip.Addr, lives func(string) bool) (
-	answer []netip.Addr, write []balance.Assignment, watch map[string]bool,
-) {
-	nodes := candidates(state, self, peers)
+func (v *view) tasks(list []balance.Assignment, lives func(string) bool) (answer []netip.Addr, write []balance.Assignment, watch map[string]bool) {
+	nodes := candidates(v.state, v.self, v.peers)
 	watch = map[string]bool{}
 	duty := func(addr netip.Addr, may []string) bool {
-		d := balance.Duty(self, addr, may, lives)
+		d := balance.Duty(v.self, addr, may, lives)
 		for _, n := range d.Watch {
 			watch[n] = true
 		}
@@ -201,12 +210,12 @@ func tasks(self string, state *model.State, list []balance.Assignment, peers []a
 			write = append(write, a)
 		}
 		for _, addr := range s.LoadBalancerIPs {
-			if !slices.Contains(a.Addrs, addr) || !slices.Contains(served, addr) || slices.Contains(answer, addr) {
+			if !slices.Contains(a.Addrs, addr) || !slices.Contains(v.served, addr) || slices.Contains(answer, addr) {
 				continue
 			}
 			may := nodes
 			if s.ExternalLocal { // others would drop what comes; such addresses are not shared
-				may = withEndpoints(state, s.Name, addr.Is4(), nodes)
+				may = withEndpoints(v.state, s.Name, addr.Is4(), nodes)
 			}
 			if duty(addr, may) {
 				answer = append(answer, addr)

@@ -11,7 +11,7 @@ import (
 	"github.com/netctl/netctl/proxy/balance"
 )
 
-// cluster has nodes n1 to n5 and services with and without an address; the one of
+// balanced is a cluster with nodes n1 to n5 and services with and without an address; the one of
 // policy Local has endpoints on n2 and n4.
 func balanced() (*model.State, []balance.Assignment, []netip.Addr) {
 	a := netip.MustParseAddr
@@ -71,7 +71,7 @@ func TestBalancerTasks(t *testing.T) {
 			if !lives(self) {
 				continue
 			}
-			answer, write, watch := tasks(self, state, list, peersOf(self), served, lives)
+			answer, write, watch := (&view{self, state, peersOf(self), served}).tasks(list, lives)
 			for _, a := range answer {
 				owners[a.String()] = append(owners[a.String()], self)
 			}
@@ -110,15 +110,15 @@ func TestBalancerRestraint(t *testing.T) {
 	t.Parallel()
 	state, list, served := balanced()
 	alone := func(string) bool { return false }
-	if answer, _, _ := tasks("n2", state, list, nil, served, alone); len(answer) != 2 {
+	if answer, _, _ := (&view{"n2", state, nil, served}).tasks(list, alone); len(answer) != 2 {
 		t.Errorf("alone, it answers for %v", answer)
 	}
-	if answer, _, _ := tasks("n2", state, list, nil, served[:1], alone); len(answer) != 1 {
+	if answer, _, _ := (&view{"n2", state, nil, served[:1]}).tasks(list, alone); len(answer) != 1 {
 		t.Errorf("it answers for what is not in force: %v", answer)
 	}
 	state.Nodes = slices.Clone(state.Nodes)
 	state.Nodes[1] = &model.Node{Name: "n2", Leaving: true}
-	if answer, write, _ := tasks("n2", state, list, nil, served, alone); len(answer)+len(write) > 0 {
+	if answer, write, _ := (&view{"n2", state, nil, served}).tasks(list, alone); len(answer)+len(write) > 0 {
 		t.Errorf("about to go, it answers for %v and writes %v", answer, write)
 	}
 }
