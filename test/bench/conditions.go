@@ -19,7 +19,13 @@ func (b *bench) conditions() string {
 		}
 	}
 	return fmt.Sprintf("%d processors (%s), Linux %s, %s; the newest run of each line, in which the load average went from %s to %s.",
-		goruntime.NumCPU(), cpu, firstOf("/proc/sys/kernel/osrelease"), goruntime.Version(), b.loadBefore, firstOf("/proc/loadavg"))
+		goruntime.NumCPU(), cpu, version(firstOf("/proc/sys/kernel/osrelease")), goruntime.Version(), b.loadBefore, firstOf("/proc/loadavg"))
+}
+
+// version is a kernel's, without what its builder calls it.
+func version(release string) string {
+	parts := strings.SplitN(release, ".", 3)
+	return strings.Join(parts[:min(2, len(parts))], ".")
 }
 
 // firstOf is the first word of a file.

@@ -25,6 +25,8 @@ const (
 	tellEvery  = 32
 	floodQuiet = 20 * time.Millisecond // without an answer, what is under way is lost
 	tellTries  = 100
+
+	firstFlowPort = 20000 // below those that the kernel gives
 )
 
 // serveFlood starts the server of floods. Senders take turns.
@@ -81,8 +83,13 @@ func (r Request) flood() (Result, error) {
 			_ = syscall.Close(fd)
 		}
 	}()
-	for range r.Flows {
+	for i := range r.Flows {
 		fd, err := socket(syscall.SOCK_DGRAM)
+		if err == nil && r.Flows > 1 {
+			// Many flows are the same ones each time: what is on the way remembers them for
+			// minutes, and may let a pod have only so many.
+			err = syscall.Bind(fd, &syscall.SockaddrInet4{Port: firstFlowPort + i})
+		}
 		if err == nil {
 			err = errors.Join(limit(fd, floodQuiet), syscall.Connect(fd, sockaddr(r.To)))
 		}
