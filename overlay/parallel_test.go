@@ -53,6 +53,7 @@ func TestSendersOfOnePeerDoNotWait(t *testing.T) {
 	a.send(t, udp(pod4(1), pod4(2), "session"))
 	b.in.waitN(t, "packet", 1)
 	settle(t, a, b)
+	before := b.Counters().RxSegments
 	wire.want.Store(senders)
 	var wg sync.WaitGroup
 	for i := range senders {
@@ -60,7 +61,7 @@ func TestSendersOfOnePeerDoNotWait(t *testing.T) {
 	}
 	wg.Wait()
 	wire.want.Store(0)
-	b.in.waitN(t, "packets", senders)
+	until(t, "packets", func() bool { return b.Counters().RxSegments-before == senders })
 	if n := a.Counters().Drops[overlay.DropSend]; n != 0 {
 		t.Errorf("%d packets were not sent: somebody waited", n)
 	}

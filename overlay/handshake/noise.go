@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/flynn/noise"
 	"golang.org/x/crypto/curve25519"
@@ -32,6 +33,7 @@ type Identity struct {
 	static noise.DHKey
 	psk    [keySize]byte
 	suite  noise.CipherSuite
+	random io.Reader
 }
 
 // NewIdentity returns the end that has the private key. psk is mixed into every
@@ -43,7 +45,8 @@ func NewIdentity(private, psk [keySize]byte) (*Identity, error) {
 	}
 	return &Identity{
 		static: noise.DHKey{Private: private[:], Public: public}, psk: psk,
-		suite: noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashBLAKE2s),
+		suite:  noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashBLAKE2s),
+		random: rand.Reader,
 	}, nil
 }
 
@@ -53,7 +56,7 @@ func (id *Identity) Public() [keySize]byte { return [keySize]byte(id.static.Publ
 // state begins one handshake. peer is nil at the responder, who learns it.
 func (id *Identity) state(peer []byte) (*noise.HandshakeState, error) {
 	return noise.NewHandshakeState(noise.Config{
-		CipherSuite: id.suite, Random: rand.Reader, Pattern: noise.HandshakeIK, Initiator: peer != nil,
+		CipherSuite: id.suite, Random: id.random, Pattern: noise.HandshakeIK, Initiator: peer != nil,
 		Prologue: []byte(prologue), PresharedKey: id.psk[:], PresharedKeyPlacement: pskPlacement,
 		StaticKeypair: id.static, PeerStatic: peer,
 	})
@@ -65,6 +68,10 @@ type Initiator struct{ hs *noise.HandshakeState }
 // Initiate writes an initiation to peer into dst, all but its MACs. index is
 // what the peer shall answer to.
 func (id *Identity) Initiate(dst *[InitiationSize]byte, peer [keySize]byte, index uint32) (*Initiator, error) {
+	return id.initiate(dst, peer, index, Timestamp(tai64n.Now())) // rounded to 16 ms
+}
+
+func (id *Identity) initiate(dst *[InitiationSize]byte, peer [keySize]byte, index uint32, stamp Timestamp) (*Initiator, error) {
 	hs, err := id.state(peer[:])
 	if err != nil {
 		return nil, fmt.Errorf("handshake: begin: %w", err)
@@ -72,7 +79,6 @@ func (id *Identity) Initiate(dst *[InitiationSize]byte, peer [keySize]byte, inde
 	clear(dst[:])
 	binary.LittleEndian.PutUint32(dst[:], uint32(KindInitiation))
 	binary.LittleEndian.PutUint32(dst[senderAt:], index)
-	stamp := tai64n.Now() // rounded to 16 ms
 	if _, _, _, err := hs.WriteMessage(dst[initiationNoise:initiationNoise], stamp[:]); err != nil {
 		return nil, fmt.Errorf("handshake: initiation: %w", err)
 	}
