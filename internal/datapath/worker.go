@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/spin"
 )
 
 const (
@@ -151,12 +151,11 @@ func (ws *Workers) close() error {
 }
 
 func (w *worker) run(ctx context.Context) (err error) {
-	calm := calm{delay: kernel.NewDelay(), now: time.Now}
-	defer func() { err = errors.Join(err, calm.delay.Close()) }()
-	spin := spin{spare: calm.spare, now: time.Now}
+	pace := spin.New()
+	defer func() { err = errors.Join(err, pace.Close()) }()
 	for ctx.Err() == nil {
 		timeout := 0
-		if !spin.again() {
+		if !pace.Again() {
 			timeout = -1
 		}
 		n, err := w.poller.Wait(w.events, timeout)
@@ -172,7 +171,7 @@ func (w *worker) run(ctx context.Context) (err error) {
 				w.owner.forget(id, gone) // outside the batch, which Publish waits for
 			}
 		}
-		spin.looked(carried > 0, timeout != 0)
+		pace.Looked(carried > 0, timeout != 0)
 	}
 	return nil
 }
