@@ -54,24 +54,7 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, seat *handover
 	}
 	run("loop", a.loop.Run)
 	run("cni", a.cni.Run)
-	run("start", func(ctx context.Context) error {
-		if err := a.loop.Publish(ctx); err != nil {
-			return ignoreDone(ctx, fmt.Errorf("publish the first tables: %w", err))
-		}
-		if _, err := a.applySockets(); err != nil { // conflicts are reported, and tried again
-			a.log.Warn("node's ports are not listened to, trying again", "error", err)
-		}
-		if a.heritage != nil {
-			a.heritage.Adopted()
-		} else {
-			a.knock()
-		}
-		a.keepAll()
-		a.relieve()
-		a.log.Info("agent serves", "node", a.cfg.Node, "mtu", a.mtu, "pods", len(a.localPorts())-len(a.fixed))
-		a.cni.Restored()
-		return nil
-	})
+	run("start", a.begin)
 	run("status", a.serveStatus)
 	run("claims", a.claims.Run)
 	run("name server's options", a.followNames)
@@ -120,6 +103,26 @@ func (a *Agent) steer(ctx context.Context, yield <-chan struct{}, seat *handover
 		return nil
 	})
 	return ignoreDone(ctx, g.Wait())
+}
+
+// begin serves for the first time.
+func (a *Agent) begin(ctx context.Context) error {
+	if err := a.loop.Publish(ctx); err != nil {
+		return ignoreDone(ctx, fmt.Errorf("publish the first tables: %w", err))
+	}
+	if _, err := a.applySockets(); err != nil { // conflicts are reported, and tried again
+		a.log.Warn("node's ports are not listened to, trying again", "error", err)
+	}
+	if a.heritage != nil {
+		a.heritage.Adopted()
+	} else {
+		a.knock()
+	}
+	a.keepAll()
+	a.relieve()
+	a.log.Info("agent serves", "node", a.cfg.Node, "mtu", a.mtu, "pods", len(a.localPorts())-len(a.fixed))
+	a.cni.Restored()
+	return nil
 }
 
 // ignoreDone turns errors that only say that we were told to end into none.

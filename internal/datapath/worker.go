@@ -9,6 +9,7 @@ import (
 
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/packet"
+	"github.com/netctl/netctl/internal/spin"
 )
 
 const (
@@ -156,12 +157,11 @@ func (ws *Workers) close() error {
 }
 
 func (w *worker) run(ctx context.Context) (err error) {
-	calm := calm{delay: kernel.NewDelay(), now: time.Now}
-	defer func() { err = errors.Join(err, calm.delay.Close()) }()
-	spin := spin{spare: calm.spare, now: time.Now}
+	pace := spin.New()
+	defer func() { err = errors.Join(err, pace.Close()) }()
 	for ctx.Err() == nil {
 		timeout := 0
-		if !spin.again() && w.ahead.busy == 0 {
+		if !pace.Again() && w.ahead.busy == 0 {
 			timeout = -1
 		}
 		if len(w.paused) > 0 {
@@ -186,7 +186,7 @@ func (w *worker) run(ctx context.Context) (err error) {
 			count, _ := w.drain(id)
 			carried += count
 		}
-		spin.looked(carried > 0, timeout != 0)
+		pace.Looked(carried > 0, timeout != 0)
 	}
 	w.ahead.ending = true
 	for w.ahead.busy > 0 { // nobody else has it

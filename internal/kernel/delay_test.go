@@ -58,7 +58,7 @@ func TestDelayGrowsWhereOthersRun(t *testing.T) {
 	}
 	go func() {
 		pin()
-		for !stop.Load() { //nolint:revive // it takes the processor, and that is all
+		for !stop.Load() {
 		}
 	}()
 	done := make(chan struct{})

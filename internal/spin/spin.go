@@ -1,4 +1,6 @@
-package datapath
+// Package spin says how long somebody who waits for packets looks again before it
+// sleeps, so that two ends that talk do without its wake-ups.
+package spin
 
 import (
 	"time"
@@ -20,12 +22,13 @@ const (
 	spareTime = time.Millisecond
 )
 
-// spin says whether a worker that found nothing to carry looks again or sleeps.
+// Spin says whether a worker that found nothing to carry looks again or sleeps.
 // Beyond a few looks, it goes on when the last sleep was so short that looking
 // would have been better, and never when somebody else could use the processor.
-type spin struct {
+type Spin struct {
 	spare func() bool      // whether there is a processor to spare
 	now   func() time.Time // the clock
+	end   func() error
 
 	looks   int  // in vain since the last packet
 	long    bool // look for spinTime
@@ -35,8 +38,17 @@ type spin struct {
 	checked time.Time
 }
 
-// again reports whether to look again at once.
-func (s *spin) again() bool {
+// New returns a Spin for one goroutine.
+func New() *Spin {
+	c := &calm{delay: kernel.NewDelay(), now: time.Now}
+	return &Spin{spare: c.spare, now: time.Now, end: c.delay.Close}
+}
+
+// Close ends it.
+func (s *Spin) Close() error { return s.end() }
+
+// Again reports whether to look again at once.
+func (s *Spin) Again() bool {
 	if s.looks < spinLooks {
 		return true
 	}
@@ -49,16 +61,16 @@ func (s *spin) again() bool {
 }
 
 // roomy asks spare, but not for every packet.
-func (s *spin) roomy(now time.Time) bool {
+func (s *Spin) roomy(now time.Time) bool {
 	if s.checked.IsZero() || now.Sub(s.checked) >= spareTime {
 		s.checked, s.spared = now, s.spare()
 	}
 	return s.spared
 }
 
-// looked records the end of a look, in which something was carried or not, or of
+// Looked records the end of a look, in which something was carried or not, or of
 // a sleep.
-func (s *spin) looked(carried, slept bool) {
+func (s *Spin) Looked(carried, slept bool) {
 	switch {
 	case slept:
 		s.pays = s.now().Sub(s.since) < spinTime

@@ -1,4 +1,4 @@
-package datapath
+package spin
 
 import (
 	"runtime"
@@ -10,7 +10,7 @@ import (
 
 // spinner plays a worker that gets one packet a gap, on a clock of its own.
 type spinner struct {
-	spin
+	Spin
 
 	at    time.Time
 	asked int
@@ -35,21 +35,21 @@ func newSpinner() *spinner {
 // packet lets a gap pass and reports whether the worker slept, and how often it
 // looked in vain.
 func (s *spinner) packet(gap time.Duration) (slept bool, looks int) {
-	s.looked(true, false)
+	s.Looked(true, false)
 	due := s.at.Add(gap)
-	for s.again() {
+	for s.Again() {
 		s.at = s.at.Add(look)
 		if !s.at.Before(due) {
-			s.looked(true, false)
+			s.Looked(true, false)
 			return false, looks
 		}
 		looks++
-		s.looked(false, false)
+		s.Looked(false, false)
 	}
 	if due = due.Add(wake); s.at.Before(due) {
 		s.at = due
 	}
-	s.looked(true, true)
+	s.Looked(true, true)
 	return true, looks
 }
 
