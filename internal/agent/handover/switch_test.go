@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -315,7 +316,9 @@ func TestHeirWaitsNoLongerThanItsTurn(t *testing.T) {
 	if _, _, err := Take(ctx, dir); err == nil { // nobody attends to it
 		t.Error("taken")
 	}
-	go func() {
+	var wg sync.WaitGroup
+	defer wg.Wait() // before the seat is left
+	wg.Go(func() {
 		h := <-old.Heirs() // the one that has given up
 		_ = errors.Join(h.Give("a"), h.Leave())
 		if err := h.Await(t.Context()); err == nil {
@@ -324,7 +327,7 @@ func TestHeirWaitsNoLongerThanItsTurn(t *testing.T) {
 		if err := old.Resume(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
 	ctx, cancel = context.WithTimeout(t.Context(), 5*pollTime)
 	defer cancel()
 	if _, _, err := Take(ctx, dir); err == nil {
