@@ -89,7 +89,7 @@ func TestWithoutOffloads(t *testing.T) {
 		t.Errorf("packets of %d bytes with offloads", n)
 	}
 	for _, node := range l.NodeNames() {
-		if err := l.startAgent(node, "--tun-offload=off"); err != nil { // it takes over
+		if err := l.startAgent(node, programName, "--tun-offload=off"); err != nil { // it takes over
 			t.Fatal(err)
 		}
 		eventually(t, 20*time.Second, func() error {
