@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,13 +15,23 @@ import (
 )
 
 type recorder struct {
-	got []string
 	err error
+
+	mu  sync.Mutex
+	got []string // guarded by mu
 }
 
 func (r *recorder) Record(_ context.Context, n model.Notice) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.got = append(r.got, n.Text)
 	return r.err
+}
+
+func (r *recorder) heard() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.got)
 }
 
 func notices(texts ...string) []model.Notice {
@@ -48,8 +60,8 @@ func TestEverythingIsSaidOnce(t *testing.T) {
 		} {
 			k.Say(notices(step.say...))
 			synctest.Wait()
-			if len(r.got) != step.want {
-				t.Errorf("after %v: %v", step.say, r.got)
+			if got := r.heard(); len(got) != step.want {
+				t.Errorf("after %v: %v", step.say, got)
 			}
 		}
 	})
@@ -70,8 +82,8 @@ func TestEventsAreBounded(t *testing.T) {
 			k.Say(notices(many...))
 			synctest.Wait()
 		}
-		if len(r.got) != burst || k.Skipped() == 0 {
-			t.Errorf("%d events at once, %d skipped", len(r.got), k.Skipped())
+		if got := r.heard(); len(got) != burst || k.Skipped() == 0 {
+			t.Errorf("%d events at once, %d skipped", len(got), k.Skipped())
 		}
 		for range 100 {
 			time.Sleep(interval)
@@ -79,7 +91,7 @@ func TestEventsAreBounded(t *testing.T) {
 			synctest.Wait()
 		}
 		seen := map[string]bool{}
-		for _, s := range r.got {
+		for _, s := range r.heard() {
 			if seen[s] {
 				t.Errorf("%s was said twice", s)
 			}
