@@ -308,7 +308,7 @@ func (w *WireGuard) flush(s *sender) error {
 	case errors.Is(err, udp.ErrNarrow):
 		p.suspect()
 	case err != nil:
-		return w.sendFailed(err)
+		return w.sendFailed(err, s.count)
 	}
 	p.txBytes.Add(uint64(s.off))
 	w.count.txSegments.Add(uint64(s.count))
@@ -318,10 +318,10 @@ func (w *WireGuard) flush(s *sender) error {
 	return nil
 }
 
-// sendFailed counts a piece that did not leave. Only a socket without room is
+// sendFailed counts the messages of a piece that did not leave. Only a socket without room is
 // the sender's affair: it is like a queue without room.
-func (w *WireGuard) sendFailed(err error) error {
-	w.count.drop(DropSend)
+func (w *WireGuard) sendFailed(err error, messages int) error {
+	w.count.drops[DropSend].Add(uint64(messages))
 	if errors.Is(err, udp.ErrBusy) {
 		return ErrFull
 	}

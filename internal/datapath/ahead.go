@@ -24,6 +24,9 @@ const (
 	// maxAhead bounds the packets in all lanes of a worker: 3 MB, more than one
 	// connection has under way by itself. What does not fit waits in the TUN.
 	maxAhead = 48
+	// maxPassed is how many packets pass one that waits, at most: whoever sends small
+	// ones without end would keep his large ones waiting for ever.
+	maxPassed = 16
 	// mixedFor is for how many packets a port counts as one of several flows after
 	// it has shown that.
 	mixedFor = 256
@@ -40,9 +43,13 @@ type lane struct {
 	queue [maxAhead]waiting // a ring
 	head  int
 	count int
-	flows [laneFlows]uint16 // packets in queue
-	bulk  uint8             // the flow of the last large packet
-	mixed int
+	// passed counts packets that were carried since one that waited was; round is
+	// that in which the port was drained last.
+	passed int
+	round  uint64
+	flows  [laneFlows]uint16 // packets in queue
+	bulk   uint8             // the flow of the last large packet
+	mixed  int
 }
 
 type waiting struct {
@@ -54,6 +61,7 @@ type waiting struct {
 type ahead struct {
 	lanes map[PortID]*lane
 	busy  int      // packets in all queues
+	round uint64   // of the worker over all its ports
 	free  [][]byte // buffers
 	calm  int      // packets carried since one had to wait
 	last  []byte   // the buffer of the packet that is carried now, nil: the worker's own
@@ -73,7 +81,8 @@ func (w *worker) next(id PortID, r Reader, limited bool) ([]byte, error) {
 		a.free = nil
 	}
 	l := a.lane(id, r)
-	for a.busy < maxAhead && !a.ending && (!limited || l.count == 0) {
+	l.round = a.round
+	for a.busy < maxAhead && !a.ending && (l.count == 0 || !limited && l.passed < maxPassed) {
 		size, err := r.Read(w.buf)
 		if err != nil {
 			if l.count > 0 {
@@ -85,6 +94,7 @@ func (w *worker) next(id PortID, r Reader, limited bool) ([]byte, error) {
 		flow, large := flowNumber(pkt), size >= largePacket
 		l.saw(flow, large)
 		if limited || l.flows[flow] == 0 && !large || l.count == 0 && l.mixed == 0 {
+			l.passed++
 			return pkt, nil
 		}
 		l.push(waiting{pkt, flow})
@@ -140,6 +150,7 @@ func (a *ahead) pop(l *lane) []byte {
 	l.queue[l.head] = waiting{}
 	l.head = (l.head + 1) % maxAhead
 	l.count--
+	l.passed = 0
 	l.flows[first.flow]--
 	a.busy--
 	a.last = first.buf[:cap(first.buf)]
@@ -148,6 +159,9 @@ func (a *ahead) pop(l *lane) []byte {
 
 // push adds to a lane: all lanes together have no more than fits in one.
 func (l *lane) push(v waiting) {
+	if l.count == 0 {
+		l.passed = 0
+	}
 	l.queue[(l.head+l.count)%maxAhead] = v
 	l.count++
 	l.flows[v.flow]++
@@ -168,13 +182,14 @@ func (a *ahead) has(id PortID) bool {
 	return l != nil && l.count > 0
 }
 
-// waits calls yield for every port of which something waits.
+// waits calls yield for every port of which something waits and that has not had its
+// turn in this round.
 func (a *ahead) waits(yield func(PortID) bool) {
 	if a.busy == 0 {
 		return
 	}
 	for id, l := range a.lanes {
-		if l.count > 0 && !yield(id) {
+		if l.count > 0 && l.round != a.round && !yield(id) {
 			return
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/netctl/netctl/internal/kernel"
@@ -257,5 +258,59 @@ func TestLimitedPortIsNotReadAhead(t *testing.T) {
 	take(true, ask, 2)
 	if q.reads != 2 || w.ahead.has(1) {
 		t.Errorf("%d reads for two packets, more waits: %v", q.reads, w.ahead.has(1))
+	}
+}
+
+// Small packets without end pass a large one, but not all of them.
+func TestLargeDoesNotWaitForEver(t *testing.T) {
+	t.Parallel()
+	const bulk, ask, large = 1, 2, 60000
+	w, q := aheadWorker(), &queueReader{}
+	q.queue = append(q.queue, numbered(ask, 0, 100, false), numbered(bulk, 0, large, false), numbered(bulk, 1, large, false))
+	for i := range 10 * maxPassed {
+		q.queue = append(q.queue, numbered(ask, uint32(i)+1, 100, false))
+	}
+	var carried []uint32 // of the bulk flow: after how many packets
+	for i := range uint32(5 * maxPassed) {
+		buf, err := w.next(1, q, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, _ := readNumbered(buf); f == bulk {
+			carried = append(carried, i)
+		}
+	}
+	if want := []uint32{1 + maxPassed, 2 + 2*maxPassed}; !slices.Equal(carried, want) {
+		t.Errorf("large packets are carried after %v others, want %v", carried, want)
+	}
+}
+
+// A port has one turn in a round, whether something waits of it or not.
+func TestOneTurnInARound(t *testing.T) {
+	t.Parallel()
+	w, q := aheadWorker(), &queueReader{}
+	for i := range 4 {
+		q.queue = append(q.queue, numbered(2, uint32(i), 100, false), numbered(1, uint32(i), 60000, false))
+	}
+	for range 5 {
+		if _, err := w.next(1, q, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !w.ahead.has(1) {
+		t.Fatal("nothing waits")
+	}
+	turns := func() (n int) {
+		for range w.ahead.waits {
+			n++
+		}
+		return n
+	}
+	if n := turns(); n != 0 {
+		t.Errorf("%d more turns in the same round", n)
+	}
+	w.ahead.round++
+	if n := turns(); n != 1 {
+		t.Errorf("%d turns in the next round, want one", n)
 	}
 }

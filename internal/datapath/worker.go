@@ -174,6 +174,7 @@ func (w *worker) run(ctx context.Context) (err error) {
 			return fmt.Errorf("wait for packets: %w", err)
 		}
 		carried := 0
+		w.ahead.round++
 		for i := range w.events[:n] {
 			id := PortID(w.events[i].Token)
 			count, gone := w.drain(id)
@@ -190,6 +191,7 @@ func (w *worker) run(ctx context.Context) (err error) {
 	}
 	w.ahead.ending = true
 	for w.ahead.busy > 0 { // nobody else has it
+		w.ahead.round++
 		for id := range w.ahead.waits {
 			w.drain(id)
 		}

@@ -440,6 +440,7 @@ func (c *Custodian) Keep(ctx context.Context, all func() (Estate, func()), alive
 func (c *Custodian) Beat(ctx context.Context, alive func() error) {
 	ticker := time.NewTicker(beatInterval)
 	defer ticker.Stop()
+	var deaf *holder.Client // it looks after another agent by now, or is older than beats are
 	for {
 		select {
 		case <-ctx.Done():
@@ -450,8 +451,10 @@ func (c *Custodian) Beat(ctx context.Context, alive func() error) {
 			continue // Keep says so
 		}
 		c.mu.Lock()
-		if c.client != nil && c.owner {
-			if err := c.client.Beat(); !isRefused(err) { // one that is not looked after by its holder any more
+		if c.client != nil && c.client != deaf && c.owner {
+			if err := c.client.Beat(); isRefused(err) {
+				deaf = c.client
+			} else {
 				c.failed("hear that this agent lives", err)
 			}
 		}
