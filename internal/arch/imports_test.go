@@ -162,12 +162,8 @@ var rows = map[string]row{
 	"internal/cluster/objects": {
 		reason: "single objects as plain maps; knows no kind",
 	},
-	"internal/spin": {
-		imports: []string{"internal/kernel"},
-		reason:  "the patience of workers; it asks the kernel how long its thread had to wait",
-	},
 	"internal/datapath": {
-		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "internal/shape", "internal/spin", "proxy"},
+		imports: []string{"internal/flow", "internal/kernel", "internal/packet", "internal/policy", "internal/shape", "proxy"},
 		tests:   []string{"internal/agent", "internal/packet/packettest", "internal/vnet"},
 		reason:  "reads the tables of proxy and policy by their concrete types; the one feature that imports another",
 	},

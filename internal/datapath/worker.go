@@ -9,7 +9,6 @@ import (
 
 	"github.com/netctl/netctl/internal/kernel"
 	"github.com/netctl/netctl/internal/packet"
-	"github.com/netctl/netctl/internal/spin"
 )
 
 const (
@@ -19,6 +18,9 @@ const (
 	// many bytes does.
 	turnCost   = 128 << 10
 	packetCost = 8 << 10
+	// spinReads is how often a worker that has just carried packets looks again
+	// before it sleeps: a wake-up costs more than a few empty looks.
+	spinReads  = 8
 	pollEvents = 128
 )
 
@@ -156,12 +158,11 @@ func (ws *Workers) close() error {
 	return errors.Join(errs...)
 }
 
-func (w *worker) run(ctx context.Context) (err error) {
-	pace := spin.New()
-	defer func() { err = errors.Join(err, pace.Close()) }()
+func (w *worker) run(ctx context.Context) error {
+	idle := 0
 	for ctx.Err() == nil {
 		timeout := 0
-		if !pace.Again() && w.ahead.busy == 0 {
+		if idle >= spinReads && w.ahead.busy == 0 {
 			timeout = -1
 		}
 		if len(w.paused) > 0 {
@@ -187,7 +188,10 @@ func (w *worker) run(ctx context.Context) (err error) {
 			count, _ := w.drain(id)
 			carried += count
 		}
-		pace.Looked(carried > 0, timeout != 0)
+		idle++
+		if carried > 0 {
+			idle = 0
+		}
 	}
 	w.ahead.ending = true
 	for w.ahead.busy > 0 { // nobody else has it
