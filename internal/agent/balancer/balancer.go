@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -32,6 +33,12 @@ type Status interface {
 	PublishBalancer(ctx context.Context, svc model.Name, uid string, addrs []netip.Addr) error
 }
 
+// announcer answers for addresses: an announce.Server.
+type announcer interface {
+	Apply(addrs []netip.Addr) error
+	Close()
+}
+
 // Balancer is one node's.
 type Balancer struct {
 	node   string
@@ -40,7 +47,7 @@ type Balancer struct {
 	log    *slog.Logger
 
 	alive    *alive.Watcher
-	announce *announce.Server
+	announce announcer
 	due      chan struct{}
 	report   func() // there is news to complain about
 
@@ -162,6 +169,10 @@ func (b *Balancer) turn(ctx context.Context) error {
 		}
 		notices = append(notices, n)
 	}
+	asking, why := b.alive.Asking()
+	if why != nil {
+		problems = append(problems, fmt.Sprintf("other nodes cannot find out whether this one lives, so it answers for no load balancer address: %v; free UDP port %d", why, alive.Port))
+	}
 	b.mu.Lock()
 	news := !slices.Equal(b.problems, problems)
 	b.problems, b.notices = problems, notices
@@ -174,6 +185,10 @@ func (b *Balancer) turn(ctx context.Context) error {
 	_, _, watch := v.tasks(list, func(string) bool { return true })
 	b.alive.Watch(self, peers, watch) // whoever is new there lives, for now
 	answer, write, _ := v.tasks(list, b.alive.Lives)
+	if !asking {
+		// Others take us for dead and answer in our place.
+		answer, write = nil, nil
+	}
 	errs := []error{b.announce.Apply(answer)}
 	for _, a := range write {
 		one, cancel := context.WithTimeout(ctx, statusTimeout)

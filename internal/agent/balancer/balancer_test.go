@@ -1,10 +1,15 @@
 package balancer
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/netctl/netctl/internal/agent/alive"
 	"github.com/netctl/netctl/internal/model"
@@ -122,3 +127,85 @@ func TestBalancerRestraint(t *testing.T) {
 		t.Errorf("about to go, it answers for %v and writes %v", answer, write)
 	}
 }
+
+const patience = 30 * time.Second
+
+// recorder is an announcer that says what it was told.
+type recorder chan []netip.Addr
+
+func (r recorder) Apply(addrs []netip.Addr) error {
+	r <- addrs
+	return nil
+}
+
+func (recorder) Close() {}
+
+// A node whose port somebody else has cannot show that it lives, so others answer: it
+// does not, says so, and begins when it has the port.
+func TestBalancerWithoutPort(t *testing.T) {
+	t.Parallel()
+	state, _, served := balanced()
+	self := netip.MustParsePrefix("127.61.7.1/32") // nobody else's on this machine
+	taken, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(self.Addr(), alive.Port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	pools, err := balance.ParsePools([]string{"203.0.113.0/28"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reports := make(chan struct{}, 100)
+	b := New("n2", pools, nowhere{}, func() { reports <- struct{}{} }, slog.New(slog.DiscardHandler))
+	applied := make(recorder)
+	b.announce = applied
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	b.Put(state, []netip.Prefix{self}, nil, served)
+	deadline := time.After(patience)
+	complained := func() bool {
+		problems, _ := b.Complaints()
+		return slices.ContainsFunc(problems, func(p string) bool { return strings.Contains(p, "51821") })
+	}
+	for !complained() {
+		select {
+		case got := <-applied:
+			if len(got) > 0 {
+				t.Fatalf("it answers for %v", got)
+			}
+		case <-deadline:
+			t.Fatal("it is not said that the port is taken")
+		}
+	}
+	if err := taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for answers := 0; answers != len(served); {
+		select {
+		case got := <-applied:
+			answers = len(got)
+		case <-deadline:
+			t.Fatal("it does not answer though it has the port")
+		}
+	}
+	if complained() || len(reports) < 2 {
+		t.Errorf("complaint %v after %d reports, want none after one that came and one that went", complained(), len(reports))
+	}
+	cancel()
+	for {
+		select {
+		case <-applied:
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}
+}
+
+// nowhere takes every status.
+type nowhere struct{}
+
+func (nowhere) PublishBalancer(context.Context, model.Name, string, []netip.Addr) error { return nil }
