@@ -10,7 +10,6 @@ package balancer
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -31,6 +30,9 @@ import (
 type Status interface {
 	// PublishBalancer writes the status of a Service, unless it is another one by now.
 	PublishBalancer(ctx context.Context, svc model.Name, uid string, addrs []netip.Addr) error
+	// Live reports whether the State is what the API server says, and not one of an
+	// earlier run.
+	Live() bool
 }
 
 // announcer answers for addresses: an announce.Server.
@@ -48,11 +50,13 @@ type Balancer struct {
 
 	alive    *alive.Watcher
 	announce announcer
+	writer   *writer
 	due      chan struct{}
 	report   func() // there is news to complain about
 
 	mu       sync.Mutex
 	state    *model.State   // guarded by mu
+	live     bool           // guarded by mu: the State was live when it was put
 	peers    []alive.Peer   // guarded by mu: nodes with a tunnel
 	self     netip.Addr     // guarded by mu
 	served   []netip.Addr   // guarded by mu: load balancers' addresses that are in force here
@@ -64,6 +68,7 @@ type Balancer struct {
 // other Complaints than before.
 func New(node string, pools balance.Pools, status Status, report func(), log *slog.Logger) *Balancer {
 	b := &Balancer{node: node, pools: pools, status: status, log: log, report: report, due: make(chan struct{}, 1)}
+	b.writer = newWriter(status, b.kick, log)
 	b.alive = alive.New(alive.Config{Changed: b.kick, Logger: log})
 	b.announce = announce.New(announce.Config{Logger: log, Default: func() string {
 		link, err := kernel.DefaultLink()
@@ -82,11 +87,12 @@ func (b *Balancer) kick() {
 	}
 }
 
-// Put tells the balancer what is in force now: the State, the host's addresses in its
-// own blocks, the nodes with a tunnel, and the addresses of load balancers.
-func (b *Balancer) Put(state *model.State, own []netip.Prefix, peers []overlay.Peer, served []netip.Addr) {
+// Put tells the balancer what is in force now: the State, whether Status.Live was true
+// before it was read, the host's addresses in its own blocks, the nodes with a tunnel,
+// and the addresses of load balancers.
+func (b *Balancer) Put(state *model.State, live bool, own []netip.Prefix, peers []overlay.Peer, served []netip.Addr) {
 	b.mu.Lock()
-	b.state, b.served = state, served
+	b.state, b.live, b.served = state, live, served
 	b.peers, b.self = nil, netip.Addr{}
 	for _, p := range own { // IPv4 where there is some
 		if !b.self.IsValid() || p.Addr().Is4() && b.self.Is6() {
@@ -113,11 +119,10 @@ func (b *Balancer) Complaints() ([]string, []model.Notice) {
 }
 
 const (
-	// balanceRetry is how soon a status that could not be written is tried again.
+	// balanceRetry is how soon what could not be done is tried again.
 	balanceRetry = 5 * time.Second
 	// balanceAgain is how often interfaces are looked at, whatever happens.
-	balanceAgain  = 30 * time.Second
-	statusTimeout = 10 * time.Second
+	balanceAgain = 30 * time.Second
 )
 
 // Run turns until the context ends.
@@ -132,6 +137,12 @@ func (b *Balancer) Run(ctx context.Context) error {
 			b.log.Warn("nobody watches over other nodes", "error", err)
 		}
 	}()
+	var writing sync.WaitGroup
+	writing.Go(func() { b.writer.run(watched) })
+	defer func() {
+		stop()
+		writing.Wait()
+	}()
 	wait := time.NewTimer(balanceAgain)
 	defer wait.Stop()
 	for {
@@ -142,18 +153,23 @@ func (b *Balancer) Run(ctx context.Context) error {
 		case <-wait.C:
 		}
 		next := balanceAgain
-		if err := b.turn(ctx); err != nil {
+		if err := b.turn(); err != nil {
 			b.log.Warn("load balancer addresses are not as they should be, trying again", "error", err)
 			next = balanceRetry
 		}
+		b.mu.Lock()
+		if !b.live {
+			next = balanceRetry
+		}
+		b.mu.Unlock()
 		wait.Reset(next)
 	}
 }
 
-// turn assigns, answers, and writes down.
-func (b *Balancer) turn(ctx context.Context) error {
+// turn assigns, answers, and has written down.
+func (b *Balancer) turn() error {
 	b.mu.Lock()
-	state, peers, self, served := b.state, b.peers, b.self, b.served
+	state, live, peers, self, served := b.state, b.live, b.peers, b.self, b.served
 	b.mu.Unlock()
 	if state == nil {
 		return nil
@@ -189,13 +205,15 @@ func (b *Balancer) turn(ctx context.Context) error {
 		// Others take us for dead and answer in our place.
 		answer, write = nil, nil
 	}
-	errs := []error{b.announce.Apply(answer)}
-	for _, a := range write {
-		one, cancel := context.WithTimeout(ctx, statusTimeout)
-		errs = append(errs, b.status.PublishBalancer(one, a.Service.Name, a.Service.UID, a.Addrs))
-		cancel()
+	if !live {
+		// What an earlier run knew may be long out of date: others would undo it.
+		write = nil
+		if b.status.Live() {
+			b.report() // so that the State is put again
+		}
 	}
-	return errors.Join(errs...)
+	b.writer.ask(write)
+	return b.announce.Apply(answer)
 }
 
 // view is what a node knows of the cluster.
