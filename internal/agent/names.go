@@ -67,9 +67,11 @@ func (a *Agent) followNames(ctx context.Context) error {
 // measureNames serves the name server's metrics. Two agents of a node share the
 // address for as long as one takes over from the other.
 func (a *Agent) measureNames(ctx context.Context) error {
+	said := false
 	for a.cfg.DNSMetrics != "" && ctx.Err() == nil {
-		if err := metrics.Serve(ctx, a.cfg.DNSMetrics, a.writeNameMetrics); ctx.Err() == nil {
-			a.log.Debug("the name server's metrics are not served, trying again", "error", err)
+		if err := metrics.Serve(ctx, a.cfg.DNSMetrics, a.writeNameMetrics); ctx.Err() == nil && !said {
+			said = true
+			a.log.Warn("the name server's metrics are not served, trying again", "error", err)
 		}
 		select {
 		case <-time.After(namesEvery):
