@@ -266,11 +266,11 @@ func first(list []netip.Addr) netip.Addr {
 }
 
 // candidates are the nodes that can answer for addresses: this one, and those with a
-// tunnel. One that is to go does not begin to.
+// tunnel. One that is to go does not begin to, nor does one that its owner has excluded.
 func candidates(state *model.State, self string, peers []alive.Peer) []string {
 	var out []string
 	add := func(name string) {
-		if n := state.Node(name); n == nil || !n.Leaving {
+		if n := state.Node(name); n == nil || !n.Leaving && !n.Excluded {
 			out = append(out, name)
 		}
 	}

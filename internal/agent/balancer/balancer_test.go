@@ -111,7 +111,7 @@ func TestBalancerTasks(t *testing.T) {
 }
 
 // What is in no status, or not in force, is not answered for; a node that is to go
-// answers for nothing.
+// or that is excluded answers for nothing.
 func TestBalancerRestraint(t *testing.T) {
 	t.Parallel()
 	state, list, served := balanced()
@@ -126,6 +126,13 @@ func TestBalancerRestraint(t *testing.T) {
 	state.Nodes[1] = &model.Node{Name: "n2", Leaving: true}
 	if answer, write, _ := (&view{"n2", state, nil, served}).tasks(list, alone); len(answer)+len(write) > 0 {
 		t.Errorf("about to go, it answers for %v and writes %v", answer, write)
+	}
+	state.Nodes[1] = &model.Node{Name: "n2", Excluded: true}
+	if answer, write, _ := (&view{"n2", state, nil, served}).tasks(list, alone); len(answer)+len(write) > 0 {
+		t.Errorf("excluded, it answers for %v and writes %v", answer, write)
+	}
+	if nodes := candidates(state, "n1", peersOf("n1")); slices.Contains(nodes, "n2") || len(nodes) != 4 {
+		t.Errorf("candidates %v, want all but n2", nodes)
 	}
 }
 
