@@ -102,7 +102,7 @@ func (a *Agent) publish(out Output) error {
 	a.resolver.Publish(out.Zone)
 	a.limit(out)
 	unread := a.workers.Publish(out.Tables)
-	a.delays.InForce(out.Tables.Revision)
+	a.measureChanges(out.Tables.Revision)
 	a.health.End(out.Tables.Revision)
 	a.notices.Say(out.Notices)
 	if a.balancer != nil {

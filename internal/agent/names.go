@@ -81,6 +81,13 @@ func (a *Agent) measureNames(ctx context.Context) error {
 	return nil
 }
 
+// measureChanges notes that the tables and the zone of a revision are in force.
+func (a *Agent) measureChanges(revision uint64) {
+	for _, took := range a.delays.InForce(revision) {
+		a.resolver.Programmed(took)
+	}
+}
+
 func (a *Agent) writeNameMetrics(w io.Writer) error { return a.resolver.WriteMetrics(w, a.cfg.Version) }
 
 // knowPods tells the name server whose the pods' addresses are. A pod's packets come by

@@ -106,10 +106,15 @@ func (n *server) run(ctx context.Context) error {
 			return err
 		}
 		return n.cfg.Source.Run(serving, func(s *model.State) {
+			heard := s.Heard
+			if heard.IsZero() { // not measured
+				heard = time.Now()
+			}
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			n.state, n.suffix = s, domain
 			n.learn()
+			n.dns.Programmed(time.Since(heard))
 		})
 	})
 	g.Go(func() error { return n.followOptions(serving) })
@@ -219,7 +224,6 @@ func (n *server) learn() {
 	if s == nil {
 		return
 	}
-	began := time.Now()
 	in := dns.InputOf(s)
 	in.Domain, in.Server, in.Previous = n.suffix, dnsService, n.dns.Zone()
 	in.Configure(n.options)
@@ -234,7 +238,6 @@ func (n *server) learn() {
 		n.pods.Store(&pods)
 	}
 	n.synced.Store(s.Synced)
-	n.dns.Programmed(time.Since(began))
 }
 
 // refuse keeps questions from coming back to us.

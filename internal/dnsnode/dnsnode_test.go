@@ -70,7 +70,7 @@ func TestMetricsPortTaken(t *testing.T) {
 	log, ended := make(said, 100), make(chan error, 1)
 	go func() {
 		ended <- dnsnode.Run(ctx, dnsnode.Config{
-			Source:  source{&model.State{Revision: 1, Synced: true}},
+			Source:  source{&model.State{Revision: 1, Synced: true, Heard: time.Now().Add(-time.Hour)}},
 			Domain:  func(context.Context) (string, error) { return "cluster.local", nil },
 			Listen:  []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")},
 			Metrics: at, Log: slog.New(slog.NewTextHandler(log, nil)),
@@ -90,7 +90,7 @@ func TestMetricsPortTaken(t *testing.T) {
 	if err := taken.Close(); err != nil {
 		t.Fatal(err)
 	}
-	metrics(t, at, "coredns_")
+	metrics(t, at, "coredns_kubernetes_dns_programming_duration_seconds_sum{service_kind=\"all\"} 36")
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
