@@ -221,7 +221,7 @@ func (s *Server) serve(l *listener, sock *socket) {
 		}
 		if err != nil {
 			s.cfg.Logger.Debug("questions for addresses not read, trying again", "interface", l.Name, "error", err)
-			time.Sleep(readPause)
+			<-time.After(readPause)
 			continue
 		}
 		target, asker, ok := question(buf[:n])

@@ -217,7 +217,8 @@ func TestBalancerWithoutPort(t *testing.T) {
 type nowhere struct{}
 
 func (nowhere) PublishBalancer(context.Context, model.Name, string, []netip.Addr) error { return nil }
-func (nowhere) Live() bool                                                              { return true }
+
+func (nowhere) Live() bool { return true }
 
 // What is written again and again is written more and more rarely; what is new is
 // written soon, and so is what has lasted.
