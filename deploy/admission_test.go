@@ -150,6 +150,7 @@ func TestAgentsWriteTheirOwnOnly(t *testing.T) {
 		{name: "kube-dns for everybody's traffic", args: create, stdin: fmt.Sprintf(dnsService, "kube-dns", "kube-system", `"externalIPs":["8.8.8.8"],`), denied: "without selector and external addresses"},
 		{name: "kube-dns to chosen pods", args: create, stdin: fmt.Sprintf(dnsService, "kube-dns", "kube-system", `"selector":{"a":"b"},`), denied: "without selector and external addresses"},
 		{name: "kube-dns as a node port", args: create, stdin: fmt.Sprintf(dnsService, "kube-dns", "kube-system", `"type":"NodePort",`), denied: "without selector and external addresses"},
+		{name: "status of a service that is no load balancer", args: []string{"-n", "default", "patch", "service", "kubernetes", "--subresource=status", "--type=merge", "-p", `{"status":{"loadBalancer":{"ingress":[{"ip":"8.8.8.8"}]}}}`}, denied: "netctl agent"},
 		{name: "delete kube-dns", args: []string{"-n", "kube-system", "delete", "service", "kube-dns"}, denied: "forbidden"},
 		{name: "secrets", args: []string{"-n", "kube-system", "get", "secrets"}, denied: "forbidden"},
 		{name: "other configuration", args: []string{"-n", "kube-system", "get", "configmap", "netctl"}, denied: "forbidden"},

@@ -88,6 +88,16 @@ func render(t *testing.T, set ...string) []deploy.Document {
 	return docs
 }
 
+// renderPools renders the chart with addresses for load balancers.
+func renderPools(t *testing.T, pools ...any) []deploy.Document {
+	t.Helper()
+	docs, err := deploy.Render(deploy.Options{Values: deploy.Values{"config": map[string]any{"loadBalancerPools": pools}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return docs
+}
+
 // TestAgentIsConfined: the agent's container has what it needs and nothing
 // else.
 func TestAgentIsConfined(t *testing.T) {
@@ -309,7 +319,6 @@ func TestPermissions(t *testing.T) {
 		"list servicecidrs.networking.k8s.io",
 		"list services",
 		"patch nodes",
-		"patch services/status",
 		"watch blockpools.netctl.io",
 		"watch blocks.netctl.io",
 		"watch endpointslices.discovery.k8s.io",
@@ -322,6 +331,11 @@ func TestPermissions(t *testing.T) {
 	}
 	if diff := cmp.Diff(decode[role](t, docs, "ClusterRole", "netctl").permissions(), want); diff != "" {
 		t.Errorf("the ClusterRole differs (-got +want):\n%s", diff)
+	}
+	with := decode[role](t, renderPools(t, "203.0.113.0/28"), "ClusterRole", "netctl").permissions()
+	more := slices.Sorted(slices.Values(append(slices.Clone(want), "patch services/status")))
+	if diff := cmp.Diff(with, more); diff != "" {
+		t.Errorf("the ClusterRole with load balancers differs (-got +want):\n%s", diff)
 	}
 	want = []string{"create services", "get configmaps kubeadm-config,kubelet-config", "get services kube-dns"}
 	if diff := cmp.Diff(decode[role](t, docs, "Role", "netctl").permissions(), want); diff != "" {
@@ -384,6 +398,37 @@ func TestEveryWriteIsGuarded(t *testing.T) {
 	}
 }
 
+// TestStatusesAreWrittenOnlyForPools: where no addresses are to be given to load
+// balancers, the policy lets nothing of a Service be changed; elsewhere it knows the
+// pools.
+func TestStatusesAreWrittenOnlyForPools(t *testing.T) {
+	t.Parallel()
+	type policy struct {
+		Spec struct {
+			Variables   []struct{ Name, Expression string }
+			Validations []struct{ Expression, Message string }
+		} `json:"spec"`
+	}
+	without := decode[policy](t, render(t), "ValidatingAdmissionPolicy", "netctl-services").Spec
+	for _, v := range without.Validations {
+		if strings.Contains(v.Expression, "'UPDATE'") {
+			t.Errorf("without pools, an update is considered: %s", v.Expression)
+		}
+	}
+	if !strings.HasPrefix(without.Validations[0].Expression, "request.operation == 'CREATE' && ") {
+		t.Errorf("without pools, more than a creation is allowed: %s", without.Validations[0].Expression)
+	}
+	with := decode[policy](t, renderPools(t, "203.0.113.0/28", "2001:db8::1"), "ValidatingAdmissionPolicy", "netctl-services").Spec
+	if len(with.Variables) == 0 || with.Variables[0].Expression != `["203.0.113.0/28","2001:db8::1"]` {
+		t.Errorf("variables %v, want the pools", with.Variables)
+	}
+	if !slices.ContainsFunc(with.Validations, func(v struct{ Expression, Message string }) bool {
+		return strings.HasPrefix(v.Expression, "request.operation != 'UPDATE' || variables.ingress.all(i, ") && strings.Contains(v.Expression, "variables.pools.exists(p, ")
+	}) {
+		t.Errorf("nothing looks at the addresses: %v", with.Validations)
+	}
+}
+
 // TestPermissionsAreExplained: the README speaks of every resource, capability
 // and policy.
 func TestPermissionsAreExplained(t *testing.T) {
@@ -393,7 +438,7 @@ func TestPermissionsAreExplained(t *testing.T) {
 		t.Fatal(err)
 	}
 	readme := string(data)
-	docs := render(t)
+	docs := renderPools(t, "203.0.113.0/28")
 	words := []string{}
 	for _, kind := range []string{"ClusterRole", "Role"} {
 		for _, p := range decode[role](t, docs, kind, "netctl").permissions() {

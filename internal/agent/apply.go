@@ -102,11 +102,12 @@ func (a *Agent) publish(out Output) error {
 	a.resolver.Publish(out.Zone)
 	a.limit(out)
 	unread := a.workers.Publish(out.Tables)
-	a.delays.InForce(out.Tables.Revision)
+	a.measureChanges(out.Tables.Revision)
 	a.health.End(out.Tables.Revision)
 	a.notices.Say(out.Notices)
 	if a.balancer != nil {
-		a.balancer.Put(a.state.Load(), out.HostAddrs, out.Peers, out.Tables.Services.Externals())
+		live := a.cfg.Balancers.Live() // before the State is read, which is published first
+		a.balancer.Put(a.state.Load(), live, out.HostAddrs, out.Peers, out.Tables.Services.Externals())
 	}
 	a.mu.Lock()
 	a.unread, a.services = unread, out.Listeners

@@ -67,9 +67,11 @@ func (a *Agent) followNames(ctx context.Context) error {
 // measureNames serves the name server's metrics. Two agents of a node share the
 // address for as long as one takes over from the other.
 func (a *Agent) measureNames(ctx context.Context) error {
+	said := false
 	for a.cfg.DNSMetrics != "" && ctx.Err() == nil {
-		if err := metrics.Serve(ctx, a.cfg.DNSMetrics, a.writeNameMetrics); ctx.Err() == nil {
-			a.log.Debug("the name server's metrics are not served, trying again", "error", err)
+		if err := metrics.Serve(ctx, a.cfg.DNSMetrics, a.writeNameMetrics); ctx.Err() == nil && !said {
+			said = true
+			a.log.Warn("the name server's metrics are not served, trying again", "error", err)
 		}
 		select {
 		case <-time.After(namesEvery):
@@ -77,6 +79,13 @@ func (a *Agent) measureNames(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// measureChanges notes that the tables and the zone of a revision are in force.
+func (a *Agent) measureChanges(revision uint64) {
+	for _, took := range a.delays.InForce(revision) {
+		a.resolver.Programmed(took)
+	}
 }
 
 func (a *Agent) writeNameMetrics(w io.Writer) error { return a.resolver.WriteMetrics(w, a.cfg.Version) }

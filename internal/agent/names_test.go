@@ -7,7 +7,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/netctl/netctl/cni"
 	"github.com/netctl/netctl/dns"
@@ -130,5 +132,27 @@ func TestNamesByOptions(t *testing.T) {
 	}
 	if err := a.refuseSelf(inside); err != nil {
 		t.Errorf("a server inside the cluster is refused: %v", err)
+	}
+}
+
+// TestChangesAreMeasured: how long each change took is in the name server's metrics,
+// once.
+func TestChangesAreMeasured(t *testing.T) {
+	t.Parallel()
+	a := &Agent{resolver: dns.New(dns.Config{})}
+	for i := range 2 {
+		a.delays.Heard(uint64(i+1), time.Now().Add(-time.Minute))
+	}
+	for _, revision := range []uint64{2, 2, 1} {
+		a.measureChanges(revision)
+	}
+	var b strings.Builder
+	if err := a.writeNameMetrics(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`_count{service_kind="all"} 2`, `_sum{service_kind="all"} 12`} {
+		if !strings.Contains(b.String(), "coredns_kubernetes_dns_programming_duration_seconds"+want) {
+			t.Errorf("the metrics lack %s:\n%s", want, b.String())
+		}
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -61,6 +62,7 @@ type Server struct {
 	mu    sync.Mutex
 	ours  map[netip.Addr]context.CancelFunc // guarded by mu: what ends its announcements
 	links map[int]*listener                 // guarded by mu, by index
+	way   string                            // guarded by mu: the default route's interface, as of the last Apply
 	work  sync.WaitGroup
 }
 
@@ -142,9 +144,10 @@ func (s *Server) listen(addrs []netip.Addr) error {
 		return fmt.Errorf("list the node's interfaces: %w", err)
 	}
 	want := map[int]Link{}
+	s.way = s.cfg.Default()
 	var errs []error
 	for _, a := range addrs {
-		on := places(a, links, s.cfg.Default())
+		on := places(a, links, s.way)
 		if len(on) == 0 {
 			errs = append(errs, fmt.Errorf("no interface of this node has the network of %s, and none has a default route: nobody is answered that asks for it", a))
 		}
@@ -204,13 +207,22 @@ func places(a netip.Addr, links []Link, defaultLink string) []Link {
 	return slices.DeleteFunc(slices.Clone(links), func(l Link) bool { return l.Name != defaultLink })
 }
 
+// readPause is how long a socket is left alone that could not be read, as when its
+// interface went down: it works again when that is up.
+const readPause = 100 * time.Millisecond
+
 // serve answers what comes by a socket until it is closed.
 func (s *Server) serve(l *listener, sock *socket) {
 	buf := make([]byte, maxMessage)
 	for {
 		n, err := sock.read(buf)
-		if err != nil {
+		if errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil {
+			s.cfg.Logger.Debug("questions for addresses not read, trying again", "interface", l.Name, "error", err)
+			<-time.After(readPause)
+			continue
 		}
 		target, asker, ok := question(buf[:n])
 		if !ok || !s.answers(target, l) {
@@ -231,7 +243,7 @@ func (s *Server) answers(a netip.Addr, l *listener) bool {
 	for _, one := range s.links {
 		links = append(links, one.Link)
 	}
-	return slices.ContainsFunc(places(a, links, s.cfg.Default()), func(p Link) bool { return p.Index == l.Index })
+	return slices.ContainsFunc(places(a, links, s.way), func(p Link) bool { return p.Index == l.Index })
 }
 
 // announce tells everybody of an address, until it is not ours any more.
@@ -258,7 +270,7 @@ func (s *Server) tell(a netip.Addr) {
 	for _, one := range s.links {
 		links = append(links, one.Link)
 	}
-	for _, l := range places(a, links, s.cfg.Default()) {
+	for _, l := range places(a, links, s.way) {
 		one := s.links[l.Index]
 		sock := one.ndp
 		if a.Is4() {

@@ -178,6 +178,36 @@ func TestAddressesMove(t *testing.T) {
 	apply2()
 }
 
+// An interface that was down for a while is answered on again, though nobody has told
+// the server.
+func TestInterfaceComesBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	apply, mac := w.server(t, "node1")
+	a := addr("192.0.2.82")
+	apply(a)
+	e, lan := w.ear(t, "lan")
+	for _, up := range []bool{false, true} {
+		must(t, w.hosts["node1"].Do(func() error { return setUp("eth0", up) }))
+	}
+	buf := make([]byte, maxMessage)
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		must(t, e.arp.write(arp(1, lan.MAC, addr("192.0.2.9"), broadcast, asker{addr: a})))
+		must(t, e.arp.file.SetReadDeadline(time.Now().Add(time.Second)))
+		for {
+			n, err := e.arp.read(buf)
+			if err != nil {
+				break
+			}
+			// To us: an announcement is to everybody.
+			if n >= ethLen+arpLen && [6]byte(buf) == lan.MAC && buf[21] == 2 && [6]byte(buf[22:28]) == mac {
+				return
+			}
+		}
+	}
+	t.Error("nobody is answered any more")
+}
+
 // The lan's own kernel believes it: it finds the way to an address that no interface
 // has.
 func TestKernelsBelieveIt(t *testing.T) {

@@ -124,7 +124,7 @@ var rows = map[string]row{
 		reason:  "pure functions of the cluster's state",
 	},
 	"proxy/health": {
-		imports: []string{"internal/model"},
+		imports: []string{"internal/model", "internal/quota"},
 		reason:  "sockets and what they answer; it is told what there is to say",
 	},
 	"internal/announce": {

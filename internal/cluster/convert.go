@@ -37,6 +37,7 @@ func convertNode(o *corev1.Node) (*model.Node, error) {
 		Endpoints: c.endpoints(o.Annotations[annotationEndpoints]),
 	}
 	n.Leaving = o.DeletionTimestamp != nil || slices.ContainsFunc(o.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintLeaving })
+	_, n.Excluded = o.Labels[corev1.LabelNodeExcludeBalancers] // whatever it says
 	for _, a := range o.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
 			n.Addresses = c.addr(n.Addresses, "status.addresses", a.Address)

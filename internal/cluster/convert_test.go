@@ -62,7 +62,7 @@ apiVersion: v1
 kind: Node
 metadata:
   name: n1
-  labels: {topology.kubernetes.io/zone: z1}
+  labels: {topology.kubernetes.io/zone: z1, node.kubernetes.io/exclude-from-external-load-balancers: ""}
   annotations:
     netctl.io/public-key: KEY=
     netctl.io/endpoints: "192.0.2.1:51820, [::ffff:192.0.2.2]:51820,[2001:db8::1]:51820"
@@ -74,7 +74,7 @@ status:
   - {type: ExternalIP, address: 203.0.113.1}
   - {type: InternalIP, address: "2001:db8::1"}
 `, want: &model.Node{
-			Name: "n1", Zone: "z1", Leaving: true, PublicKey: "KEY=", Addresses: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},
+			Name: "n1", Zone: "z1", Leaving: true, Excluded: true, PublicKey: "KEY=", Addresses: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},
 			PodCIDRs:  []netip.Prefix{prefix("10.1.0.0/24"), prefix("fd00:1::/112")},
 			Endpoints: []netip.AddrPort{ap("192.0.2.1:51820"), ap("192.0.2.2:51820"), ap("[2001:db8::1]:51820")},
 		}},

@@ -201,6 +201,9 @@ func TestKubernetesBeginsWithTheLastState(t *testing.T) {
 	if !cached.Synced || !hasNamespace("a")(cached) || len(cached.Blocks) != 1 || cached.Revision < first.Revision {
 		t.Errorf("cached State %+v, want that of revision %d", cached, first.Revision)
 	}
+	if !cached.Heard.IsZero() {
+		t.Errorf("the cached State was heard of at %s, in an earlier run", cached.Heard)
+	}
 	close(hang)
 	live := f.until("the live State", func(s *model.State) bool { return !hasNamespace("a")(s) })
 	if len(live.Blocks) != 0 {

@@ -48,6 +48,7 @@ func (k *Kubernetes) load() {
 		kinds = append(kinds, r.kind)
 	}
 	c.State = k.snapshot.only(c.State, kinds) // a run that read more may have written the file
+	c.State.Heard = time.Time{}               // that run's
 	share(k.pool, c.State.Nodes)
 	share(k.pool, c.State.Namespaces)
 	share(k.pool, c.State.Pods)

@@ -106,17 +106,20 @@ func (n *server) run(ctx context.Context) error {
 			return err
 		}
 		return n.cfg.Source.Run(serving, func(s *model.State) {
+			heard := s.Heard
+			if heard.IsZero() { // not measured
+				heard = time.Now()
+			}
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			n.state, n.suffix = s, domain
 			n.learn()
+			n.dns.Programmed(time.Since(heard))
 		})
 	})
 	g.Go(func() error { return n.followOptions(serving) })
 	if n.cfg.Metrics != "" {
-		g.Go(func() error {
-			return metrics.Serve(serving, n.cfg.Metrics, func(w io.Writer) error { return n.dns.WriteMetrics(w, n.cfg.Version) })
-		})
+		g.Go(func() error { return n.measure(serving) })
 	}
 	g.Go(func() error { return n.dns.Run(serving) })
 	g.Go(func() error {
@@ -138,6 +141,26 @@ func (n *server) run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// measureRetry is how soon metrics are served again that could not be.
+const measureRetry = time.Second
+
+// measure serves the metrics until the context ends. Names are answered without them:
+// the port may be somebody else's.
+func (n *server) measure(ctx context.Context) error {
+	for said := false; ; {
+		err := metrics.Serve(ctx, n.cfg.Metrics, func(w io.Writer) error { return n.dns.WriteMetrics(w, n.cfg.Version) })
+		if ctx.Err() == nil && !said {
+			said = true
+			n.cfg.Log.Warn("the name server's metrics are not served, trying again", "error", err)
+		}
+		select {
+		case <-time.After(measureRetry):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // domainRetry is how often the cluster is asked again for its domain.
@@ -201,7 +224,6 @@ func (n *server) learn() {
 	if s == nil {
 		return
 	}
-	began := time.Now()
 	in := dns.InputOf(s)
 	in.Domain, in.Server, in.Previous = n.suffix, dnsService, n.dns.Zone()
 	in.Configure(n.options)
@@ -216,7 +238,6 @@ func (n *server) learn() {
 		n.pods.Store(&pods)
 	}
 	n.synced.Store(s.Synced)
-	n.dns.Programmed(time.Since(began))
 }
 
 // refuse keeps questions from coming back to us.

@@ -143,6 +143,7 @@ type Node struct {
 	Zone      string           // label topology.kubernetes.io/zone
 	PublicKey string           // base64 Curve25519 key, annotation netctl.io/public-key; "" before the agent's first start
 	Leaving   bool             // being deleted, or tainted as about to be by the cluster autoscaler: load balancers shall go elsewhere
+	Excluded  bool             // label node.kubernetes.io/exclude-from-external-load-balancers: it answers for no load balancer
 	Endpoints []netip.AddrPort // where its WireGuard listens, annotation netctl.io/endpoints (comma-separated)
 }
 

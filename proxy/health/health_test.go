@@ -9,12 +9,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/quota"
 )
 
 var web = model.Name{Namespace: "ns", Name: "svc"}
@@ -249,7 +251,8 @@ func TestOwnAddresses(t *testing.T) {
 	}
 }
 
-// Clients that hold connections open do not take more than their bound.
+// A client that holds connections open has few of them, and others are answered
+// meanwhile; a connection that was answered is closed.
 func TestConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
 	var lc net.ListenConfig
@@ -257,38 +260,67 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bounded{Listener: l, free: make(chan struct{}, 2)}
+	b := &bounded{Listener: l, quota: quota.New(8, 2, 1)}
 	defer b.Close()
-	var open []net.Conn
-	for range 3 {
-		var d net.Dialer
+	dial := func(from string) net.Conn {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 		conn, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
+		return conn
 	}
-	for range 2 {
-		conn, err := b.Accept()
+	accept := func(want net.Conn) net.Conn {
+		t.Helper()
+		got, err := b.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
-		open = append(open, conn)
-	}
-	third := make(chan net.Conn, 1)
-	go func() {
-		conn, err := b.Accept()
-		if err == nil {
-			third <- conn
+		if got.RemoteAddr().String() != want.LocalAddr().String() {
+			t.Fatalf("accepted %s, want %s", got.RemoteAddr(), want.LocalAddr())
 		}
-	}()
-	select {
-	case <-third:
-		t.Fatal("a third connection was accepted")
-	default:
+		return got
 	}
-	open[0].Close()
-	open[0].Close() // twice is once
-	(<-third).Close()
-	open[1].Close()
+	first := accept(dial("127.0.0.1"))
+	second := accept(dial("127.0.0.1"))
+	defer second.Close()
+	third, other := dial("127.0.0.1"), dial("127.0.0.2")
+	defer accept(other).Close()
+	if _, err := third.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a third connection of one client: %v, want that it is closed", err)
+	}
+	first.Close()
+	first.Close() // twice is once
+	accept(dial("127.0.0.1")).Close()
+	if n := b.quota.Size(); n != 2 {
+		t.Errorf("%d places taken, want 2", n)
+	}
+}
+
+// Whoever asks to keep a connection does not, so that nobody holds one idle.
+func TestNoKeepAlive(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, Config{})
+	at := freePort(t, "127.0.0.1")
+	if errs := s.Apply([]Check{{web, at, 1}}); len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(t.Context(), "tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn) // until the server closes it
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 ") || !strings.Contains(string(answer), "Connection: close") {
+		t.Errorf("%v: %s", err, answer)
+	}
 }

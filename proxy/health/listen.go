@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/netctl/netctl/internal/model"
+	"github.com/netctl/netctl/internal/quota"
 )
 
 // Where kube-proxy answers by default, and so do we.
@@ -23,13 +24,15 @@ const (
 	DefaultMetricsAddress = "127.0.0.1:10249"
 )
 
-// The bounds of what clients can have: health checks are one short request.
+// The bounds of what clients can have: health checks are one short request on a
+// connection of its own.
 const (
-	headerTime = 5 * time.Second
-	idleTime   = 30 * time.Second
+	headerTime = 2 * time.Second
 	answerTime = 10 * time.Second
 	maxHeader  = 8 << 10
 	maxConns   = 128 // of one listener
+	perClient  = 16  // of them for one client, and
+	fairShare  = 4   // while most are taken
 )
 
 // Config is what New needs.
@@ -157,12 +160,13 @@ func (s *Server) listen(addr string, e *endpoint, handler http.Handler) error {
 		return err
 	}
 	e.http = &http.Server{
-		Handler: handler, ReadHeaderTimeout: headerTime, ReadTimeout: headerTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+		Handler: handler, ReadHeaderTimeout: headerTime, ReadTimeout: headerTime, WriteTimeout: answerTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
 	}
+	e.http.SetKeepAlivesEnabled(false)
 	s.open[addr] = e
 	go func() {
-		if err := e.http.Serve(&bounded{Listener: l, free: make(chan struct{}, maxConns)}); !errors.Is(err, http.ErrServerClosed) {
+		if err := e.http.Serve(&bounded{Listener: l, quota: quota.New(maxConns, perClient, fairShare)}); !errors.Is(err, http.ErrServerClosed) {
 			s.cfg.Logger.Warn("health server ended", "address", addr, "error", err)
 		}
 	}()
@@ -194,23 +198,31 @@ func (s *Server) Close() {
 	}
 }
 
-// bounded is a listener that has so many connections at once at most: the others
-// wait in the kernel's queue.
+// bounded is a listener that has so many connections at once at most, and few of one
+// client: the others are closed, which a client notices at once.
 type bounded struct {
 	net.Listener
 
-	free chan struct{}
+	quota *quota.Quota
 }
 
-// Accept waits for a place, then for a connection.
+// Accept waits for a connection that there is a place for.
 func (b *bounded) Accept() (net.Conn, error) {
-	b.free <- struct{}{}
-	conn, err := b.Listener.Accept()
-	if err != nil {
-		<-b.free
-		return nil, err
+	for {
+		conn, err := b.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		var client netip.Addr
+		if at, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+			client = quota.Client(at.AddrPort().Addr().Unmap())
+		}
+		if b.quota.Take(client) == quota.None {
+			_ = conn.Close()
+			continue
+		}
+		return &boundedConn{Conn: conn, release: sync.OnceFunc(func() { b.quota.Give(client) })}, nil
 	}
-	return &boundedConn{Conn: conn, release: sync.OnceFunc(func() { <-b.free })}, nil
 }
 
 type boundedConn struct {

@@ -47,7 +47,8 @@ type Peer struct {
 
 // Config is what New needs.
 type Config struct {
-	// Changed is called, from Run, when a watched node has died or come to life.
+	// Changed is called, from Run, when a watched node has died or come to life, and
+	// when Asking has another answer.
 	Changed func()
 	Logger  *slog.Logger
 	// Bind is the port to bind; 0: Port. Ask is where others are; 0: Port.
@@ -62,6 +63,8 @@ type Watcher struct {
 	self  netip.Addr            // guarded by mu: ours, like theirs
 	known map[netip.Addr]string // guarded by mu: peers by address; only they are answered
 	peers map[string]*peer      // guarded by mu: those that are watched
+	open  bool                  // guarded by mu: there is a socket
+	why   error                 // guarded by mu: why there is none; nil: our address is not there yet
 }
 
 type peer struct {
@@ -115,8 +118,38 @@ func (w *Watcher) Lives(node string) bool {
 	return p != nil && p.alive
 }
 
+// Asking reports whether we ask and are asked. While we do not, nothing is found out
+// about others, and they take us for dead; the error says what keeps us from it.
+func (w *Watcher) Asking() (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.open, w.why
+}
+
+// opened notes that there is a socket, or why there is none. Nobody could answer
+// before: silence counts from now on.
+func (w *Watcher) opened(open bool, why error) {
+	w.mu.Lock()
+	changed := w.open != open || (w.why == nil) != (why == nil) || why != nil && why.Error() != w.why.Error()
+	if open && !w.open {
+		now := time.Now()
+		for _, p := range w.peers {
+			p.heard = now
+		}
+	}
+	w.open, w.why = open, why
+	w.mu.Unlock()
+	if changed {
+		if why != nil {
+			w.cfg.Logger.Warn("other nodes cannot ask yet whether this one lives", "error", why)
+		}
+		w.cfg.Changed()
+	}
+}
+
 // Run asks and answers until the context ends. While our own address is not there
-// yet, nobody hears of us, and nobody is heard.
+// yet, or its port is somebody else's, nobody hears of us, and nobody is heard: then
+// nobody is declared dead either.
 func (w *Watcher) Run(ctx context.Context) error {
 	var conn *net.UDPConn
 	var bound netip.Addr
@@ -126,12 +159,12 @@ func (w *Watcher) Run(ctx context.Context) error {
 			_ = conn.Close()
 			work.Wait()
 			conn = nil
+			w.opened(false, nil)
 		}
 	}
 	defer hangUp()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	said := ""
 	for {
 		w.mu.Lock()
 		self := w.self
@@ -144,23 +177,22 @@ func (w *Watcher) Run(ctx context.Context) error {
 			// take the way through the tunnel.
 			c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(self, w.cfg.Bind)))
 			if err == nil {
-				conn, bound, said = c, self, ""
+				conn, bound = c, self
 				work.Go(func() { w.listen(c) })
-			} else if err.Error() != said {
-				said = err.Error()
-				w.cfg.Logger.Warn("other nodes cannot ask yet whether this one lives", "error", err)
 			}
+			w.opened(err == nil, err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
+			if conn == nil {
+				continue
+			}
 			if w.judge(now) {
 				w.cfg.Changed()
 			}
-			if conn != nil {
-				w.ask(conn)
-			}
+			w.ask(conn)
 		}
 	}
 }

@@ -87,6 +87,48 @@ func TestLifeAndDeath(t *testing.T) {
 	}
 }
 
+// While somebody else has the port, nobody is declared dead, and it is said why; from
+// then on, others have all the time to answer.
+func TestPortTaken(t *testing.T) {
+	t.Parallel()
+	taken, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	local, port := netip.MustParseAddr("127.0.0.1"), taken.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	w, changed, _ := start(t, port, freePort(t))
+	w.Watch(local, []Peer{{"b", local}}, map[string]bool{"b": true})
+	until(t, changed, "it is said that the port is taken", func() bool {
+		asking, err := w.Asking()
+		return !asking && err != nil
+	})
+	w.mu.Lock()
+	w.peers["b"].heard = time.Now().Add(-time.Hour) // as if the port had been taken for long
+	w.mu.Unlock()
+	for range 3 {
+		if !w.Lives("b") {
+			t.Fatal("a node that could not be asked is dead")
+		}
+		select {
+		case <-changed:
+		case <-time.After(2 * interval): // time to judge
+		}
+	}
+	before := time.Now()
+	if err := taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, changed, "the port is ours", func() bool { asking, err := w.Asking(); return asking && err == nil })
+	w.mu.Lock()
+	heard := w.peers["b"].heard
+	w.mu.Unlock()
+	if heard.Before(before) {
+		t.Error("silence counts from before anybody could be asked")
+	}
+	until(t, changed, "nobody is there", func() bool { return !w.Lives("b") })
+}
+
 // Strangers are neither answered nor believed.
 func TestStrangers(t *testing.T) {
 	t.Parallel()

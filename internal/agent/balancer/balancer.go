@@ -10,7 +10,7 @@ package balancer
 import (
 	"cmp"
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -30,6 +30,15 @@ import (
 type Status interface {
 	// PublishBalancer writes the status of a Service, unless it is another one by now.
 	PublishBalancer(ctx context.Context, svc model.Name, uid string, addrs []netip.Addr) error
+	// Live reports whether the State is what the API server says, and not one of an
+	// earlier run.
+	Live() bool
+}
+
+// announcer answers for addresses: an announce.Server.
+type announcer interface {
+	Apply(addrs []netip.Addr) error
+	Close()
 }
 
 // Balancer is one node's.
@@ -40,12 +49,14 @@ type Balancer struct {
 	log    *slog.Logger
 
 	alive    *alive.Watcher
-	announce *announce.Server
+	announce announcer
+	writer   *writer
 	due      chan struct{}
 	report   func() // there is news to complain about
 
 	mu       sync.Mutex
 	state    *model.State   // guarded by mu
+	live     bool           // guarded by mu: the State was live when it was put
 	peers    []alive.Peer   // guarded by mu: nodes with a tunnel
 	self     netip.Addr     // guarded by mu
 	served   []netip.Addr   // guarded by mu: load balancers' addresses that are in force here
@@ -57,6 +68,7 @@ type Balancer struct {
 // other Complaints than before.
 func New(node string, pools balance.Pools, status Status, report func(), log *slog.Logger) *Balancer {
 	b := &Balancer{node: node, pools: pools, status: status, log: log, report: report, due: make(chan struct{}, 1)}
+	b.writer = newWriter(status, b.kick, log)
 	b.alive = alive.New(alive.Config{Changed: b.kick, Logger: log})
 	b.announce = announce.New(announce.Config{Logger: log, Default: func() string {
 		link, err := kernel.DefaultLink()
@@ -75,11 +87,12 @@ func (b *Balancer) kick() {
 	}
 }
 
-// Put tells the balancer what is in force now: the State, the host's addresses in its
-// own blocks, the nodes with a tunnel, and the addresses of load balancers.
-func (b *Balancer) Put(state *model.State, own []netip.Prefix, peers []overlay.Peer, served []netip.Addr) {
+// Put tells the balancer what is in force now: the State, whether Status.Live was true
+// before it was read, the host's addresses in its own blocks, the nodes with a tunnel,
+// and the addresses of load balancers.
+func (b *Balancer) Put(state *model.State, live bool, own []netip.Prefix, peers []overlay.Peer, served []netip.Addr) {
 	b.mu.Lock()
-	b.state, b.served = state, served
+	b.state, b.live, b.served = state, live, served
 	b.peers, b.self = nil, netip.Addr{}
 	for _, p := range own { // IPv4 where there is some
 		if !b.self.IsValid() || p.Addr().Is4() && b.self.Is6() {
@@ -106,11 +119,10 @@ func (b *Balancer) Complaints() ([]string, []model.Notice) {
 }
 
 const (
-	// balanceRetry is how soon a status that could not be written is tried again.
+	// balanceRetry is how soon what could not be done is tried again.
 	balanceRetry = 5 * time.Second
 	// balanceAgain is how often interfaces are looked at, whatever happens.
-	balanceAgain  = 30 * time.Second
-	statusTimeout = 10 * time.Second
+	balanceAgain = 30 * time.Second
 )
 
 // Run turns until the context ends.
@@ -125,6 +137,12 @@ func (b *Balancer) Run(ctx context.Context) error {
 			b.log.Warn("nobody watches over other nodes", "error", err)
 		}
 	}()
+	var writing sync.WaitGroup
+	writing.Go(func() { b.writer.run(watched) })
+	defer func() {
+		stop()
+		writing.Wait()
+	}()
 	wait := time.NewTimer(balanceAgain)
 	defer wait.Stop()
 	for {
@@ -135,18 +153,23 @@ func (b *Balancer) Run(ctx context.Context) error {
 		case <-wait.C:
 		}
 		next := balanceAgain
-		if err := b.turn(ctx); err != nil {
+		if err := b.turn(); err != nil {
 			b.log.Warn("load balancer addresses are not as they should be, trying again", "error", err)
 			next = balanceRetry
 		}
+		b.mu.Lock()
+		if !b.live {
+			next = balanceRetry
+		}
+		b.mu.Unlock()
 		wait.Reset(next)
 	}
 }
 
-// turn assigns, answers, and writes down.
-func (b *Balancer) turn(ctx context.Context) error {
+// turn assigns, answers, and has written down.
+func (b *Balancer) turn() error {
 	b.mu.Lock()
-	state, peers, self, served := b.state, b.peers, b.self, b.served
+	state, live, peers, self, served := b.state, b.live, b.peers, b.self, b.served
 	b.mu.Unlock()
 	if state == nil {
 		return nil
@@ -162,6 +185,10 @@ func (b *Balancer) turn(ctx context.Context) error {
 		}
 		notices = append(notices, n)
 	}
+	asking, why := b.alive.Asking()
+	if why != nil {
+		problems = append(problems, fmt.Sprintf("other nodes cannot find out whether this one lives, so it answers for no load balancer address: %v; free UDP port %d", why, alive.Port))
+	}
 	b.mu.Lock()
 	news := !slices.Equal(b.problems, problems)
 	b.problems, b.notices = problems, notices
@@ -174,13 +201,19 @@ func (b *Balancer) turn(ctx context.Context) error {
 	_, _, watch := v.tasks(list, func(string) bool { return true })
 	b.alive.Watch(self, peers, watch) // whoever is new there lives, for now
 	answer, write, _ := v.tasks(list, b.alive.Lives)
-	errs := []error{b.announce.Apply(answer)}
-	for _, a := range write {
-		one, cancel := context.WithTimeout(ctx, statusTimeout)
-		errs = append(errs, b.status.PublishBalancer(one, a.Service.Name, a.Service.UID, a.Addrs))
-		cancel()
+	if !asking {
+		// Others take us for dead and answer in our place.
+		answer, write = nil, nil
 	}
-	return errors.Join(errs...)
+	if !live {
+		// What an earlier run knew may be long out of date: others would undo it.
+		write = nil
+		if b.status.Live() {
+			b.report() // so that the State is put again
+		}
+	}
+	b.writer.ask(write)
+	return b.announce.Apply(answer)
 }
 
 // view is what a node knows of the cluster.
@@ -233,11 +266,11 @@ func first(list []netip.Addr) netip.Addr {
 }
 
 // candidates are the nodes that can answer for addresses: this one, and those with a
-// tunnel. One that is to go does not begin to.
+// tunnel. One that is to go does not begin to, nor does one that its owner has excluded.
 func candidates(state *model.State, self string, peers []alive.Peer) []string {
 	var out []string
 	add := func(name string) {
-		if n := state.Node(name); n == nil || !n.Leaving {
+		if n := state.Node(name); n == nil || !n.Leaving && !n.Excluded {
 			out = append(out, name)
 		}
 	}

@@ -163,6 +163,7 @@ const (
 	minMTU     = 1280
 	maxMTU     = 65535
 	maxWorkers = 256
+	alivePort  = 51821 // alive.Port
 )
 
 // Validate reports everything that is wrong.
@@ -174,6 +175,9 @@ func (s *Settings) Validate() error {
 	}
 	if s.WireguardPort == 0 {
 		add("wireguardPort 0: choose a UDP port, such as %d", Default().WireguardPort)
+	}
+	if s.WireguardPort == alivePort {
+		add("wireguardPort %d: agents ask each other there; choose another UDP port, such as %d", alivePort, Default().WireguardPort)
 	}
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > maxMTU) {
 		add("mtu %d: IPv6 needs at least %d, and %d is the most; 0 takes what the default route's link leaves", s.MTU, minMTU, maxMTU)

@@ -106,6 +106,7 @@ func TestValidate(t *testing.T) {
 		{func(s *settings.Settings) { s.ClusterCIDRs = []string{"ten"} }, `"ten"`},
 		{func(s *settings.Settings) { s.ClusterCIDRs = []string{"10.0.0.0/8", "10.1.0.0/16"} }, "10.0.0.0/8 and 10.1.0.0/16 overlap"},
 		{func(s *settings.Settings) { s.WireguardPort = 0 }, "wireguardPort 0"},
+		{func(s *settings.Settings) { s.WireguardPort = 51821 }, "wireguardPort 51821: agents ask each other there"},
 		{func(s *settings.Settings) { s.MTU = 576 }, "mtu 576"},
 		{func(s *settings.Settings) { s.Workers = -1 }, "workers -1"},
 		{func(s *settings.Settings) { s.Proxy = "half" }, `proxy "half"`},

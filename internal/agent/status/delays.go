@@ -46,15 +46,17 @@ func (d *Delays) Heard(revision uint64, at time.Time) {
 	}
 }
 
-// InForce says that a revision and all before it are in force since now.
-func (d *Delays) InForce(revision uint64) { d.inForce(revision, time.Now()) }
+// InForce says that a revision and all before it are in force since now, and returns
+// how long each change took that was not before.
+func (d *Delays) InForce(revision uint64) []time.Duration { return d.inForce(revision, time.Now()) }
 
-func (d *Delays) inForce(revision uint64, now time.Time) {
+func (d *Delays) inForce(revision uint64, now time.Time) (all []time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for len(d.heard) > 0 && d.heard[0].revision <= revision {
 		took := now.Sub(d.heard[0].at)
 		d.heard = d.heard[1:]
+		all = append(all, took)
 		if len(d.last) < keptDelays {
 			d.last = append(d.last, took)
 		} else {
@@ -62,6 +64,7 @@ func (d *Delays) inForce(revision uint64, now time.Time) {
 		}
 		d.count++
 	}
+	return all
 }
 
 // Delay returns what was measured.
