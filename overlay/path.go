@@ -106,7 +106,8 @@ func (p *peer) reached(v pathmtu.Probe, now int64) {
 // moment may delay it, but every alarm has a tick behind it.
 func (p *peer) suspect() {
 	if p.suspected.CompareAndSwap(false, true) {
-		p.timer.Reset(0) // the tick sets the next alarm itself
+		p.alarm.Store(p.w.clock.now())
+		p.timer.Reset(0)
 	}
 }
 

@@ -19,6 +19,13 @@ const (
 	reserveName  = "reserve.lock"
 )
 
+// Whoever has handed the seat over less than freshTime ago may only just have heard that
+// it was taken: it is waited for, for enterTime, to be seen in reserve.
+const (
+	freshTime = 10 * time.Second
+	enterTime = 2 * time.Second
+)
+
 // Reserve is what a retired agent wants: the seat only if it is offered.
 const Reserve = "reserve"
 
@@ -26,13 +33,26 @@ const Reserve = "reserve"
 var ErrOffered = errors.New("the agent that serves is about to end and offers its seat")
 
 // Offer has the seat handed over to whoever asks first, whether it stands in or is in
-// reserve. It reports whether anybody is.
+// reserve. It reports whether anybody is in reserve.
 func (s *Seat) Offer() (reserve bool, err error) {
 	s.offered.Store(true)
 	if err := s.markServing(); err != nil {
 		return false, err
 	}
-	return reserved(s.dir)
+	s.mu.Lock()
+	began := s.began
+	s.mu.Unlock()
+	until := time.Now()
+	if s.from != nil && until.Sub(began) < freshTime {
+		until = until.Add(enterTime)
+	}
+	for {
+		reserve, err = reserved(s.dir)
+		if reserve || err != nil || !time.Now().Before(until) {
+			return reserve, err
+		}
+		time.Sleep(enterTime / 100)
+	}
 }
 
 // reserved reports whether anybody is in reserve.
