@@ -125,8 +125,23 @@ func (n *node) meet(t testing.TB, o *other) {
 // exchange sends one packet in each direction, and waits for them.
 func exchange(t testing.TB, n *node, o *other, what string) {
 	t.Helper()
-	n.send(t, udp(pod4(1), pod4(otherNode), what))
+	// The other may lose what comes while two handshakes cross, as any network may:
+	// it is said again, as a host would.
+	stop := make(chan struct{})
+	var again sync.WaitGroup
+	again.Go(func() {
+		for {
+			_ = n.Send(udp(pod4(1), pod4(otherNode), what)) // not hearing it is the error
+			select {
+			case <-time.After(2 * time.Second):
+			case <-stop:
+				return
+			}
+		}
+	})
 	o.in.wait(t, what+": packet to the other", func(got [][]byte) bool { return strings.Contains(string(payloads(t, got)), what) })
+	close(stop)
+	again.Wait()
 	o.send(udp(pod4(otherNode), pod4(1), what))
 	n.in.wait(t, what+": packet from the other", func(got [][]byte) bool { return strings.Contains(string(payloads(t, got)), what) })
 }
