@@ -133,7 +133,7 @@ func exchange(t testing.TB, n *node, o *other, what string) {
 		for {
 			_ = n.Send(udp(pod4(1), pod4(otherNode), what)) // not hearing it is the error
 			select {
-			case <-time.After(2 * time.Second):
+			case <-time.After(10 * time.Second): // rather than twice on a slow machine
 			case <-stop:
 				return
 			}
