@@ -46,12 +46,14 @@ func (s *Seat) Offer() (reserve bool, err error) {
 	if s.from != nil && until.Sub(began) < freshTime {
 		until = until.Add(enterTime)
 	}
+	ticker := time.NewTicker(enterTime / 100)
+	defer ticker.Stop()
 	for {
 		reserve, err = reserved(s.dir)
 		if reserve || err != nil || !time.Now().Before(until) {
 			return reserve, err
 		}
-		time.Sleep(enterTime / 100)
+		<-ticker.C
 	}
 }
 
