@@ -256,7 +256,7 @@ var rows = map[string]row{
 		reason: "a cluster in a test, made of what the agent is made of; imported by tests only",
 	},
 	"test/bench": {
-		imports: []string{"internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/bench/cost", "test/bench/ends", "test/bench/results", "test/bench/rivals"},
+		imports: []string{"internal/agent/status", "internal/cluster", "internal/kernel", "internal/lab", "test/bench/cost", "test/bench/ends", "test/bench/results", "test/bench/rivals", "test/figures"},
 		reason:  "measures from outside, as the lab's user; it reads what an agent says of itself",
 	},
 	"test/bench/cost": {
@@ -313,8 +313,9 @@ var rows = map[string]row{
 		reason:  "processes as the kernel shows them, and what an agent says of itself",
 	},
 	"test/dns": {
-		tests:  []string{"dns", "internal/cluster", "internal/model"},
-		reason: "compares the name server with another one from outside",
+		imports: []string{"test/figures"},
+		tests:   []string{"dns", "internal/cluster", "internal/model"},
+		reason:  "compares the name server with another one from outside",
 	},
 	"test/restart/load": {
 		imports: []string{"internal/kernel"},

@@ -36,6 +36,7 @@ import (
 	"github.com/netctl/netctl/test/bench/ends"
 	"github.com/netctl/netctl/test/bench/results"
 	"github.com/netctl/netctl/test/bench/rivals"
+	"github.com/netctl/netctl/test/figures"
 )
 
 // root is where labs and scratch files of the suite are: in memory, and by a name
@@ -229,8 +230,6 @@ func (b *bench) figure(name string, value float64, unit string) {
 
 // times prints the median and the 99th percentile of durations, in ms.
 func (b *bench) times(name string, all []time.Duration) {
-	b.figure(name+"-p50", ms(results.Quantile(all, 0.50)), "ms")
-	b.figure(name+"-p99", ms(results.Quantile(all, 0.99)), "ms")
+	b.figure(name+"-p50", figures.MS(figures.Quantile(all, 0.50)), "ms")
+	b.figure(name+"-p99", figures.MS(figures.Quantile(all, 0.99)), "ms")
 }
-
-func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netctl/netctl/internal/kernel"
-	"github.com/netctl/netctl/test/bench/results"
 	"github.com/netctl/netctl/test/bench/rivals"
+	"github.com/netctl/netctl/test/figures"
 )
 
 const (
@@ -105,8 +105,8 @@ func (b *bench) addBurst(ctx context.Context, r *runtime) error {
 			return err
 		}
 		name := fmt.Sprintf("cni-%s-%d-at-once", strings.ToLower(op), burst)
-		b.figure(name, ms(time.Since(start)), "ms")
-		b.figure(name+"-p99", ms(results.Quantile(took, 0.99)), "ms")
+		b.figure(name, figures.MS(time.Since(start)), "ms")
+		b.figure(name+"-p99", figures.MS(figures.Quantile(took, 0.99)), "ms")
 	}
 	return nil
 }

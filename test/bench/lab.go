@@ -14,7 +14,7 @@ import (
 	"github.com/netctl/netctl/internal/cluster"
 	"github.com/netctl/netctl/internal/lab"
 	"github.com/netctl/netctl/test/bench/cost"
-	"github.com/netctl/netctl/test/bench/results"
+	"github.com/netctl/netctl/test/figures"
 )
 
 // testLab is a lab that a benchmark works in.
@@ -96,8 +96,8 @@ func (b *bench) labUp(ctx context.Context) error {
 		}
 		down = append(down, took)
 	}
-	b.figure("lab-up-3-nodes-12-pods", results.Quantile(up, 0.5).Seconds(), "s")
-	b.figure("lab-down-3-nodes-12-pods", results.Quantile(down, 0.5).Seconds(), "s")
+	b.figure("lab-up-3-nodes-12-pods", figures.Quantile(up, 0.5).Seconds(), "s")
+	b.figure("lab-down-3-nodes-12-pods", figures.Quantile(down, 0.5).Seconds(), "s")
 	b.figure("agent-idle-rss", memory["VmRSS"], "MB")
 	b.figure("agent-idle-rss-anon", memory["RssAnon"], "MB")
 	b.figure("agent-idle-rss-file", memory["RssFile"], "MB")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -14,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/netctl/netctl/test/figures"
 )
 
 // bench measures both servers, which answer for the same services, in turns, ours
@@ -239,7 +240,7 @@ func (b *bencher) kind(ctx context.Context, name string, names func(i int) (stri
 			x, y = append(x, m.of(a[i])), append(y, m.of(t[i]))
 			ratios = append(ratios, m.of(a[i])/m.of(t[i]))
 		}
-		fmt.Fprintf(b.out, "ratio dns-%s-%s %.3f ours=%.4g theirs=%.4g unit=%s\n", name, m.name, quantile(ratios, 0.5), quantile(x, 0.5), quantile(y, 0.5), m.unit)
+		fmt.Fprintf(b.out, "ratio dns-%s-%s %.3f ours=%.4g theirs=%.4g unit=%s\n", name, m.name, figures.Quantile(ratios, 0.5), figures.Quantile(x, 0.5), figures.Quantile(y, 0.5), m.unit)
 	}
 	return nil
 }
@@ -269,15 +270,8 @@ func (b *bencher) measure(p *process, names func(i int) (string, uint16)) (r res
 	if err != nil {
 		return r, err
 	}
-	r.p50, r.p99 = float64(quantile(waits, 0.5))/1e3, float64(quantile(waits, 0.99))/1e3
+	r.p50, r.p99 = float64(figures.Quantile(waits, 0.5))/1e3, float64(figures.Quantile(waits, 0.99))/1e3
 	return r, nil
-}
-
-// quantile returns the value below which so many are.
-func quantile[T cmp.Ordered](all []T, q float64) T {
-	s := slices.Clone(all)
-	slices.Sort(s)
-	return s[min(int(q*float64(len(s))), len(s)-1)]
 }
 
 // procField reads a number of /proc/PID/status.

@@ -8,7 +8,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Result is one line: a figure, or a ratio of two that took turns.
@@ -95,15 +94,4 @@ func (r Result) String() string {
 		fmt.Fprintf(&b, " mark=%s %s", strings.ReplaceAll(m.String(), " ", ""), m.Judge(r))
 	}
 	return b.String()
-}
-
-// Quantile returns the smallest value that at least the share q of all values
-// does not exceed; 0 when there are none.
-func Quantile[T float64 | time.Duration](all []T, q float64) T {
-	if len(all) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(all))
-	i := int(math.Ceil(q * float64(len(sorted))))
-	return sorted[min(max(i, 1), len(sorted))-1]
 }
